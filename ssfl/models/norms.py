@@ -1,0 +1,41 @@
+"""Normalisation layers by name: "group", "group<G>" or "batch"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from torch import nn
+
+from ssfl.models.errors import ModelError
+
+Norm = Callable[[int], nn.Module]
+"""Number of channels → a normalisation layer over them."""
+
+
+def norm_layer(norm: str, default_groups: int) -> Norm:
+    """The norm called `norm`: "group" (with the network's own `default_groups`), "group<G>" or "batch".
+
+    GroupNorm keeps no statistics between batches, which is why federated work on non-IID clients prefers it;
+    BatchNorm keeps a running mean and variance as buffers. Raises ModelError for another name, and the
+    returned function raises it where the groups do not divide the channels.
+    """
+    if norm == "batch":
+        return nn.BatchNorm2d
+    match = re.fullmatch(r"group([1-9]\d*)?", norm)
+    if match is None:
+        raise ModelError(
+            f"norm is {norm!r}; allowed: 'group' (the network's usual number of groups), "
+            "'group2' or any other number of groups, 'batch'"
+        )
+    groups = int(match[1] or default_groups)
+
+    def group_norm(channels: int) -> nn.Module:
+        if channels % groups:
+            raise ModelError(
+                f"norm is {norm!r}, but {groups} groups do not divide a layer of {channels} channels; "
+                f"choose a number of groups that divides {channels}"
+            )
+        return nn.GroupNorm(groups, channels)
+
+    return group_norm
