@@ -56,7 +56,7 @@ def layer_costs(module: nn.Module, input_shape: Sequence[int]) -> tuple[LayerCos
         for handle in handles:
             handle.remove()
     return tuple(
-        LayerCost(name, *calls[id(parameter)], weights=parameter.numel())
+        LayerCost(name, calls[id(parameter)][0], calls[id(parameter)][1], parameter.numel())
         for name, parameter in module.named_parameters()
         if id(parameter) in calls
     )
