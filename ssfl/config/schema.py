@@ -1,0 +1,181 @@
+"""The whole configuration as frozen dataclasses: names, types, defaults (docs/configuration.md explains them).
+
+Published keys keep their published names. Defaults are those of the paper's CIFAR-10 recipe (SSFL, TMLR 2026, and
+the authors' README); where the authors' schema and base.yaml disagree, docs/configuration.md says which was taken.
+The classes stay frozen because a run must not change what its folder says it was told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import final
+
+
+@final
+@dataclass(frozen=True)
+class AlgorithmParams:
+    """What the mask is made of, and when. The dense methods read none of it."""
+
+    mode: str = "static"  # static | random_global | random_layerwise | random_clientwise
+    method: str = "ssfl"  # the score: ssfl (cross-entropy, eval mode) | ssfl_aux (raw-logit nll, train mode)
+    initial_mask_freq: int = 0  # the round before which the mask is made when warmup_rounds is 0
+    warmup_rounds: int = 0  # dense rounds before the mask is made
+    weighting: str = "examples"  # examples: p_k = n_k / sum n_i | uniform: 1 / K
+    saliency_fraction: float = 1.0  # share of all clients that score
+    ties: str = "exact"  # exact: exactly the asked number, ties by index | keep: all tied entries stay
+    min_layer_density: float = 0.0  # floor of every layer's density; 0: none
+
+
+@final
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    """Which method trains."""
+
+    name: str = "ssfl"
+    params: AlgorithmParams = field(default_factory=AlgorithmParams)
+    ignores: list[str] = field(
+        default_factory=lambda: ["training.fine_tune_epochs"]
+    )  # keys (or KEY.*) without effect on this method
+
+
+@final
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network and how much of it is kept."""
+
+    name: str = "resnet18"  # a name of ssfl.models, or the dotted path of an nn.Module
+    norm: str = "group"  # group | batch
+    dense_ratio: float = 0.5  # density: share of the prunable weights that is kept
+    itersnip_iteration: int = 1  # minibatches averaged into a client's score
+    anneal_factor: float = 0.5  # leftover
+    cs: str = "v0"  # leftover
+    erk_power_scale: float = 1.0  # leftover
+
+
+@final
+@dataclass(frozen=True)
+class DatasetConfig:
+    """The data and who owns which part of it."""
+
+    name: str = "cifar10"  # a known set, DATA_DIR/NAME.npz, or the path of an .npz or an image folder
+    data_dir: str = "./dataset"
+    partition_method: str = "dir"  # dir | patho | dir_unbalanced | iid | natural
+    partition_alpha: float = 0.3  # dir: concentration; patho: classes per client
+    augment: bool = True  # random crop and flip, where the data set has them
+    min_examples: int = 1  # no client may own fewer training examples
+    public_portion: float = 0.0  # leftover
+    data_loader_max_workers: int | None = None  # leftover
+
+
+@final
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """A client's local optimiser."""
+
+    client_optimizer: str = "sgd"
+    lr: float = 0.1
+    lr_decay: float = 0.998  # scheduler=default: lr * lr_decay ** round, rounds counted from 1
+    momentum: float = 0.0
+    wd: float = 5e-4
+    scheduler: str = "default"  # default | cosine_annealing
+    scheduler_cycle_len: int = 10  # local epochs; scheduler=cosine_annealing
+    clip_norm: float = 10.0  # global norm of the masked gradient; 0: no clipping
+
+
+@final
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Rounds, cohorts and local epochs."""
+
+    batch_size: int = 16
+    epochs: int = 5  # local epochs
+    comm_round: int = 1000  # rounds trained (the authors' loop trains one fewer)
+    frac: float = 0.1  # cohort: int(client_num_in_total * frac) clients
+    client_num_in_total: int = 100
+    client_num_per_round: int = -1  # cohort size; -1: from frac
+    frequency_of_the_test: int = 1  # evaluate every so many rounds, and after the last
+    max_workers: int = 20  # upper limit of engine.workers
+    fine_tune_epochs: int = -1  # fedavg_ft: local epochs after the last round; -1: as training.epochs
+
+
+@final
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Seed, place and label of the run."""
+
+    seed: int = 550
+    gpu: int = 0  # number of the CUDA device
+    tag: str = ""  # a word of the user's own; recorded, without effect
+    debug_mode: bool = False  # show the traceback of an input error too
+    output_dir: str = "outputs"
+    ci: int = 0  # leftover
+
+
+@final
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the computing is done. None of it may change what is computed, precision excepted."""
+
+    executor: str = "auto"  # auto | sequential | batched | processes
+    workers: int | str = "auto"
+    block: int | str = "auto"  # clients trained together by the batched executor
+    precision: str = "fp32"  # fp32 | tf32 | bf16
+    compile: bool = False
+    device: str = "auto"  # auto | cpu | cuda
+    threads: int | str = "auto"  # intra-op threads of each process
+
+
+@final
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """A checkpoint is written as soon as either has passed; 0 switches a rule off."""
+
+    every_rounds: int = 10
+    every_seconds: float = 120.0
+
+
+@final
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where progress is shown."""
+
+    console: str = "auto"  # auto | rich | plain | quiet | json
+    tensorboard: bool = False
+
+
+@final
+@dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases, and the run's name (used with or without it)."""
+
+    mode: str = "disabled"  # online | offline | disabled
+    project: str = "ssfl-experiments"
+    exp_name: str = "ssfl"
+
+
+@final
+@dataclass(frozen=True)
+class Config:
+    """One run, resolved and checked."""
+
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+LEFTOVERS: tuple[str, ...] = (
+    "model.anneal_factor",
+    "model.cs",
+    "model.erk_power_scale",
+    "dataset.public_portion",
+    "dataset.data_loader_max_workers",
+    "experiment.ci",
+)
+"""Published keys that the authors' SSFL code never reads: accepted, with a warning when somebody sets one."""
