@@ -1,0 +1,1 @@
+"""Methods: what a server and its clients decide. Pure; nothing here computes a minibatch."""

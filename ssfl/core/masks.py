@@ -1,0 +1,85 @@
+"""Which coordinates are kept: global top-k, random masks, and the count that a density means.
+
+Everything here works on vectors over prunable coordinates [N] (see `Layout`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Segments = Sequence[tuple[str, int, int]]
+
+
+def kept_count(size: int, density: float) -> int:
+    """How many of `size` coordinates a density (share kept, 0-1) keeps: floor(size * density).
+
+    The paper's k = floor((1 - sparsity) d), computed as the authors do, `int(size * density)`.
+    """
+    if not 0.0 <= density <= 1.0:
+        raise ValueError(f"density {density} is outside [0, 1]")
+    return int(size * density)
+
+
+def top_k_mask(scores: Tensor, keep: int, ties: str = "exact") -> Tensor:
+    """Keep the `keep` largest scores [N] -> bool [N].
+
+    ties="exact": exactly `keep`, equal scores by lower index. ties="keep": the authors' rule, every score
+    equal to the keep-th largest is kept too, so slightly more than `keep` may remain.
+    Raises ValueError on NaN scores: no order, no mask.
+    """
+    if ties not in ("exact", "keep"):
+        raise ValueError(f"ties={ties!r}: allowed are 'exact' and 'keep'")
+    if bool(scores.isnan().any()):
+        raise ValueError("a saliency score is not a number: lower the learning rate or check the data")
+    if keep <= 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    if keep >= scores.numel():
+        return torch.ones_like(scores, dtype=torch.bool)
+    threshold = scores.kthvalue(scores.numel() - keep + 1).values
+    if ties == "keep":
+        return scores >= threshold
+    mask = scores > threshold
+    level = (scores == threshold).nonzero().squeeze(1)
+    mask[level[: keep - int(mask.count_nonzero())]] = True
+    return mask
+
+
+def top_k_mask_with_floor(
+    scores: Tensor, keep: int, segments: Segments, floor_density: float, ties: str = "exact"
+) -> Tensor:
+    """Global top-k that leaves at least floor(n_l * floor_density), and one, in every layer l.
+
+    The guard against layer collapse: each layer's best coordinates are set aside first, the rest of the budget
+    goes to the best of what remains. Raises ValueError when the floors alone exceed `keep`.
+    """
+    if floor_density <= 0:
+        return top_k_mask(scores, keep, ties)
+    reserved = torch.zeros_like(scores, dtype=torch.bool)
+    for _, a, b in segments:
+        reserved[a:b] = top_k_mask(scores[a:b], max(1, kept_count(b - a, floor_density)))
+    left = keep - int(reserved.count_nonzero())
+    if left < 0:
+        raise ValueError(f"a floor of {floor_density} per layer needs more than the {keep} weights to keep")
+    open_scores = scores.clone()
+    open_scores[reserved] = -torch.inf
+    return reserved | (top_k_mask(open_scores, left) if left else reserved)
+
+
+def random_global_mask(size: int, density: float, generator: torch.Generator) -> Tensor:
+    """Exactly floor(size * density) coordinates, uniform over all of them together -> bool [size]."""
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[torch.randperm(size, generator=generator)[: kept_count(size, density)]] = True
+    return mask
+
+
+def random_layerwise_mask(segments: Segments, density: float, generator: torch.Generator) -> Tensor:
+    """The same density in every layer, floor(n_l * density) coordinates each, uniform within it -> bool [N]."""
+    return torch.cat([random_global_mask(b - a, density, generator) for _, a, b in segments])
+
+
+def empty_layers(bits: Tensor, segments: Segments) -> list[str]:
+    """Names of the layers in which a mask [N] keeps nothing: no signal passes them."""
+    return [name for name, a, b in segments if not bool(bits[a:b].any())]

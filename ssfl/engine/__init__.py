@@ -1,0 +1,1 @@
+"""Runs any method of the protocol: computes, never decides; knows no method by name."""

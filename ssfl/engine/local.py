@@ -1,0 +1,273 @@
+"""One client's work, alone: receive -> fit -> probe -> evaluate -> reply. Also what a deployed site runs.
+
+This is the plainest executor's inside, the reference that every faster way must match.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ssfl.algorithms.base import (
+    ClientContext,
+    ClientReply,
+    ClientReport,
+    ClientState,
+    ClientTask,
+    Clock,
+    Instruction,
+    Probe,
+    Work,
+)
+from ssfl.core.cost import LayerCost, forward_flops, layer_costs, training_flops
+from ssfl.core.layout import Layout
+from ssfl.core.metrics import Tally
+from ssfl.core.net import Batch, FlatNet
+from ssfl.core.optim import FitSpec, sgd_step_
+from ssfl.core.rng import stream
+from ssfl.data.federation import Federation
+from ssfl.engine.flat_module import FlatModule
+from ssfl.engine.order import BatchOrder, SeededOrder
+
+EVALUATION_BATCH = 256
+
+
+class DivergedError(ArithmeticError):
+    """A client's loss is not finite: names client, round and the way out."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How numbers are computed; part of the resolved configuration, so that a resume computes the same."""
+
+    precision: str = "fp32"
+    """fp32, tf32 (CUDA only) or bf16 (autocast over fp32 weights)."""
+    channels_last: bool = False
+    """Memory format of images."""
+    dtype: torch.dtype = torch.float32
+    """Type of the flat vectors; float64 where equality is tested."""
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """The context in which networks run."""
+        if self.precision == "bf16":
+            return torch.autocast("cpu", dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class Job:
+    """An instruction with what the client remembers."""
+
+    phase: str
+    instruction: Instruction
+    state: ClientState
+    clock: Clock
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A reply and what the client remembers now."""
+
+    reply: ClientReply
+    state: ClientState
+
+
+@dataclass
+class ClientRunner:
+    """Holds one network and the data, and runs any client's job on them."""
+
+    module: nn.Module
+    federation: Federation
+    tasks: Mapping[str, ClientTask]
+    seed: int
+    order: BatchOrder | None = None
+    arithmetic: Arithmetic = field(default_factory=Arithmetic)
+
+    def __post_init__(self) -> None:
+        self.module.to(self.arithmetic.dtype)
+        self.layout = Layout.of(self.module)
+        self.costs: tuple[LayerCost, ...] = layer_costs(self.module, self.federation.input_shape)
+        self.batch_order: BatchOrder = self.order or SeededOrder(self.seed)
+        self._flat: dict[int, FlatModule] = {}
+
+    def flat(self, task: ClientTask | None = None) -> FlatModule:
+        """The network as `task` prepares it, over flat memory."""
+        module = self.module if task is None else task.prepare(self.module)
+        if id(module) not in self._flat:
+            self._flat[id(module)] = FlatModule(module, self.layout)
+        return self._flat[id(module)]
+
+    def context(self, job: Job) -> ClientContext:
+        """What the client knows besides data and inbox."""
+        client = job.instruction.client
+        return ClientContext(client, job.clock, self.seed, self.layout, self.federation.examples(client))
+
+    def run(self, job: Job) -> Outcome:
+        """The whole client. Raises DivergedError when its loss is not finite."""
+        start = time.perf_counter()
+        task, context = self.tasks[job.phase], self.context(job)
+        work = task.receive(job.instruction.inbox, job.state, context)
+        tallies: dict[str, Tally] = {}
+        loss: float | None = None
+        if "received" in task.evaluate:
+            tallies["received"] = self.evaluate_client(task, work, context.client)
+        if task.fit is not None:
+            loss = self.fit(task, task.fit, work, context)
+            check_finite(loss, context)
+        if "trained" in task.evaluate:
+            tallies["trained"] = self.evaluate_client(task, work, context.client)
+        probed = self.probe(task, task.probe, work, context) if task.probe is not None else None
+        payload, state = task.reply(work, probed, job.state, context)
+        report = ClientReport(
+            context.examples, loss, tallies, self.flops(task, work, context), time.perf_counter() - start
+        )
+        return Outcome(ClientReply(context.client, payload, report), state)
+
+    # ── fit ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    def fit(self, task: ClientTask, spec: FitSpec, work: Work, context: ClientContext) -> float:
+        """Local epochs of SGD; leaves the result in work["theta"]; mean loss over the last epoch's examples."""
+        flat = self.flat(task)
+        flat.load(work["theta"])
+        flat.module.train()
+        gradient_of = self._plain_gradient if _plain(task) else self._objective_gradient
+        velocity = torch.zeros_like(flat.gradient) if spec.momentum else None
+        loss_sum, seen = torch.zeros((), dtype=torch.float64), 0
+        for epoch in range(spec.epochs):
+            lr = spec.schedule(context.clock.round, epoch)
+            loss_sum.zero_()
+            seen = 0
+            for batch in self.train_batches(context, epoch, spec.batch_size):
+                loss = gradient_of(task, flat, work, batch)
+                with torch.no_grad():
+                    gradient = task.transform_gradient(flat.gradient, flat.trained, work)
+                    sgd_step_(flat.trained, gradient, velocity, spec, lr)
+                    projected = task.project_weights(flat.trained, work)
+                    if projected.data_ptr() != flat.trained.data_ptr():
+                        flat.trained.copy_(projected)
+                loss_sum += loss * len(batch[1])
+                seen += len(batch[1])
+        work["theta"] = flat.theta.clone()
+        return float(loss_sum) / max(seen, 1)
+
+    def _plain_gradient(self, task: ClientTask, flat: FlatModule, work: Work, batch: Batch) -> Tensor:
+        """Mean cross-entropy and its gradient into `flat.gradient`, through the module itself."""
+        flat.gradient.zero_()
+        with self.arithmetic.autocast():
+            logits = flat.module(batch[0])
+        loss = cross_entropy(logits.to(self.arithmetic.dtype), batch[1])
+        loss.backward()
+        return loss.detach()
+
+    def _objective_gradient(self, task: ClientTask, flat: FlatModule, work: Work, batch: Batch) -> Tensor:
+        """A method's own objective, differentiated with respect to the flat vector."""
+        leaf = flat.trained.detach().requires_grad_()
+        net = FlatNet(flat.module, self.layout)
+        with self.arithmetic.autocast():
+            loss = task.objective(net, leaf, work, batch, flat.statistics)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        flat.gradient.copy_(gradient)
+        return loss.detach()
+
+    def train_batches(self, context: ClientContext, epoch: int, batch_size: int) -> Iterator[Batch]:
+        """One local epoch's minibatches, augmented by the stream of (client, round, epoch)."""
+        client, round_ = context.client, context.clock.round
+        order = self.batch_order.epoch(client, round_, epoch, context.examples)
+        generator = stream(self.seed, "augment", client, round_, epoch)
+        return map(self.to_compute, self.federation.train_batches(client, order, batch_size, generator))
+
+    def to_compute(self, batch: Batch) -> Batch:
+        """A batch in the type and memory format of the computation."""
+        x, y = batch
+        if self.arithmetic.channels_last and x.dim() == 4:
+            return x.to(self.arithmetic.dtype, memory_format=torch.channels_last), y
+        return x.to(self.arithmetic.dtype), y
+
+    # ── probe ────────────────────────────────────────────────────────────────────────────────────────────────────
+    def probe(self, task: ClientTask, probe: Probe, work: Work, context: ClientContext) -> Tensor:
+        """The mean saliency [T] over `probe.batches` minibatches at work["theta"]."""
+        flat = self.flat(task)
+        flat.module.train(probe.training_mode)
+        net = FlatNet(flat.module, self.layout)
+        total = torch.zeros(self.layout.trained_size, dtype=self.arithmetic.dtype)
+        for batch in self.probe_batches(probe, context):
+            total += probe.saliency(net, work["theta"], batch)
+        return total / probe.batches
+
+    def probe_batches(self, probe: Probe, context: ClientContext) -> Iterator[Batch]:
+        """The scoring minibatches: the client's own training data, shuffled and augmented as in training."""
+        client, round_ = context.client, context.clock.round
+        for index in range(probe.batches):
+            order = self.batch_order.probe(client, round_, index, context.examples, probe.batch_size)
+            generator = stream(self.seed, "augment-probe", client, round_, index)
+            batches = self.federation.train_batches(client, order, probe.batch_size, generator)
+            yield self.to_compute(next(iter(batches)))
+
+    # ── evaluation and cost ──────────────────────────────────────────────────────────────────────────────────────
+    def evaluate_client(self, task: ClientTask, work: Work, client: int) -> Tally:
+        """The client's model on its own test split."""
+        size = self.layout.trained_size
+        theta = work["theta"]
+        seen = task.effective_weights(theta[:size], work)
+        return self.evaluate(torch.cat([seen, theta[size:]]) if seen is not theta else theta, client, task)
+
+    def evaluate(self, theta: Tensor, client: int | None, task: ClientTask | None = None) -> Tally:
+        """Weights [P], as the network sees them, on a client's test split, or (None) on the whole test set."""
+        losses, hits, labels = self.predict(theta, client, task)
+        return Tally.of(losses, hits, labels, self.federation.arrays.num_classes)
+
+    def predict(
+        self, theta: Tensor, client: int | None, task: ClientTask | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Per-example losses, hits and labels [B], in the order of the split."""
+        flat = self.flat(task)
+        flat.load(theta)
+        flat.module.eval()
+        losses, hits, labels = [], [], []
+        with torch.inference_mode():
+            for x, y in map(self.to_compute, self.federation.test_batches(client, EVALUATION_BATCH)):
+                with self.arithmetic.autocast():
+                    logits = flat.module(x)
+                logits = logits.to(self.arithmetic.dtype)
+                losses.append(cross_entropy(logits, y, reduction="none"))
+                hits.append(logits.argmax(1) == y)
+                labels.append(y)
+        if not labels:
+            return torch.zeros(0), torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
+        return torch.cat(losses), torch.cat(hits), torch.cat(labels)
+
+    def flops(self, task: ClientTask, work: Work, context: ClientContext) -> int:
+        """Training FLOPs of this job: 3 forwards an example; a mask [T] in the work counts only what it keeps."""
+        total = 0
+        if task.fit is not None:
+            kept = self.layout.kept_per_layer(work["mask"]) if "mask" in work else None
+            forward = forward_flops(self.costs, kept)
+            total += training_flops(forward, context.examples, task.fit.epochs)
+        if task.probe is not None:
+            scored = min(task.probe.batch_size, context.examples) * task.probe.batches
+            total += training_flops(forward_flops(self.costs, None), scored, 1)
+        return total
+
+
+def check_finite(loss: float, context: ClientContext) -> None:
+    """Stop at the client and round where training broke."""
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"client {context.client} in round {context.clock.round}: the training loss is {loss}. "
+            "Lower optimizer.lr or optimizer.clip_norm, or check this client's data; "
+            "the last checkpoint is kept"
+        )
+
+
+def _plain(task: ClientTask) -> bool:
+    """Whether the network sees theta itself, so that the module's own backward serves."""
+    kind = type(task)
+    return (
+        kind.objective is ClientTask.objective and kind.effective_weights is ClientTask.effective_weights
+    )
