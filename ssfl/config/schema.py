@@ -44,7 +44,7 @@ class ModelConfig:
     """The network and how much of it is kept."""
 
     name: str = "resnet18"  # a name of ssfl.models, or the dotted path of an nn.Module
-    norm: str = "group"  # group | batch
+    norm: str = "group"  # group | groupN (N groups) | batch
     dense_ratio: float = 0.5  # density: share of the prunable weights that is kept
     itersnip_iteration: int = 1  # minibatches averaged into a client's score
     anneal_factor: float = 0.5  # leftover

@@ -38,7 +38,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm.params.method": ("ssfl", "ssfl_aux"),
     "algorithm.params.weighting": ("examples", "uniform"),
     "algorithm.params.ties": ("exact", "keep"),
-    "model.norm": ("group", "batch"),
     "dataset.partition_method": ("dir", "patho", "dir_unbalanced", "iid", "natural"),
     "optimizer.client_optimizer": ("sgd",),
     "optimizer.scheduler": ("default", "cosine_annealing"),
@@ -156,6 +155,9 @@ def _check_names(config: Config) -> None:
     for key in ("model.name", "dataset.name", "dataset.data_dir", "experiment.output_dir"):
         if not value_of(config, key).strip():
             raise refuse(key, "", "must not be empty")
+    norm = config.model.norm
+    if not re.fullmatch(r"group([1-9]\d*)?|batch", norm):
+        raise refuse("model.norm", norm, "must be group, group2 (or another number of groups) or batch")
     name = config.wandb.exp_name
     if not _NAME.fullmatch(name) or name.startswith("."):
         rule = "names a folder: letters, digits, and _ - + = @ . (no slash, no dot first)"

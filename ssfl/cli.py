@@ -1,0 +1,180 @@
+"""The command line: run, resume, sweep, report, partition.
+
+Every verb imports what it needs when it is called, so that help and a mistyped key are answered at once: torch is
+loaded only when there is something to compute. Exit codes: 0 done, 1 failed, 2 bad input, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssfl import __version__
+
+if TYPE_CHECKING:
+    from ssfl.config import Config
+
+CONSOLES = ("auto", "rich", "plain", "quiet", "json")
+
+EXAMPLES = """\
+examples:
+  ssfl run preset=digits                                a whole run on embedded data, under a minute
+  ssfl run model.dense_ratio=0.3 training.frac=0.1      the paper's CIFAR-10 recipe, two keys changed
+  ssfl run preset=digits algorithm=fedavg               another method
+  ssfl run preset=digits algorithm.params.mode=random_global
+  ssfl sweep preset=digits algorithm=ssfl,fedavg model.dense_ratio=0.5,0.1
+  ssfl report outputs/digits/*                          table and plots of finished runs
+  ssfl resume outputs/digits/TIME                       go on after a crash or Ctrl-C
+  ssfl partition preset=digits dataset.partition_alpha=0.1
+
+All keys: conf/base.yaml and docs/configuration.md. `python main.py ...` is the same as `ssfl run ...`.
+"""
+
+_WORDS = "KEY=VALUE or GROUP=NAME, in Hydra's grammar; groups: algorithm, algorithm/mode, preset"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and give its exit code; bad input becomes one line on stderr and 2."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.verb is None:
+        parser.print_help()
+        return 2
+    try:
+        return int(arguments.call(arguments))
+    except KeyboardInterrupt:
+        print("ssfl: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `ssfl report ... | head`
+        sys.stderr.close()
+        return 1
+    except ValueError as error:
+        if not is_input_error(error):
+            raise
+        print(f"ssfl: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def is_input_error(error: ValueError) -> bool:
+    """Whether the user, not the program, is at fault: the package's own subclasses of ValueError.
+
+    ConfigError, DataError, PartitionError, ModelError ... are told by their home rather than imported: importing
+    them would load torch for a mistyped key.
+    """
+    return type(error).__module__.partition(".")[0] == "ssfl"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The verbs and their options; `call` on the result is the verb's function."""
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "ssfl", description="Salient sparse federated learning.", epilog=EXAMPLES, formatter_class=shape
+    )
+    parser.add_argument("--version", action="version", version=f"ssfl {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="{run,resume,sweep,report,partition}")
+
+    run = verbs.add_parser("run", help="train once", epilog=EXAMPLES, formatter_class=shape)
+    run.add_argument("words", nargs="*", metavar="KEY=VALUE", help=_WORDS)
+    run.set_defaults(call=_run)
+
+    resume = verbs.add_parser("resume", help="go on with a run that was stopped")
+    resume.add_argument("folder", type=Path, help="run folder, such as outputs/ssfl/TIME")
+    resume.add_argument("--console", choices=CONSOLES, help="how to show progress from here on")
+    resume.set_defaults(call=_resume)
+
+    sweep = verbs.add_parser(
+        "sweep", help="train every combination of listed values", epilog=EXAMPLES, formatter_class=shape
+    )
+    sweep.add_argument(
+        "words", nargs="*", metavar="KEY=A,B", help=f"{_WORDS}; lists a,b and range(1,4) multiply"
+    )
+    sweep.add_argument("--resume", type=Path, metavar="DIR", help="go on with this sweep folder")
+    sweep.set_defaults(call=_sweep)
+
+    report = verbs.add_parser("report", help="table and plots of runs")
+    report.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="run folders, or folders above them"
+    )
+    report.add_argument(
+        "--out", type=Path, help="where to write (default: the folder, or ./report for several)"
+    )
+    report.set_defaults(call=_report)
+
+    partition = verbs.add_parser("partition", help="show which client owns what")
+    partition.add_argument("words", nargs="*", metavar="KEY=VALUE", help=_WORDS)
+    partition.add_argument(
+        "--out", type=Path, help="picture of the client x class table (.png, .svg or .pdf)"
+    )
+    partition.set_defaults(call=_partition)
+    return parser
+
+
+def _load(words: Sequence[str]) -> Config:
+    from ssfl.config import load_config
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        config = load_config(words)
+    for warning in caught:
+        print(f"ssfl: warning: {warning.message}", file=sys.stderr)
+    return config
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = _load(arguments.words)
+    from ssfl import assemble
+
+    try:
+        return assemble.run(config)
+    except ValueError:
+        if config.experiment.debug_mode:
+            traceback.print_exc()
+        raise
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    _need_folder(arguments.folder)
+    from ssfl import assemble
+
+    return assemble.resume(arguments.folder, arguments.console)
+
+
+def _partition(arguments: argparse.Namespace) -> int:
+    config = _load(arguments.words)
+    from ssfl import assemble
+
+    return assemble.show_partition(config, arguments.out)
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from ssfl.config import ConfigError
+    from ssfl.sweep import resume_sweep, start_sweep
+
+    if arguments.resume is None:
+        return start_sweep(arguments.words)
+    if arguments.words:
+        raise ConfigError("sweep", "sweep --resume DIR takes no further words: the folder knows them")
+    _need_folder(arguments.resume)
+    return resume_sweep(arguments.resume)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    for folder in arguments.folders:
+        _need_folder(folder)
+    from ssfl.sweep import compare
+
+    folders = arguments.folders
+    out = arguments.out or (folders[0] if len(folders) == 1 else Path("report"))
+    return compare(folders, out)
+
+
+def _need_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        from ssfl.config import ConfigError
+
+        raise ConfigError("FOLDER", f"{folder}: no such folder; run folders lie under outputs/EXP_NAME/")
