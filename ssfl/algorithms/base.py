@@ -75,6 +75,7 @@ class Probe:
 class ClientTask:
     """What one client does in one phase; pure. A subclass sets the fields and overrides what differs.
 
+    A dataclass that requires a field redeclares it as `fit: FitSpec = field()`, else it inherits the None below.
     Hooks work on `[..., T]` (trained coordinates) elementwise and reduce over the last axis only, so that they
     hold for one client and for a block of K alike; they never branch on values and never draw.
     """

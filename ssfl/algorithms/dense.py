@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -29,7 +29,7 @@ WEIGHTS = "w"
 class DenseTraining(ClientTask):
     """Dense in, local SGD, dense out (FedAvg's client)."""
 
-    fit: FitSpec
+    fit: FitSpec = field()
     evaluate: tuple[str, ...] = ("trained",)
 
     def receive(self, inbox: Sequence[Payload], state: ClientState, context: ClientContext) -> Work:

@@ -8,7 +8,7 @@ initial learning rate, 0.1 (0.2 % apart).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -41,7 +41,7 @@ class FedAvgState:
 class FineTuning(ClientTask):
     """Train the received model for oneself, test it, keep it; send an acknowledgement only."""
 
-    fit: FitSpec
+    fit: FitSpec = field()
     evaluate: tuple[str, ...] = ("trained",)
 
     def receive(self, inbox: Sequence[Payload], state: ClientState, context: ClientContext) -> Work:

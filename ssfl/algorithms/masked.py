@@ -86,7 +86,7 @@ class MaskedTraining(ClientTask):
     nor, being zero, decay: they stay zero without a projection.
     """
 
-    fit: FitSpec
+    fit: FitSpec = field()
     evaluate: tuple[str, ...] = ("trained",)
     memo: SupportMemo = field(default_factory=SupportMemo, compare=False, repr=False)
 

@@ -106,7 +106,7 @@ class SharedRandomMask:
 class OwnRandomMaskTraining(ClientTask):
     """Dense model in, cut to this client's own random mask, trained inside it, sent with its indices."""
 
-    fit: FitSpec
+    fit: FitSpec = field()
     density: float
     evaluate: tuple[str, ...] = ("trained",)
 

@@ -84,7 +84,7 @@ class Discovery:
 class ScoreSaliency(ClientTask):
     """Phase 1 on a client: no training; reply with scores over prunable weights."""
 
-    probe: Probe
+    probe: Probe = field()
 
     def receive(self, inbox: Sequence[Payload], state: ClientState, context: ClientContext) -> Work:
         """The model to score."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -103,6 +104,11 @@ class Support:
         """From a mask [P] (bool)."""
         return Support(mask, mask.nonzero().squeeze(1).to(torch.int32), digest_of_bits(mask))
 
+    @cached_property
+    def long_index(self) -> Tensor:
+        """The index as int64: PyTorch scatters with nothing smaller, but gathers faster with int32."""
+        return self.index.long()
+
     def pack(self, theta: Tensor) -> MaskedValues:
         """The values [nnz] of theta [P] on this support."""
         return MaskedValues(torch.index_select(theta, 0, self.index), self.digest)
@@ -122,7 +128,7 @@ class Support:
     def scatter(self, values: Tensor) -> Tensor:
         """Values [nnz] to theta [P], zero off the support."""
         theta = torch.zeros(self.mask.shape, dtype=values.dtype)
-        return theta.index_copy_(0, self.index, values)
+        return theta.index_copy_(0, self.long_index, values)
 
     def unpack(self, part: Part) -> Tensor:
         """A part's values to theta [P]: `scatter(values(part))`."""

@@ -23,7 +23,17 @@ from ssfl.engine.scoreboard import Scoreboard
 
 FORMAT = 1
 KEPT = 2
-COMMON_RECORDS = (Clock, Ledger, Scoreboard, Progress, Payload, DenseValues, MaskBits, MaskedValues, SparseValues)
+COMMON_RECORDS = (
+    Clock,
+    Ledger,
+    Scoreboard,
+    Progress,
+    Payload,
+    DenseValues,
+    MaskBits,
+    MaskedValues,
+    SparseValues,
+)
 
 
 class CheckpointError(ValueError):
@@ -32,7 +42,7 @@ class CheckpointError(ValueError):
 
 @dataclass
 class Checkpoints:
-    """A folder of checkpoints of one run: written when `every_seconds` have passed or `every_rounds` are done.
+    """A folder of checkpoints of one run: written when `every_seconds` have passed or `every_rounds` are done (0: never).
 
     The two newest are kept; one that a crash cut short has no JSON, or a digest that does not match, and is
     passed over.
@@ -46,7 +56,8 @@ class Checkpoints:
     def due(self, progress: Progress) -> bool:
         """Whether this exchange should be saved now."""
         by_round = self.every_rounds > 0 and (progress.clock.round - 1) % self.every_rounds == 0
-        return by_round or time.monotonic() - self._last >= self.every_seconds
+        by_time = self.every_seconds > 0 and time.monotonic() - self._last >= self.every_seconds
+        return by_round or by_time
 
     def save(self, progress: Progress, extra: dict[str, Any] | None = None) -> Path:
         """Write one checkpoint; `extra` is plain JSON kept with it (the position in metrics.jsonl)."""

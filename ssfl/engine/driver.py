@@ -122,9 +122,7 @@ class Federation:
         if self._due(plan, closing):
             event |= self._evaluation_fields(state, board)
         evaluated = time.perf_counter()
-        progress = Progress(
-            state, clock, board, progress.ledger.plus(event), self.exchange.client_states()
-        )
+        progress = Progress(state, clock, board, progress.ledger.plus(event), self.exchange.client_states())
         event |= {
             "training_seconds": trained - start,
             "aggregation_seconds": aggregated - trained,

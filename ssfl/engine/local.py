@@ -268,6 +268,4 @@ def check_finite(loss: float, context: ClientContext) -> None:
 def _plain(task: ClientTask) -> bool:
     """Whether the network sees theta itself, so that the module's own backward serves."""
     kind = type(task)
-    return (
-        kind.objective is ClientTask.objective and kind.effective_weights is ClientTask.effective_weights
-    )
+    return kind.objective is ClientTask.objective and kind.effective_weights is ClientTask.effective_weights

@@ -1,0 +1,232 @@
+"""A run from configuration to summary: start, carry on, end cleanly."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+import ssfl
+from ssfl.assemble import folder as place
+from ssfl.assemble.build import Parts, federation_of, parts_of
+from ssfl.assemble.execution import executor_of, resolve_engine
+from ssfl.config import Config, cohort_size, config_from_yaml, config_to_yaml
+from ssfl.data.partition_view import show_table
+from ssfl.engine.checkpoint import Checkpoints
+from ssfl.engine.driver import Federation, Progress, TestSet
+from ssfl.engine.executors import Executor
+from ssfl.engine.ledger import dense_payload_bytes
+from ssfl.engine.simulator import Simulator
+from ssfl.report import load_run, summary_text, write_report
+from ssfl.tracking import Broadcast, JsonlWriter, Observer, trackers_of
+
+INTERRUPTED = 130
+
+
+@dataclass
+class Running:
+    """A run in progress: its ingredients, folder, writer and loop."""
+
+    parts: Parts
+    folder: Path
+    writer: JsonlWriter
+    observers: Observer
+    executor: Executor
+    checkpoints: Checkpoints
+    started: float
+
+    def save(self, progress: Progress) -> float:
+        """Offer a checkpoint; the seconds it took."""
+        if not self.checkpoints.due(progress):
+            return 0.0
+        start = time.perf_counter()
+        self.save_now(progress)
+        return time.perf_counter() - start
+
+    def save_now(self, progress: Progress) -> None:
+        """Write a checkpoint with the position in metrics.jsonl that belongs to it."""
+        spent = time.monotonic() - self.started
+        self.checkpoints.save(progress, {"metrics_bytes": self.writer.position, "wall_seconds": spent})
+
+
+def run(config: Config, console: str | None = None) -> int:
+    """A new run; its exit code. One-line errors of configuration and data are raised before anything is written."""
+    parts = parts_of(config)
+    resolved = resolve_engine(config, parts)
+    parts = replace(parts, config=resolved)
+    files = {
+        place.CONFIG: config_to_yaml(resolved),
+        place.ENVIRONMENT: place.environment_text(),
+        place.METRICS: "",
+    }
+    root = Path(config.experiment.output_dir)
+    target = place.create_run_folder(root, config.wandb.exp_name, files)
+    return _carry_on(parts, target, console)
+
+
+def resume(folder: Path, console: str | None = None) -> int:
+    """Continue a run that was stopped, at its last checkpoint; harmless when it had finished."""
+    folder = Path(folder)
+    place.check_run_folder(folder)
+    if (folder / place.MODEL).exists():
+        print(f"{folder} is finished; nothing to resume")
+        return 0
+    config = config_from_yaml((folder / place.CONFIG).read_text())
+    return _carry_on(parts_of(config), folder, console)
+
+
+def show_partition(config: Config, out: Path | None = None) -> int:
+    """Print the client x class table, and plot it."""
+    print(show_table(federation_of(config), out))
+    return 0
+
+
+def _carry_on(parts: Parts, folder: Path, console: str | None) -> int:
+    """Run from the folder's last checkpoint, or from the beginning, to the end."""
+    with place.owned(folder):
+        checkpoints = Checkpoints(
+            folder / place.CHECKPOINTS,
+            parts.config.checkpoint.every_seconds,
+            parts.config.checkpoint.every_rounds,
+        )
+        saved = checkpoints.latest(parts.algorithm.records)
+        extra = saved[1] if saved else {"metrics_bytes": 0, "wall_seconds": 0.0}
+        writer = JsonlWriter(folder / place.METRICS, keep_bytes=extra["metrics_bytes"])
+        observers = Broadcast((writer, *trackers_of(parts.config, folder, console)))
+        started = time.monotonic() - extra["wall_seconds"]
+        executor = executor_of(parts)
+        running = Running(parts, folder, writer, observers, executor, checkpoints, started)
+        try:
+            return _run_to_end(running, saved[0] if saved else None)
+        finally:
+            executor.close()
+            observers.close()
+
+
+def _run_to_end(running: Running, saved: Progress | None) -> int:
+    parts = running.parts
+    simulator = Simulator(running.executor)
+    arrays = parts.federation.arrays
+    loop = Federation(
+        algorithm=parts.algorithm,
+        context=parts.context,
+        exchange=simulator,
+        examiner=running.executor,
+        test_set=TestSet(arrays.test_y, arrays.num_classes, parts.federation.test_parts),
+        emit=running.observers.record,
+        save=running.save,
+        test_every=parts.config.training.frequency_of_the_test,
+    )
+    try:
+        if saved is None:
+            running.observers.record(started_event(parts))
+            progress = loop.start(parts.theta, parts.config.training.comm_round)
+        else:
+            progress = saved
+            simulator.restore(saved.client_states)
+            running.observers.record({"event": "resumed", "round": saved.clock.round - 1})
+        progress = loop.run(progress)
+    except KeyboardInterrupt:
+        return _interrupted(running, loop.progress)
+    theta = parts.algorithm.weights_to_evaluate(progress.state, parts.context)
+    running.observers.record(finished_event(running, progress))
+    _export(running, theta if theta is not None else parts.theta)
+    _summary(running)
+    return 0
+
+
+def _interrupted(running: Running, progress: Progress | None) -> int:
+    """Save the last finished exchange and say how to go on."""
+    if progress is not None:
+        running.save_now(progress)
+    done = progress.clock.round - 1 if progress is not None else 0
+    running.observers.record({"event": "run_interrupted", "round": done, "reason": "Ctrl-C"})
+    print(f"\nstopped after round {done}; continue with: ssfl resume {running.folder}", file=sys.stderr)
+    return INTERRUPTED
+
+
+def started_event(parts: Parts) -> dict[str, Any]:
+    """The first line of metrics.jsonl."""
+    config = parts.config
+    return {
+        "event": "run_started",
+        "time_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "algorithm": config.algorithm.name,
+        "mode": config.algorithm.params.mode,
+        "model": config.model.name,
+        "dataset": parts.federation.arrays.name,
+        "clients": parts.federation.num_clients,
+        "cohort": cohort_size(config),
+        "rounds": config.training.comm_round,
+        "density": config.model.dense_ratio,
+        "seed": config.experiment.seed,
+        "parameters": parts.layout.size,
+        "prunable_parameters": parts.layout.prunable_size,
+        "dense_bytes": dense_payload_bytes(parts.layout.size),
+        "executor": config.engine.executor,
+        "version": ssfl.__version__,
+    }
+
+
+def finished_event(running: Running, progress: Progress) -> dict[str, Any]:
+    """Totals, and the same for dense FedAvg by arithmetic."""
+    config, ledger = running.parts.config, progress.ledger
+    rounds = config.training.comm_round
+    dense = dense_payload_bytes(running.parts.layout.size) * cohort_size(config) * rounds
+    last = load_run(running.folder).last_evaluation()
+    names = ("global_accuracy", "global_loss", "client_accuracy_mean", "client_accuracy_std")
+    total = ledger.downlink_bytes + ledger.uplink_bytes + ledger.peer_bytes
+    return {
+        "event": "run_finished",
+        "rounds": rounds,
+        **{name: last.get(name) for name in names},
+        "total_downlink_bytes": ledger.downlink_bytes,
+        "total_uplink_bytes": ledger.uplink_bytes,
+        "total_peer_bytes": ledger.peer_bytes,
+        "fedavg_downlink_bytes": dense,
+        "fedavg_uplink_bytes": dense,
+        "bytes_ratio": 2 * dense / total if total else None,
+        "total_train_flops": ledger.train_flops,
+        "wall_seconds": time.monotonic() - running.started,
+    }
+
+
+def _export(running: Running, theta: Tensor) -> None:
+    """model.safetensors: the network's state_dict, whole or not there."""
+    parts = running.parts
+    tensors = {name: t.clone() for name, t in export_state(parts, theta).items()}
+    temporary = running.folder / f".{place.MODEL}.new"
+    save_file(tensors, temporary, metadata=export_metadata(parts))
+    temporary.replace(running.folder / place.MODEL)
+
+
+def export_state(parts: Parts, theta: Tensor) -> Mapping[str, Tensor]:
+    """The module's state_dict under weights theta [P]."""
+    named = parts.layout.views(theta[: parts.layout.trained_size])
+    named |= parts.layout.statistics(theta[parts.layout.trained_size :])
+    return {**parts.module.state_dict(), **named}
+
+
+def export_metadata(parts: Parts) -> dict[str, str]:
+    """What build_model needs, as the file's metadata."""
+    arrays = parts.federation.arrays
+    return {
+        "format": "pt",
+        "model": parts.config.model.name,
+        "norm": parts.config.model.norm,
+        "num_classes": str(arrays.num_classes),
+        "input_shape": ",".join(map(str, parts.federation.input_shape)),
+        "ssfl": ssfl.__version__,
+    }
+
+
+def _summary(running: Running) -> None:
+    """Plots and the closing lines."""
+    write_report([running.folder], running.folder / place.REPORT)
+    print(summary_text(load_run(running.folder)))
