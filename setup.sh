@@ -8,15 +8,14 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 say() { printf 'setup: %s\n' "$*"; }
-die() { printf 'setup: %s\n' "$*" >&2; exit "${2:-1}"; }
+die() { printf 'setup: %s\n' "$1" >&2; exit "${2:-1}"; }
 
 dev=no
 for argument in "$@"; do
   case $argument in
     --dev) dev=yes ;;
     -h | --help) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    *) printf 'setup: %s: unknown option; there is --dev, and CUDA_VERSION=cu128 in the environment\n' "$argument" >&2
-       exit 2 ;;
+    *) die "$argument: unknown option; there is --dev, and CUDA_VERSION=cu128 in the environment" 2 ;;
   esac
 done
 
@@ -117,7 +116,7 @@ fi
 say "installing the project$([ "$dev" = yes ] && printf ' and what its tests need')"
 project=.
 [ "$dev" = yes ] && project='.[dev]'
-install --editable "$project" || (use_pip_settings; install --editable "$project") || die "the project could not be installed"
+install --editable "$project" 2> /dev/null || (use_pip_settings; install --editable "$project") || die "the project could not be installed"
 
 printf '%s\n%s\n%s\n' "$(stamp)" "$dev" "$build" > "$stamp_file"
 if [ "$dev" = yes ]; then
