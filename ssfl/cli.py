@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
         "folders", nargs="+", type=Path, metavar="FOLDER", help="run folders, or folders above them"
     )
     report.add_argument(
-        "--out", type=Path, help="where to write (default: the folder, or ./report for several)"
+        "--out", type=Path, help="where to write (default: FOLDER/report, or ./report for several)"
     )
     report.set_defaults(call=_report)
 
@@ -169,7 +169,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from ssfl.sweep import compare
 
     folders = arguments.folders
-    out = arguments.out or (folders[0] if len(folders) == 1 else Path("report"))
+    out = arguments.out or (folders[0] / "report" if len(folders) == 1 else Path("report"))
     return compare(folders, out)
 
 

@@ -123,9 +123,8 @@ def _run_cells(folder: Path, cells: Sequence[SweepCell], command: Sequence[str])
     for cell in failed:
         print(f"failed twice: {cell.label}; see {_log(folder, cell)}", file=sys.stderr)
     if len(failed) < len(cells):
-        compare(
-            [run for cell in cells for run in _run_folders(folder, cell)[-1:] if _is_finished(run)], folder
-        )
+        runs = [run for cell in cells for run in _run_folders(folder, cell) if _is_finished(run)]
+        compare(runs, folder / "report")
     print(f"sweep folder: {folder}")
     return 1 if failed else 0
 
@@ -165,7 +164,7 @@ def _log(folder: Path, cell: SweepCell) -> Path:
 
 def _run_folders(folder: Path, cell: SweepCell) -> list[Path]:
     """Run folders of a cell, oldest first."""
-    found = [path.parent for path in (folder / "runs" / cell.name).glob("*/metrics.jsonl")]
+    found = [path.parent for path in (folder / "runs" / cell.name).glob("[!.]*/config.yaml")]
     return sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
 
 

@@ -1,0 +1,113 @@
+"""Bad input: one line with the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssfl.config import Config, ConfigError, cohort_size, fine_tune_epochs, load_config, validate
+from ssfl.config.errors import near_match
+
+REFUSED = [
+    ("model.dense_ratio=1.5", "model.dense_ratio", "above 0 and at most 1"),
+    ("model.dense_ratio=0", "model.dense_ratio", "above 0 and at most 1"),
+    ("model.dense_ratio=abc", "model.dense_ratio", "a number"),
+    ("model.no_such_key=1", "model.no_such_key", "no such key"),
+    ("model.dense_rato=0.3", "model.dense_rato", "did you mean model.dense_ratio?"),
+    ("lr=0.1", "lr", "did you mean optimizer.lr?"),
+    ("hydra.run.dir=x", "hydra.run.dir", "no such key"),
+    ("model=3", "model", "is a section"),
+    ("training.frac=0", "training.frac", "above 0"),
+    ("training.frac=2", "training.frac", "at most 1"),
+    ("training.frac=0.001", "training.frac", "at least 0.01"),
+    ("training.epochs=0", "training.epochs", "at least 1"),
+    ("training.epochs=1.5", "training.epochs", "a whole number"),
+    ("training.batch_size=-4", "training.batch_size", "at least 1"),
+    ("training.client_num_in_total=0", "training.client_num_in_total", "at least 1"),
+    ("training.client_num_per_round=101", "training.client_num_per_round", "at most client_num_in_total=100"),
+    ("training.client_num_per_round=0", "training.client_num_per_round", "at least 1, or -1"),
+    ("algorithm=nope", "algorithm", "fedavg"),
+    ("algorithm=fedavgg", "algorithm", "did you mean fedavg?"),
+    ("algorithm=[ssfl]", "algorithm", "must be one of"),
+    ("algorithm/mode=nope", "algorithm/mode", "random_global"),
+    ("preset=nope", "preset", "digits"),
+    ("algorithm.params.mode=randm", "algorithm.params.mode", "random_clientwise"),
+    (
+        "algorithm.params.warmup_rounds=1000",
+        "algorithm.params.warmup_rounds",
+        "below training.comm_round=1000",
+    ),
+    ("algorithm.params.min_layer_density=0.6", "algorithm.params.min_layer_density", "at most"),
+    ("dataset.partition_alpha=-1", "dataset.partition_alpha", "above 0"),
+    ("dataset.partition_method=dirichlet", "dataset.partition_method", "natural"),
+    ("dataset.name=''", "dataset.name", "not be empty"),
+    ("optimizer.lr=nan", "optimizer.lr", "finite"),
+    ("optimizer.lr=inf", "optimizer.lr", "finite"),
+    ("optimizer.momentum=1", "optimizer.momentum", "below 1"),
+    ("experiment.seed=x", "experiment.seed", "a whole number"),
+    ("experiment.seed=-1", "experiment.seed", "at least 0"),
+    ("engine.block=1.5", "engine.block", "a whole number"),
+    ("engine.workers=two", "engine.workers", "or auto"),
+    ("model.norm=layer", "model.norm", "group2"),
+    ("model.name=${model.nme}", "model.name", "not found"),
+    ("tracking.tensorboard=maybe", "tracking.tensorboard", "true or false"),
+    ("wandb.exp_name=../x", "wandb.exp_name", "no slash"),
+    ("wandb.exp_name=..", "wandb.exp_name", "no dot first"),
+    ("wandb.mode=on", "wandb.mode", "online"),
+    ("just-a-word", "just-a-word", "KEY=VALUE"),
+    ("~model.name", "~model.name", "cannot be deleted"),
+    ("model.dense_ratio=0.5,0.1", "model.dense_ratio", "ssfl sweep"),
+    ("dataset.data_dir=a(b", "dataset.data_dir=a(b", "quotes"),
+]
+
+
+@pytest.mark.parametrize(("word", "key", "said"), REFUSED, ids=[row[0] for row in REFUSED])
+def test_refused_in_one_line(word: str, key: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config([word])
+    text = str(caught.value)
+    assert caught.value.key == key
+    assert key.partition("=")[0] in text
+    assert said in text
+    assert "\n" not in text
+    assert len(text) < 300
+
+
+def test_a_mode_for_a_method_without_masks() -> None:
+    with pytest.raises(ConfigError, match=r"algorithm/mode=random_global.*fedavg.*algorithm=ssfl"):
+        load_config(["algorithm=fedavg", "algorithm/mode=random_global"])
+
+
+@given(total=st.integers(1, 5000), percent=st.integers(1, 100))
+def test_cohort_is_the_floor_of_the_exact_product(total: int, percent: int) -> None:
+    training = replace(Config().training, client_num_in_total=total, frac=percent / 100)
+    assert (
+        cohort_size(replace(Config(), training=training)) == total * percent // 100
+    )  # integers: no rounding
+
+
+def test_cohort_given_as_a_number_wins() -> None:
+    assert cohort_size(load_config(["training.client_num_per_round=7"])) == 7
+
+
+def test_fine_tune_epochs_default_to_the_local_epochs() -> None:
+    assert fine_tune_epochs(load_config(["algorithm=fedavg_ft", "training.epochs=3"])) == 3
+    assert fine_tune_epochs(load_config(["algorithm=fedavg_ft", "training.fine_tune_epochs=2"])) == 2
+
+
+@given(density=st.floats(allow_nan=True, allow_infinity=True))
+def test_density_is_in_the_half_open_unit_interval(density: float) -> None:
+    config = replace(Config(), model=replace(Config().model, dense_ratio=density))
+    if 0 < density <= 1:
+        validate(config)
+    else:
+        with pytest.raises(ConfigError):
+            validate(config)
+
+
+def test_near_match_stays_silent_when_nothing_is_near() -> None:
+    assert near_match("zzz", ["alpha", "beta"]) == ""
+    assert near_match("algorithm.lr", ["optimizer.lr", "model.name"]) == " (did you mean optimizer.lr?)"
