@@ -42,9 +42,9 @@ class CheckpointError(ValueError):
 
 @dataclass
 class Checkpoints:
-    """A folder of checkpoints of one run: written when `every_seconds` have passed or `every_rounds` are done (0: never).
+    """A folder of checkpoints of one run, written when `every_seconds` have passed or `every_rounds` are done.
 
-    The two newest are kept; one that a crash cut short has no JSON, or a digest that does not match, and is
+    0 switches either rule off. The two newest are kept; one that a crash cut short has no JSON, or a digest that does not match, and is
     passed over.
     """
 

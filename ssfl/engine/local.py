@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,9 @@ from ssfl.core.metrics import Tally
 from ssfl.core.net import Batch, FlatNet
 from ssfl.core.optim import FitSpec, sgd_step_
 from ssfl.core.rng import stream
-from ssfl.data.federation import Federation
 from ssfl.engine.flat_module import FlatModule
 from ssfl.engine.order import BatchOrder, SeededOrder
+from ssfl.engine.source import DataSource
 
 EVALUATION_BATCH = 256
 
@@ -84,7 +85,7 @@ class ClientRunner:
     """Holds one network and the data, and runs any client's job on them."""
 
     module: nn.Module
-    federation: Federation
+    federation: DataSource
     tasks: Mapping[str, ClientTask]
     seed: int
     order: BatchOrder | None = None
@@ -96,6 +97,9 @@ class ClientRunner:
         self.costs: tuple[LayerCost, ...] = layer_costs(self.module, self.federation.input_shape)
         self.batch_order: BatchOrder = self.order or SeededOrder(self.seed)
         self._flat: dict[int, FlatModule] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_flat": {}}
 
     def flat(self, task: ClientTask | None = None) -> FlatModule:
         """The network as `task` prepares it, over flat memory."""
@@ -226,12 +230,22 @@ class ClientRunner:
         self, theta: Tensor, client: int | None, task: ClientTask | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Per-example losses, hits and labels [B], in the order of the split."""
+        return self._predict(theta, self.federation.test_batches(client, EVALUATION_BATCH), task)
+
+    def predict_rows(self, theta: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Losses and hits of the test rows first..last-1: a slice of the whole test set's `predict`."""
+        batches = self.federation.test_rows(first, last, EVALUATION_BATCH)
+        return self._predict(theta, batches, None)[:2]
+
+    def _predict(
+        self, theta: Tensor, batches: Iterator[Batch], task: ClientTask | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         flat = self.flat(task)
         flat.load(theta)
         flat.module.eval()
         losses, hits, labels = [], [], []
         with torch.inference_mode():
-            for x, y in map(self.to_compute, self.federation.test_batches(client, EVALUATION_BATCH)):
+            for x, y in map(self.to_compute, batches):
                 with self.arithmetic.autocast():
                     logits = flat.module(x)
                 logits = logits.to(self.arithmetic.dtype)

@@ -1,0 +1,200 @@
+"""Worker processes with one thread each: the executor for several cores.
+
+Workers are started once. The data set and the initial network lie in shared memory that all map; a round's message to
+a worker holds a job's numbers and offsets, the tensors themselves are written once for all. Which worker computes a
+job changes nothing: draws are named by client and round, and every worker runs one thread like the sequential executor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssfl.core.layout import Layout
+from ssfl.engine.local import EVALUATION_BATCH, ClientRunner, Job, Outcome
+from ssfl.engine.shared import Arena, Receiver, SentTensors, dumps
+
+MAX_DEATHS = 3
+"""How often one request may lose its worker before the run stops."""
+
+
+class WorkerError(RuntimeError):
+    """A worker process died again and again at the same work: names the work and what to look at."""
+
+
+@dataclass
+class Worker:
+    """One child process and what connects us to it."""
+
+    number: int
+    process: subprocess.Popen[bytes]
+    channel: Connection
+    up: Arena
+    lifeline: int
+    ready: bool = False
+    """Whether it has answered the setup message."""
+
+    def close(self) -> None:
+        """End the process: ask, then insist; free what connects us."""
+        for end in (self.channel.close, lambda: os.close(self.lifeline)):
+            end()  # end of file on either makes the worker leave
+        try:
+            self.process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.up.close()
+
+
+class ProcessExecutor:
+    """Jobs over `workers` processes; a worker that dies is replaced and its job computed again."""
+
+    def __init__(self, runner: ClientRunner, workers: int, say: Callable[[str], None] | None = None) -> None:
+        self.runner = runner
+        self._say = say or (lambda text: print(text, file=sys.stderr))
+        self._down = Arena()
+        self._setup = dumps(("runner", runner), self._down)
+        self._setup_used = self._down.used
+        self._workers: list[Worker] = []
+        try:
+            self._workers = [self._start(n) for n in range(workers)]
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def layout(self) -> Layout:
+        """The runner's."""
+        return self.runner.layout
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """One outcome a job, in the jobs' order; the longest jobs start first."""
+        examples = self.runner.federation.examples
+        by_size = sorted(range(len(jobs)), key=lambda i: (-examples(jobs[i].instruction.client), i))
+        for number, (reply, state, _) in self._map([("job", j) for j in jobs], by_size):
+            old = jobs[number].state
+            yield Outcome(reply, old if state is None else state)
+
+    def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The test set in slices of whole evaluation batches, one slice a worker."""
+        total = len(self.runner.federation.arrays.test_y)
+        batches = -(-total // EVALUATION_BATCH)
+        share = -(-batches // len(self._workers)) * EVALUATION_BATCH
+        slices = [(a, min(a + share, total)) for a in range(0, total, share)]
+        requests = [("predict", (theta, a, b)) for a, b in slices]
+        answers = [answer for _, answer in self._map(requests, range(len(requests)))]
+        return torch.cat([a[0] for a in answers]), torch.cat([a[1] for a in answers])
+
+    def close(self) -> None:
+        """End all workers and free the shared memory; harmless when repeated."""
+        for worker in self._workers:
+            worker.close()
+        self._workers = []
+        self._down.close()
+
+    # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────
+    def _map(self, requests: Sequence[Any], order: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """(number, answer) in the requests' order, computed in `order` by whoever is free."""
+        self._down.used = self._setup_used
+        sent = SentTensors()
+        waiting = [(i, dumps(requests[i], self._down, sent)) for i in reversed(order)]
+        busy: dict[int, tuple[int, bytes]] = {}
+        answers: dict[int, Any] = {}
+        deaths: dict[int, int] = {}
+        given = 0
+        while given < len(requests):
+            for worker in self._workers:
+                if worker.number not in busy and waiting:
+                    busy[worker.number] = waiting.pop()
+                    self._send(worker, busy[worker.number][1])
+            for number in self._heard(busy):
+                answer = self._receive(number, sent)
+                if answer is _READY:
+                    continue
+                request = busy.pop(number)
+                if answer is _DIED:
+                    deaths[request[0]] = deaths.get(request[0], 0) + 1
+                    self._replace(number, requests[request[0]], deaths[request[0]])
+                    waiting.append(request)
+                else:
+                    answers[request[0]] = answer
+            while given in answers:
+                yield given, answers.pop(given)
+                given += 1
+
+    def _heard(self, busy: dict[int, tuple[int, bytes]]) -> list[int]:
+        channels = {self._workers[n].channel: n for n in busy}
+        return [channels[c] for c in wait(list(channels))]  # type: ignore[index]
+
+    def _send(self, worker: Worker, raw: bytes) -> None:
+        with contextlib.suppress(OSError):  # a dead worker is noticed when its answer is read
+            worker.channel.send_bytes(raw)
+
+    def _receive(self, number: int, sent: SentTensors) -> Any:
+        worker = self._workers[number]
+
+        def resolve(handle: Any) -> Tensor:
+            kind, offset, shape, dtype = handle
+            if kind == "sent":
+                return worker.up.get(offset, shape, dtype).clone()
+            mine = sent.original(offset, shape, dtype)
+            return self._down.get(offset, shape, dtype).clone() if mine is None else mine
+
+        try:
+            raw = worker.channel.recv_bytes()
+        except (EOFError, OSError):
+            return _DIED
+        kind, answer = Receiver(raw, resolve).load()
+        if kind == "failed":
+            raise answer
+        if not worker.ready:
+            worker.ready = True
+            return _READY
+        return answer
+
+    # ── workers ──────────────────────────────────────────────────────────────────────────────────────────────────
+    def _start(self, number: int) -> Worker:
+        ours, theirs = socket.socketpair()
+        lifeline, held = os.pipe()
+        up = Arena()
+        fds = (theirs.fileno(), self._down.fd, up.fd, lifeline)
+        command = [sys.executable, "-m", "ssfl.engine.worker", *map(str, fds)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        process = subprocess.Popen(
+            command, pass_fds=fds, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        theirs.close()
+        os.close(lifeline)
+        worker = Worker(number, process, Connection(ours.detach()), up, held)
+        self._send(worker, self._setup)
+        return worker
+
+    def _replace(self, number: int, request: Any, deaths: int) -> None:
+        """Start another worker for one that died, unless its work kills every one."""
+        old = self._workers[number]
+        old.close()
+        code = old.process.returncode
+        kind, body = request
+        what = f"client {body.instruction.client} ({body.phase})" if kind == "job" else "the evaluation"
+        if deaths >= MAX_DEATHS:
+            raise WorkerError(
+                f"{deaths} worker processes died at {what}, the last with exit code {code}; "
+                "out of memory? Lower engine.workers. The last checkpoint is kept"
+            )
+        self._say(f"worker {number} died at {what} (exit code {code}); it is replaced")
+        self._workers[number] = self._start(number)
+
+
+_DIED = object()
+_READY = object()

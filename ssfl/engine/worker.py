@@ -1,0 +1,85 @@
+"""A worker process: one thread, one network, any client's job. Started by `processes.py`, ends with its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssfl.engine.local import ClientRunner, Job
+from ssfl.engine.memory import keep_freed_memory
+from ssfl.engine.shared import Arena, Receiver, dumps
+
+
+def main(arguments: list[str]) -> None:
+    """`worker CONNECTION DOWN_ARENA UP_ARENA LIFELINE`: file descriptors inherited from the parent."""
+    channel, down, up, lifeline = map(int, arguments)
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
+    serve(Connection(channel), Arena(down), Arena(up))
+
+
+def _die_with_parent(lifeline: int) -> None:
+    """The parent holds the other end; end of file means that it is gone, however it went."""
+    os.read(lifeline, 1)
+    os._exit(1)
+
+
+def serve(channel: Connection, down: Arena, up: Arena) -> None:
+    """Answer requests until the parent says stop or goes away."""
+
+    def resolve(handle: Any) -> Tensor:
+        _, offset, shape, dtype = handle
+        return down.get(offset, shape, dtype)
+
+    runner: ClientRunner | None = None
+    while True:
+        try:
+            raw = channel.recv_bytes()
+        except (EOFError, OSError):
+            return
+        kind, body = Receiver(raw, resolve).load()
+        if kind == "stop":
+            return
+        up.reset()
+        try:
+            if kind == "runner":
+                runner = private(body)
+                answer: Any = None
+            else:
+                assert runner is not None
+                answer = _answer(runner, kind, body)
+            message = ("done", answer)
+        except Exception as error:  # whatever fails here is the parent's to report, with its kind and text
+            message = ("failed", error)
+        channel.send_bytes(dumps(message, up, known=down.holds))
+
+
+def private(runner: ClientRunner) -> ClientRunner:
+    """Give the network its own memory: it came as views of the parent's shared block."""
+    runner.module.load_state_dict({k: v.clone() for k, v in runner.module.state_dict().items()}, assign=True)
+    return runner
+
+
+def _answer(runner: ClientRunner, kind: str, body: Any) -> Any:
+    start = time.perf_counter()
+    if kind == "job":
+        job: Job = body
+        outcome = runner.run(job)
+        state = None if outcome.state is job.state else outcome.state
+        return outcome.reply, state, time.perf_counter() - start
+    theta, first, last = body
+    return runner.predict_rows(theta, first, last)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
