@@ -1,0 +1,221 @@
+"""Progress on the console: a bar on a terminal, plain lines elsewhere, warnings only, or the events as JSON."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TextIO, final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from ssfl.tracking.jsonl import json_line
+from ssfl.tracking.observer import TrackingError
+
+MODES = ("rich", "plain", "quiet", "json")
+PLAIN_SECONDS = 1.0
+"""At least this long between two plain lines, so that fast rounds do not flood a log file."""
+
+
+@final
+class ConsoleProgress:
+    """Shows a run while it goes on.
+
+    Args:
+        mode: rich (a bar; plain lines where `stream` is no terminal) | plain (a line an evaluation) | quiet
+            (warnings only) | json (each event on a line).
+        total_rounds: training rounds of the whole run.
+        stream: where to write.
+        past: events of this run from before a resume, so that its bytes count.
+        clock: seconds, monotonic.
+
+    Raises:
+        TrackingError: unknown mode.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        total_rounds: int,
+        stream: TextIO,
+        past: Iterable[Mapping[str, Any]] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if mode not in MODES:
+            raise TrackingError(f"tracking.console={mode}: must be one of auto, {', '.join(MODES)}")
+        self._mode = "plain" if mode == "rich" and not has_cursor(stream) else mode
+        self._total_rounds, self._stream, self._clock = total_rounds, stream, clock
+        self._status = _Status(total_rounds, clock())
+        for event in past:
+            self._status.add(event)
+        self._last_line = -PLAIN_SECONDS
+        self._bar = _Bar(total_rounds, stream) if self._mode == "rich" else None
+
+    def record(self, event: Mapping[str, Any]) -> None:
+        """Show one event, as far as the mode shows its kind."""
+        if self._mode == "json":
+            self._print(json_line(event))
+            return
+        self._status.add(event)
+        kind = event["event"]
+        if kind == "warning":
+            self._print(f"warning: {event['message']}")
+        elif self._mode != "quiet":
+            self._show(kind, event)
+
+    def close(self) -> None:
+        """Take the bar down; what it showed last stays."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _show(self, kind: str, event: Mapping[str, Any]) -> None:
+        now = self._clock()
+        if kind == "run_started":
+            self._print(headline(event))
+        elif kind == "resumed":
+            self._status.restart(event["round"], now)
+            self._print(f"resumed after round {event['round']} of {self._total_rounds}")
+        elif kind == "phase":
+            self._print(phase_line(event))
+        elif kind == "round" and self._bar is None:
+            self._plain_round(event, now)
+        elif kind in ("run_finished", "run_interrupted"):
+            self.close()
+        if self._bar is not None and kind in ("round", "resumed"):
+            self._bar.update(self._status.round, self._status.short(now))
+
+    def _plain_round(self, event: Mapping[str, Any], now: float) -> None:
+        closing = event["round"] >= self._total_rounds
+        if closing or (_is_evaluated(event) and now - self._last_line >= PLAIN_SECONDS):
+            self._last_line = now
+            self._print(self._status.line(now))
+
+    def _print(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.print(text)
+        else:
+            print(text, file=self._stream, flush=True)
+
+
+@final
+class _Status:
+    """What the bar and the lines say: round, latest accuracies, bytes so far, time left."""
+
+    def __init__(self, total_rounds: int, now: float) -> None:
+        self.round = 0
+        self._total_rounds = total_rounds
+        self._down = self._up = self._peer = 0
+        self._accuracy = ""
+        self._since, self._first = now, 0
+
+    def restart(self, done: int, now: float) -> None:
+        """Measure speed from here: rounds before a resume took time that this process did not see."""
+        self.round = self._first = done
+        self._since = now
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Take in an exchange."""
+        if event["event"] not in ("round", "phase"):
+            return
+        self.round = max(self.round, event["round"])
+        self._down += event["downlink_bytes"]
+        self._up += event["uplink_bytes"]
+        self._peer += event.get("peer_bytes", 0)
+        if _is_evaluated(event):
+            self._accuracy = accuracy_text(event)
+
+    def line(self, now: float) -> str:
+        """`round 12/30  global 91.4 %  clients 88.0 ± 5.1 %  12.3 MB down  12.1 MB up  0:41 left`."""
+        parts = [f"round {self.round}/{self._total_rounds}", self._accuracy]
+        parts += [f"{size(self._down)} down", f"{size(self._up)} up"]
+        parts += [f"{size(self._peer)} between clients"] if self._peer else []
+        return "  ".join(part for part in [*parts, self._left(now)] if part)
+
+    def short(self, now: float) -> str:
+        """The same without the round and in fewer letters: beside a bar it has to fit into 80 columns."""
+        moved = f"{size(self._down)}↓ {size(self._up)}↑" + (f" {size(self._peer)}↔" if self._peer else "")
+        return "  ".join(part for part in (self._accuracy, self._left(now), moved) if part)
+
+    def _left(self, now: float) -> str:
+        done = self.round - self._first
+        if done <= 0:
+            return ""
+        return duration((now - self._since) / done * (self._total_rounds - self.round)) + " left"
+
+
+@final
+class _Bar:
+    """A rich progress bar over rounds; lines printed meanwhile appear above it."""
+
+    def __init__(self, total_rounds: int, stream: TextIO) -> None:
+        columns = (MofNCompleteColumn(), BarColumn(bar_width=8), TextColumn("{task.description}"))
+        self._progress = Progress(*columns, console=Console(file=stream), refresh_per_second=5)
+        self._task: TaskID = self._progress.add_task("", total=total_rounds)
+        self._progress.start()
+
+    def update(self, done: int, text: str) -> None:
+        self._progress.update(self._task, completed=done, description=text)
+
+    def print(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+
+def has_cursor(stream: TextIO) -> bool:
+    """Whether a bar can be drawn: a terminal that can move its cursor."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
+def headline(event: Mapping[str, Any]) -> str:
+    """What is about to be trained, in one line."""
+    return (
+        f"{event['algorithm']}: {event['model']} ({event['parameters']:,} parameters) on {event['dataset']}, "
+        f"{event['clients']} clients, {event['cohort']} a round, {event['rounds']} rounds, seed {event['seed']}"
+    )
+
+
+def phase_line(event: Mapping[str, Any]) -> str:
+    """What an untimed exchange did and cost."""
+    parts = [
+        f"{event['phase']}: {event['clients']} clients",
+        f"{size(event['downlink_bytes'])} down",
+        f"{size(event['uplink_bytes'])} up",
+    ]
+    if event.get("layer_density"):
+        parts.append(f"density {event['density']:.4g}")
+    if _is_evaluated(event):
+        parts.append(accuracy_text(event))
+    return "  ".join(parts)
+
+
+def accuracy_text(event: Mapping[str, Any]) -> str:
+    """Both accuracies of an evaluation, in percent; one alone where the method has only that."""
+    parts = []
+    if event.get("global_accuracy") is not None:
+        parts.append(f"global {100 * event['global_accuracy']:.1f} %")
+    if event.get("client_accuracy_mean") is not None:
+        spread = 100 * (event.get("client_accuracy_std") or 0.0)
+        parts.append(f"clients {100 * event['client_accuracy_mean']:.1f} ± {spread:.1f} %")
+    return "  ".join(parts)
+
+
+def size(count: float) -> str:
+    """Bytes as kB, MB or GB (powers of 1000), in at most eight letters."""
+    for unit, bytes_per_unit in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
+        if count < 999.5 * bytes_per_unit or unit == "GB":
+            return f"{count / bytes_per_unit:.3g} {unit}"
+    raise AssertionError("unreachable")
+
+
+def duration(seconds: float) -> str:
+    """h:mm:ss, or m:ss below an hour."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _is_evaluated(event: Mapping[str, Any]) -> bool:
+    return event.get("global_accuracy") is not None or event.get("client_accuracy_mean") is not None
