@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ssfl.core.layout import Layout
 from ssfl.core.metrics import Tally
-from ssfl.core.net import Batch, FlatNet
+from ssfl.core.net import Batch, FlatNet, Statistics
 from ssfl.core.optim import FitSpec
 from ssfl.core.payloads import Payload
 from ssfl.core.rng import stream
@@ -100,7 +100,7 @@ class ClientTask:
         return theta
 
     def objective(
-        self, net: FlatNet, theta: Tensor, work: Work, batch: Batch, statistics: Tensor | None
+        self, net: FlatNet, theta: Tensor, work: Work, batch: Batch, statistics: Statistics | None
     ) -> Tensor:
         """The scalar to minimise for one client, theta [T]."""
         return net.loss(self.effective_weights(theta, work), batch, statistics)

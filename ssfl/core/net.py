@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,9 @@ from ssfl.core.layout import Layout
 Batch = tuple[Tensor, Tensor]
 """Inputs [B, ...] (float) and labels [B] (int64)."""
 
+Statistics = Mapping[str, Tensor]
+"""BatchNorm's running statistics by name; updated in place in train mode."""
+
 
 @dataclass(frozen=True)
 class FlatNet:
@@ -22,20 +26,23 @@ class FlatNet:
     module: nn.Module
     layout: Layout
 
-    def logits(self, theta: Tensor, x: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Outputs [B, classes] under `theta [P]` (or [T] with the statistics [P - T] apart).
+    def statistics(self, theta: Tensor) -> Statistics:
+        """Copies of the running statistics in `theta [P]`, which a forward pass may update."""
+        tail = theta[..., self.layout.trained_size :].detach().clone()
+        return self.layout.statistics(tail)
+
+    def logits(self, theta: Tensor, x: Tensor, statistics: Statistics | None = None) -> Tensor:
+        """Outputs [B, classes] under `theta [P]`, or trained coordinates [T] with the statistics apart.
 
         In train mode BatchNorm updates `statistics` in place; when they are part of theta a copy is updated
         and dropped, so that theta itself never changes.
         """
-        layout = self.layout
-        tensors = layout.views(theta[..., : layout.trained_size])
-        if layout.trained_size < layout.size:
-            tail = theta[..., layout.trained_size :].detach().clone() if statistics is None else statistics
-            tensors |= layout.statistics(tail)
+        tensors = self.layout.views(theta[..., : self.layout.trained_size])
+        if self.layout.trained_size < self.layout.size:
+            tensors |= self.statistics(theta) if statistics is None else statistics
         return functional_call(self.module, tensors, (x,))
 
-    def loss(self, theta: Tensor, batch: Batch, statistics: Tensor | None = None) -> Tensor:
+    def loss(self, theta: Tensor, batch: Batch, statistics: Statistics | None = None) -> Tensor:
         """Mean cross-entropy of the batch, a scalar."""
         return cross_entropy(self.logits(theta, batch[0], statistics), batch[1])
 
@@ -43,6 +50,5 @@ class FlatNet:
 def trained_gradient(net: FlatNet, theta: Tensor, batch: Batch) -> Tensor:
     """Gradient [T] of the batch's mean cross-entropy at `theta [P]`."""
     leaf = theta[: net.layout.trained_size].detach().clone().requires_grad_()
-    tail = theta[net.layout.trained_size :].detach().clone()
-    (out,) = torch.autograd.grad(net.loss(leaf, batch, tail), leaf)
+    (out,) = torch.autograd.grad(net.loss(leaf, batch, net.statistics(theta)), leaf)
     return out

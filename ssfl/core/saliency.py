@@ -37,7 +37,7 @@ def snip_raw_logits(net: FlatNet, theta: Tensor, batch: Batch) -> Tensor:
     """
     size = net.layout.trained_size
     leaf = theta[:size].detach().clone().requires_grad_()
-    logits = net.logits(leaf, batch[0], theta[size:].detach().clone())
+    logits = net.logits(leaf, batch[0], net.statistics(theta))
     loss = -logits.gather(1, batch[1][:, None]).mean()
     (out,) = torch.autograd.grad(loss, leaf)
     return (out * theta[:size]).abs()
@@ -47,7 +47,7 @@ def grasp(net: FlatNet, theta: Tensor, batch: Batch) -> Tensor:
     """w * (H g), larger is kept (GraSP, Wang et al. 2020, eq. 8, its sign turned so that the best are largest)."""
     size = net.layout.trained_size
     leaf = theta[:size].detach().clone().requires_grad_()
-    loss = net.loss(leaf, batch, theta[size:].detach().clone())
+    loss = net.loss(leaf, batch, net.statistics(theta))
     (g,) = torch.autograd.grad(loss, leaf, create_graph=True)
     (hg,) = torch.autograd.grad((g * g.detach()).sum(), leaf)
     return theta[:size] * hg
@@ -58,7 +58,7 @@ def synflow(net: FlatNet, theta: Tensor, batch: Batch) -> Tensor:
     size = net.layout.trained_size
     leaf = theta[:size].detach().abs().requires_grad_()
     ones = torch.ones_like(batch[0][:1])
-    total = net.logits(leaf, ones, theta[size:].detach().clone()).sum()
+    total = net.logits(leaf, ones, net.statistics(theta)).sum()
     (out,) = torch.autograd.grad(total, leaf)
     return (out * leaf).detach()
 

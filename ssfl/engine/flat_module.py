@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ssfl.core.layout import Layout
+from ssfl.core.net import Statistics
 
 
 class FlatModule:
@@ -27,9 +28,9 @@ class FlatModule:
         return self.theta[: self.layout.trained_size]
 
     @property
-    def statistics(self) -> Tensor:
-        """theta[T:], a view: BatchNorm's running statistics."""
-        return self.theta[self.layout.trained_size :]
+    def statistics(self) -> Statistics:
+        """theta[T:] by name, views: BatchNorm's running statistics."""
+        return self.layout.statistics(self.theta[self.layout.trained_size :])
 
     def bind(self) -> None:
         """Point every parameter, gradient and buffer into the flat vectors."""
@@ -38,7 +39,7 @@ class FlatModule:
         for name, parameter in self.module.named_parameters():
             parameter.data = weights[name]
             parameter.grad = gradients[name]
-        for name, buffer in self.layout.statistics(self.statistics).items():
+        for name, buffer in self.statistics.items():
             path, _, leaf = name.rpartition(".")
             self.module.get_submodule(path)._buffers[leaf] = buffer
 

@@ -102,11 +102,14 @@ class ClientRunner:
         return {**self.__dict__, "_flat": {}}
 
     def flat(self, task: ClientTask | None = None) -> FlatModule:
-        """The network as `task` prepares it, over flat memory."""
-        module = self.module if task is None else task.prepare(self.module)
-        if id(module) not in self._flat:
-            self._flat[id(module)] = FlatModule(module, self.layout)
-        return self._flat[id(module)]
+        """The network as `task` prepares it (once a task), over flat memory."""
+        if task is None or type(task).prepare is ClientTask.prepare:
+            task = None
+        key = 0 if task is None else id(task)
+        if key not in self._flat:
+            module = self.module if task is None else task.prepare(self.module)
+            self._flat[key] = FlatModule(module, self.layout)
+        return self._flat[key]
 
     def context(self, job: Job) -> ClientContext:
         """What the client knows besides data and inbox."""
@@ -118,15 +121,12 @@ class ClientRunner:
         start = time.perf_counter()
         task, context = self.tasks[job.phase], self.context(job)
         work = task.receive(job.instruction.inbox, job.state, context)
-        tallies: dict[str, Tally] = {}
+        tallies = self.tallies(task, "received", work, context)
         loss: float | None = None
-        if "received" in task.evaluate:
-            tallies["received"] = self.evaluate_client(task, work, context.client)
         if task.fit is not None:
             loss = self.fit(task, task.fit, work, context)
             check_finite(loss, context)
-        if "trained" in task.evaluate:
-            tallies["trained"] = self.evaluate_client(task, work, context.client)
+        tallies |= self.tallies(task, "trained", work, context)
         probed = self.probe(task, task.probe, work, context) if task.probe is not None else None
         payload, state = task.reply(work, probed, job.state, context)
         report = ClientReport(
@@ -136,7 +136,15 @@ class ClientRunner:
 
     # ── fit ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def fit(self, task: ClientTask, spec: FitSpec, work: Work, context: ClientContext) -> float:
-        """Local epochs of SGD; leaves the result in work["theta"]; mean loss over the last epoch's examples."""
+        """Local epochs of SGD; leaves the result in work["theta"]; mean loss over the last epoch's examples.
+
+        Layers that draw (dropout) draw from a stream named by client and round.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream(self.seed, "layers", context.client, context.clock.round).initial_seed())
+            return self._fit(task, spec, work, context)
+
+    def _fit(self, task: ClientTask, spec: FitSpec, work: Work, context: ClientContext) -> float:
         flat = self.flat(task)
         flat.load(work["theta"])
         flat.module.train()
@@ -214,6 +222,12 @@ class ClientRunner:
             yield self.to_compute(next(iter(batches)))
 
     # ── evaluation and cost ──────────────────────────────────────────────────────────────────────────────────────
+    def tallies(self, task: ClientTask, when: str, work: Work, context: ClientContext) -> dict[str, Tally]:
+        """The client's test at this moment of its work, if the task asks for it."""
+        if when not in task.evaluate:
+            return {}
+        return {when: self.evaluate_client(task, work, context.client)}
+
     def evaluate_client(self, task: ClientTask, work: Work, client: int) -> Tally:
         """The client's model on its own test split."""
         size = self.layout.trained_size
