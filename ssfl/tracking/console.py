@@ -203,11 +203,11 @@ def accuracy_text(event: Mapping[str, Any]) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as kB, MB or GB (powers of 1000), in at most eight letters."""
-    for unit, bytes_per_unit in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
-        if count < 999.5 * bytes_per_unit or unit == "GB":
-            return f"{count / bytes_per_unit:.3g} {unit}"
-    raise AssertionError("unreachable")
+    """Bytes as kB, MB or GB (powers of 1000) with three digits."""
+    unit, bytes_per_unit = ("kB", 1e3) if count < 1e6 else ("MB", 1e6) if count < 1e9 else ("GB", 1e9)
+    value = count / bytes_per_unit
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:,.{digits}f} {unit}"
 
 
 def duration(seconds: float) -> str:
