@@ -1,22 +1,101 @@
-"""Which executor computes, with how many workers and threads."""
+"""Which executor computes, with how many workers, in which memory format: asked for, or chosen by measurement."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 
 from ssfl.assemble.build import Parts
-from ssfl.config import Config
+from ssfl.assemble.folder import processor
+from ssfl.config import Config, cohort_size
+from ssfl.config.validate import refuse
+from ssfl.engine.batched import BatchedExecutor, UnbatchableError, check_batchable
+from ssfl.engine.calibrate import StepTimes, time_steps
+from ssfl.engine.checkpoint import write_atomically
 from ssfl.engine.executors import Executor, SequentialExecutor
 from ssfl.engine.local import Arithmetic, ClientRunner
 from ssfl.engine.memory import keep_freed_memory
+from ssfl.engine.processes import ProcessExecutor
+
+WORKER_START_SECONDS = 4.0
+"""What starting worker processes costs, mostly `import torch`."""
+LARGEST_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How to compute: the engine section without any `auto`."""
+
+    executor: str
+    workers: int
+    block: int
+    memory_format: str
 
 
 def resolve_engine(config: Config, parts: Parts) -> Config:
-    """The configuration with every `auto` of the engine decided; what a resume or a repeat then keeps."""
-    engine = replace(config.engine, executor="sequential", workers=1, threads=1, device="cpu", block=1)
+    """The configuration with every `auto` of the engine decided; a resume keeps it, and so does a repeat."""
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    choice = choose(config, parts)
+    threads = 1 if config.engine.threads == "auto" else config.engine.threads
+    engine = replace(config.engine, device="cpu", threads=threads, **asdict(choice))
     return replace(config, engine=engine)
+
+
+def choose(config: Config, parts: Parts) -> Choice:
+    """What was asked for, completed by a measurement where something is `auto`."""
+    engine = config.engine
+    cohort = cohort_size(config)
+    workers = int(engine.workers) if engine.workers != "auto" else _cores(config, cohort)
+    block = int(engine.block) if engine.block != "auto" else min(cohort, LARGEST_BLOCK)
+    if engine.executor == "batched":
+        _refuse_unbatchable(parts)
+    if engine.executor != "auto" and engine.memory_format != "auto":
+        return Choice(engine.executor, workers, block, engine.memory_format)
+    times = measured(parts, config.training.batch_size, block)
+    executor = engine.executor if engine.executor != "auto" else fastest(config, parts, times, workers)
+    # A block runs in the layout that vmap makes of it; another memory format would only be undone.
+    usual = "contiguous" if executor == "batched" else times.memory_format
+    asked = engine.memory_format
+    return Choice(executor, workers, block, usual if asked == "auto" else asked)
+
+
+def fastest(config: Config, parts: Parts, times: StepTimes, workers: int) -> str:
+    """The executor with the shortest estimated run."""
+    training, cohort = config.training, cohort_size(config)
+    mean_examples = sum(parts.context.example_counts.values()) / max(len(parts.context.example_counts), 1)
+    steps = training.epochs * -(-mean_examples // training.batch_size) * cohort * training.comm_round
+    estimates = {"sequential": steps * times.best_alone}
+    if times.batched is not None:
+        estimates["batched"] = steps * times.batched
+    if workers > 1:
+        waves = -(-cohort // workers) / cohort
+        estimates["processes"] = WORKER_START_SECONDS + steps * times.best_alone * waves
+    return min(estimates, key=lambda name: estimates[name])
+
+
+def measured(parts: Parts, batch_size: int, block: int) -> StepTimes:
+    """Step times of this model on this machine, from the cache or measured now and told."""
+    path = _cache_path(parts, batch_size, block)
+    if path.is_file():
+        try:
+            return StepTimes(**json.loads(path.read_text()))
+        except (json.JSONDecodeError, TypeError):
+            path.unlink(missing_ok=True)
+    times = time_steps(parts.module, parts.federation.input_shape, batch_size, block)
+    _tell(times)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(asdict(times)).encode())
+    except OSError as error:
+        print(f"the measurement is not cached ({error}); the next run measures again", file=sys.stderr)
+    return times
 
 
 def executor_of(parts: Parts) -> Executor:
@@ -24,16 +103,55 @@ def executor_of(parts: Parts) -> Executor:
     engine = parts.config.engine
     keep_freed_memory()
     torch.set_num_threads(int(engine.threads))
-    return SequentialExecutor(runner_of(parts))
+    runner = runner_of(parts)
+    if engine.executor == "processes":
+        return ProcessExecutor(runner, int(engine.workers))
+    if engine.executor == "batched":
+        return BatchedExecutor(runner, int(engine.block))
+    return SequentialExecutor(runner)
 
 
 def runner_of(parts: Parts) -> ClientRunner:
     """One client's work, configured."""
-    arithmetic = Arithmetic(precision=parts.config.engine.precision)
-    return ClientRunner(
-        parts.module,
-        parts.federation,
-        parts.algorithm.tasks,
-        parts.config.experiment.seed,
-        arithmetic=arithmetic,
-    )
+    engine = parts.config.engine
+    arithmetic = Arithmetic(engine.precision, channels_last=engine.memory_format == "channels_last")
+    seed = parts.config.experiment.seed
+    return ClientRunner(parts.module, parts.federation, parts.algorithm.tasks, seed, arithmetic=arithmetic)
+
+
+def _cores(config: Config, cohort: int) -> int:
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(available, cohort, config.training.max_workers))
+
+
+def _refuse_unbatchable(parts: Parts) -> None:
+    try:
+        check_batchable(parts.module)
+    except UnbatchableError as error:
+        raise refuse("engine.executor", "batched", str(error)) from error
+
+
+def _cache_path(parts: Parts, batch_size: int, block: int) -> Path:
+    key = [
+        processor(),
+        os.cpu_count(),
+        torch.__version__,
+        parts.config.model.name,
+        parts.layout.digest.hex(),
+        list(parts.federation.input_shape),
+        batch_size,
+        block,
+    ]
+    name = hashlib.blake2b(json.dumps(key).encode(), digest_size=12).hexdigest()
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "ssfl" / "calibration" / f"{name}.json"
+
+
+def _tell(times: StepTimes) -> None:
+    forms = {
+        "contiguous": times.contiguous,
+        "channels_last": times.channels_last,
+        f"block of {times.block}": times.batched,
+    }
+    told = ", ".join(f"{name} {1e3 * s:.2f}" for name, s in forms.items() if s is not None)
+    print(f"measured once on this machine, ms a client's step: {told}", file=sys.stderr)

@@ -120,6 +120,7 @@ class EngineConfig:
     workers: int | str = "auto"
     block: int | str = "auto"  # clients trained together by the batched executor
     precision: str = "fp32"  # fp32 | tf32 | bf16
+    memory_format: str = "auto"  # of images: auto | contiguous | channels_last
     compile: bool = False
     device: str = "auto"  # auto | cpu | cuda
     threads: int | str = "auto"  # intra-op threads of each process

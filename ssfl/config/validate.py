@@ -44,6 +44,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "engine.executor": ("auto", "sequential", "batched", "processes"),
     "engine.precision": ("fp32", "tf32", "bf16"),
     "engine.device": ("auto", "cpu", "cuda"),
+    "engine.memory_format": ("auto", "contiguous", "channels_last"),
     "tracking.console": ("auto", "rich", "plain", "quiet", "json"),
     "wandb.mode": ("online", "offline", "disabled"),
 }

@@ -42,10 +42,10 @@ class CheckpointError(ValueError):
 
 @dataclass
 class Checkpoints:
-    """A folder of checkpoints of one run, written when `every_seconds` have passed or `every_rounds` are done.
+    """A folder of checkpoints of one run.
 
-    0 switches either rule off. The two newest are kept; one that a crash cut short has no JSON, or a digest that does not match, and is
-    passed over.
+    Written when `every_seconds` have passed or `every_rounds` are done (0 switches a rule off). The two newest are
+    kept; one that a crash cut short has no JSON, or a digest that does not match, and is passed over.
     """
 
     folder: Path

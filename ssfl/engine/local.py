@@ -174,7 +174,7 @@ class ClientRunner:
         with self.arithmetic.autocast():
             logits = flat.module(batch[0])
         loss = cross_entropy(logits.to(self.arithmetic.dtype), batch[1])
-        loss.backward()
+        torch.autograd.backward(loss)
         return loss.detach()
 
     def _objective_gradient(self, task: ClientTask, flat: FlatModule, work: Work, batch: Batch) -> Tensor:

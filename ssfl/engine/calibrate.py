@@ -1,0 +1,109 @@
+"""A short measurement of one training step in every form that the executors offer, on this machine, for this model."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ssfl.core.layout import Layout
+from ssfl.core.net import Batch, FlatNet
+from ssfl.engine.batched import UnbatchableError, check_batchable
+from ssfl.engine.flat_module import FlatModule
+
+STEPS = 5
+SECONDS = 1.5
+"""Each form is timed for so many steps, or until so many seconds have passed."""
+BATCHED_PARAMETERS = 300_000
+"""Above this size a block of clients was never faster than one after the other (docs/performance.md)."""
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of one client's step (forward, backward) on one thread, median of a few."""
+
+    contiguous: float
+    channels_last: float | None
+    """None where inputs are no images."""
+    batched: float | None
+    """Seconds a client and step in a block; None where a block cannot or need not be tried."""
+    block: int
+
+    @property
+    def best_alone(self) -> float:
+        """The faster memory format's step."""
+        return min(self.contiguous, self.channels_last or self.contiguous)
+
+    @property
+    def memory_format(self) -> str:
+        """The faster format; channels_last must win by 3 % to be taken."""
+        last = self.channels_last
+        return "channels_last" if last is not None and last < 0.97 * self.contiguous else "contiguous"
+
+
+def time_steps(module: nn.Module, input_shape: tuple[int, ...], batch_size: int, block: int) -> StepTimes:
+    """Measure on random data and a copy of the module; global random state and the module stay as they are."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch_size, *input_shape, generator=generator)
+    copied = copy.deepcopy(module).train()
+    layout = Layout.of(copied)
+    with torch.no_grad():
+        classes = copied.eval()(x[:1]).shape[1]
+    copied.train()
+    y = torch.randint(classes, (batch_size,), generator=generator)
+    last = None
+    with torch.random.fork_rng(devices=[]):
+        flat = FlatModule(copied, layout)
+        contiguous = _median_seconds(lambda: _step(flat, (x, y)))
+        if x.dim() == 4:
+            image = x.to(memory_format=torch.channels_last)
+            last = _median_seconds(lambda: _step(flat, (image, y)))
+        together = _block_seconds(copied, layout, (x, y), block)
+    return StepTimes(contiguous, last, together, block)
+
+
+def _step(flat: FlatModule, batch: Batch) -> None:
+    flat.gradient.zero_()
+    torch.autograd.backward(cross_entropy(flat.module(batch[0]), batch[1]))
+
+
+def _block_seconds(module: nn.Module, layout: Layout, batch: Batch, block: int) -> float | None:
+    if block < 2 or layout.size > BATCHED_PARAMETERS or layout.trained_size < layout.size:
+        return None
+    try:
+        check_batchable(module)
+    except UnbatchableError:
+        return None
+    net = FlatNet(module, layout)
+    theta = layout.flatten(module).expand(block, -1).contiguous().requires_grad_()
+    x, y = (t.expand(block, *t.shape).contiguous() for t in batch)
+
+    def step() -> Tensor:
+        losses = torch.func.vmap(lambda t, a, b: net.loss(t, (a, b)))(theta, x, y)
+        return torch.autograd.grad(losses.sum(), theta)[0]
+
+    try:
+        return _median_seconds(step) / block
+    except RuntimeError:  # an operation without a batching rule: such a network trains alone
+        return None
+
+
+def _median_seconds(step: Callable[[], object]) -> float:
+    step()
+    return statistics.median(_timings(step))
+
+
+def _timings(step: Callable[[], object]) -> Iterator[float]:
+    begun = time.perf_counter()
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        step()
+        yield time.perf_counter() - start
+        if time.perf_counter() - begun > SECONDS:
+            return
