@@ -86,6 +86,8 @@ class ClientTask:
     """What to score after training; None: nothing."""
     evaluate: tuple[str, ...] = ()
     """When to test the client's model on its own test split: "received" (before fit), "trained" (after)."""
+    updates: tuple[str, ...] = ()
+    """Tensors of the work that `objective` sets in place from step to step; executors keep them so."""
 
     def prepare(self, module: nn.Module) -> nn.Module:
         """A static change of the network's layers, made once; the layout must stay the same."""

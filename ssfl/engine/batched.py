@@ -149,6 +149,8 @@ class BatchedExecutor:
             moved = None if velocity is None else velocity[group]
             sgd_step_(trained, gradient, moved, spec, lr)
             block.theta[group, :size] = task.project_weights(trained, work)
+            for name in task.updates:
+                block.work[name][group] = work[name]
             if statistics:
                 block.theta[group, size:] = torch.cat([s.flatten(1) for s in statistics.values()], dim=1)
             if velocity is not None and moved is not None:
