@@ -1,0 +1,216 @@
+"""Layers that prune the activations of their weight gradient, and of nothing else (SparsyFed; before it SWAT, ZeroFL).
+
+Forward and input gradient use the dense input x; the weight gradient uses x with its small entries set to zero, as
+dense as the layer's weight is. An implementation may then keep the sparse copy of x only.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from fnmatch import fnmatchcase
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+UNSET = -1.0
+"""A threshold that is not fixed yet; as a cut it keeps everything."""
+LEAST_KEPT = 0.01
+"""Least share of activations kept, as in one copy of the authors' code (the other has 1e-7); matters above 99 %."""
+THRESHOLD = "threshold"
+"""Name of a convolution's threshold, a scalar that `functional_call` may replace and training sets in place."""
+
+
+def activation_cut(x: Tensor, weight: Tensor) -> Tensor:
+    """The magnitude, a scalar, from which on entries of x are kept: as many as the weight's share of non-zeros.
+
+    The ceil(share * n)-th largest |x|, share at least `LEAST_KEPT`; ties are kept. UNSET for a dense weight.
+    """
+    zeros = weight.numel() - int(weight.count_nonzero())
+    if not zeros:
+        return x.new_full((), UNSET)
+    share = max(1.0 - zeros / weight.numel(), LEAST_KEPT)
+    keep = math.ceil(share * x.numel())
+    return x.abs().flatten().kthvalue(x.numel() - keep + 1).values
+
+
+class _Cut(torch.autograd.Function):
+    """`activation_cut` unless `known` is set already; one by one under vmap, where it branches on values."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, known: Tensor) -> Tensor:
+        return known.clone() if float(known) != UNSET else activation_cut(x, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[None, None, None]:
+        return None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
+        rows = [
+            tuple(t if d is None else t.select(d, k) for t, d in zip(inputs, in_dims, strict=True))
+            for k in range(info.batch_size)
+        ]
+        return torch.stack([_Cut.apply(*row) for row in rows]), 0  # type: ignore[no-untyped-call]
+
+
+def kept_activations(x: Tensor, cut: Tensor) -> Tensor:
+    """x where |x| >= cut, else 0."""
+    return torch.where(x.abs() >= cut, x, 0.0)
+
+
+class _SparseGradientConvolution(torch.autograd.Function):
+    """A convolution of x whose weight gradient sees `kept` in its place."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, kept: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any) -> Tensor:
+        return torch.convolution(x, weight, bias, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, kept, weight, bias, ctx.geometry = inputs
+        ctx.bias_shape = None if bias is None else list(bias.shape)
+        ctx.save_for_backward(kept, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        kept, weight = ctx.saved_tensors
+        upstream = gradients[0]
+        # The input gradient does not depend on the input's values, so one call gives all three.
+        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.bias_shape is not None]
+        alike = (upstream, kept.to(upstream.dtype), weight.to(upstream.dtype))
+        back = torch.ops.aten.convolution_backward(*alike, ctx.bias_shape, *ctx.geometry, wanted)
+        to_x, to_weight, to_bias = (None if g is None else g.to(weight.dtype) for g in back)
+        return to_x, None, to_weight, to_bias, None
+
+
+class _SparseGradientLinear(torch.autograd.Function):
+    """A linear map of x [..., in] whose weight gradient sees `kept` in its place."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, kept: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, kept, weight, bias = inputs
+        ctx.has_bias = bias is not None
+        ctx.save_for_backward(kept, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        kept, weight = ctx.saved_tensors
+        upstream = gradients[0].to(weight.dtype)
+        rows = upstream.flatten(0, -2)
+        to_weight = rows.mT @ kept.to(weight.dtype).flatten(0, -2)
+        return upstream @ weight, None, to_weight, rows.sum(0) if ctx.has_bias else None
+
+
+@final
+class SparseGradientConvolution(nn.Module):
+    """Replaces nn.Conv1d/2d/3d: same parameters, same output.
+
+    The first training batch that meets a weight with zeros fixes `threshold`, which later batches reuse (the
+    authors' rule). Who trains hands a threshold of UNSET in at the start of a fit, through `functional_call`.
+    """
+
+    def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        dimensions = len(layer.kernel_size)
+        padding = _padding(layer)
+        self.geometry = (
+            list(layer.stride),
+            padding,
+            list(layer.dilation),
+            False,
+            [0] * dimensions,
+            layer.groups,
+        )
+        self.threshold = torch.tensor(UNSET)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return torch.convolution(x, self.weight, self.bias, *self.geometry)
+        with torch.no_grad():
+            self.threshold.copy_(_Cut.apply(x, self.weight, self.threshold))  # type: ignore[no-untyped-call]
+            kept = kept_activations(x, self.threshold)
+        return _SparseGradientConvolution.apply(x, kept, self.weight, self.bias, self.geometry)  # type: ignore[no-untyped-call]
+
+
+@final
+class SparseGradientLinear(nn.Module):
+    """Replaces nn.Linear: same parameters, same output; a new threshold for every batch (the authors' rule)."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return linear(x, self.weight, self.bias)
+        with torch.no_grad():
+            cut = _Cut.apply(x, self.weight, x.new_full((), UNSET))  # type: ignore[no-untyped-call]
+            kept = kept_activations(x, cut)
+        return _SparseGradientLinear.apply(x, kept, self.weight, self.bias)  # type: ignore[no-untyped-call]
+
+
+def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:
+    """Zeros added at either side of each dimension; ValueError for what a plain convolution cannot express."""
+    if layer.padding_mode != "zeros":
+        raise ValueError(f"padding_mode={layer.padding_mode!r}")
+    if isinstance(layer.padding, tuple):
+        return list(layer.padding)
+    if layer.padding == "valid":
+        return [0] * len(layer.kernel_size)
+    spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if any(span % 2 for span in spans):
+        raise ValueError("padding='same' with an even kernel")
+    return [span // 2 for span in spans]
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a dotted name fits one of the shell patterns ("*.shortcut.*")."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def with_pruned_activations(module: nn.Module, plain_layers: tuple[str, ...] = ()) -> nn.Module:
+    """A copy of a network with its convolutions and linear layers replaced, except those that `plain_layers` fits.
+
+    Names, shapes and outputs stay. Transposed convolutions stay as they are. Raises ValueError, with the layer's
+    name, for padding that is not zeros or not the same at both sides.
+    """
+    out = copy.deepcopy(module)
+    made: dict[int, nn.Module] = {}
+    for name, layer in list(out.named_modules(remove_duplicate=False)):
+        if not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)) or matches(name, plain_layers):
+            continue
+        if id(layer) not in made:
+            made[id(layer)] = _replaced(name, layer).train(layer.training)
+        if not name:
+            return made[id(layer)]
+        parent, _, leaf = name.rpartition(".")
+        setattr(out.get_submodule(parent), leaf, made[id(layer)])
+    return out
+
+
+def _replaced(name: str, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) -> nn.Module:
+    if isinstance(layer, nn.Linear):
+        return SparseGradientLinear(layer)
+    try:
+        return SparseGradientConvolution(layer)
+    except ValueError as error:
+        raise ValueError(
+            f"layer {name}: activations cannot be pruned with {error}; use zero padding that is the same at both "
+            "sides, or name the layer in plain_layers"
+        ) from None

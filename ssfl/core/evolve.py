@@ -1,0 +1,71 @@
+"""Drop and grow: how a mask moves while its density stays (dynamic sparse training; DisPFL's local mask search).
+
+Masks are bool [T] over trained coordinates; `spans` are the (start, stop) of their tensors, which keep their counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ssfl.core.layout import Layout
+from ssfl.core.masks import top_k_mask
+
+Spans = Sequence[tuple[int, int]]
+
+
+def trained_spans(layout: Layout) -> list[tuple[int, int]]:
+    """(start, stop) of each trained tensor within theta[:T]."""
+    triples = zip(layout.offsets, layout.sizes, layout.trained, strict=True)
+    return [(at, at + size) for at, size, trained in triples if trained]
+
+
+def cosine_drop_rate(initial: float, round: int, rounds: int) -> float:
+    """Share of kept weights to replace: initial / 2 * (1 + cos(pi * t / T)), t = round - 1 (DisPFL).
+
+    `round` counts from 1, so the first round replaces `initial` and the last almost nothing.
+    """
+    return initial / 2 * (1 + math.cos(math.pi * (round - 1) / rounds))
+
+
+def drop_count(rate: float, kept: int) -> int:
+    """How many of `kept` weights go: ceil(rate * kept) of a float32 product, as in DisPFL's code.
+
+    So at least one is swapped in every tensor, however small a positive rate.
+    """
+    return math.ceil(float(torch.tensor(kept, dtype=torch.float32) * rate))
+
+
+def drop_counts(mask: Tensor, rate: float, spans: Spans) -> list[int]:
+    """`drop_count` of every tensor of a mask [T]."""
+    return [drop_count(rate, int(mask[a:b].count_nonzero())) for a, b in spans]
+
+
+def drop_smallest(mask: Tensor, weights: Tensor, counts: Sequence[int], spans: Spans) -> Tensor:
+    """The mask [T] without the `counts` smallest |weights| of each tensor; ties by index. A new tensor."""
+    out = mask.clone()
+    for (a, b), count in zip(spans, counts, strict=True):
+        scores = (-weights[a:b].abs()).masked_fill(~mask[a:b], -torch.inf)
+        out[a:b] &= ~top_k_mask(scores, count)
+    return out
+
+
+def grow_largest(mask: Tensor, gradient: Tensor, counts: Sequence[int], spans: Spans) -> Tensor:
+    """The mask [T] with the `counts` largest |gradients| off it, tensor by tensor; ties by index. A new tensor.
+
+    Coordinates just dropped compete like all others (DisPFL's code). The criterion of RigL (Evci et al. 2020).
+    """
+    out = mask.clone()
+    for (a, b), count in zip(spans, counts, strict=True):
+        scores = gradient[a:b].abs().masked_fill(mask[a:b], -torch.inf)
+        out[a:b] |= top_k_mask(scores, count)
+    return out
+
+
+def grow_random(mask: Tensor, counts: Sequence[int], spans: Spans, generator: torch.Generator) -> Tensor:
+    """The mask [T] with `counts` further coordinates of each tensor, uniform off the mask. A new tensor."""
+    draws = torch.rand(mask.shape, generator=generator, dtype=torch.float64).to(mask.device)
+    return grow_largest(mask, draws, counts, spans)
