@@ -1,0 +1,1 @@
+"""Data sets: files → tensors, who owns which row, minibatches."""

@@ -1,0 +1,115 @@
+"""What the engine reads: who owns which row, in minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ssfl.data.arrays import Arrays
+from ssfl.data.partition import PartitionSpec, partition
+from ssfl.data.preprocess import Augmentation, Preprocess
+from ssfl.data.split import Rows, split_by_site, split_test
+
+_AUGMENTED_AT_ONCE = 128
+"""Images per gather: enough to spread its cost over small batches, few enough to stay in the processor's cache."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """All clients' data of one simulation.
+
+    train_parts, test_parts: int64 row numbers per client; test_parts together hold every test row once.
+    """
+
+    arrays: Arrays
+    preprocess: Preprocess
+    train_parts: tuple[Tensor, ...]
+    test_parts: tuple[Tensor, ...]
+
+    @property
+    def num_clients(self) -> int:
+        """K."""
+        return len(self.train_parts)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """One example, without the batch dimension: (C, H, W) or (F,)."""
+        return tuple(self.arrays.train_x.shape[1:])
+
+    def examples(self, client: int) -> int:
+        """The client's training examples n_k."""
+        return len(self.train_parts[client])
+
+    def train_batches(
+        self, client: int, order: Tensor, batch_size: int, generator: torch.Generator | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Minibatches (x float32 [B, ...], y int64 [B]), all in memory of their own.
+
+        order: int64 [n], positions within the client's rows; taken in consecutive blocks of `batch_size`, the
+        last partial one kept. generator: draws the augmentation of the whole order at once, so a batch's
+        pixels do not depend on the batch size; None for no augmentation.
+        """
+        rows = self.train_parts[client][order]
+        draws = None
+        if generator is not None and self.preprocess.augments and self.arrays.train_x.dtype == torch.uint8:
+            draws = self.preprocess.draw(len(rows), generator)
+        step = batch_size * max(1, _AUGMENTED_AT_ONCE // batch_size)
+        for start in range(0, len(rows), step):
+            x, y = self._augmented(rows, draws, slice(start, start + step))
+            for block_x, block_y in zip(torch.split(x, batch_size), torch.split(y, batch_size)):
+                yield self.preprocess.normalise(block_x), block_y
+
+    def _augmented(self, rows: Tensor, draws: Augmentation | None, part: slice) -> tuple[Tensor, Tensor]:
+        x, y = _take(self.arrays.train_x, self.arrays.train_y, rows[part])
+        if draws is not None:
+            x = self.preprocess.augment(x, Augmentation(draws.offsets[part], draws.flips[part]))
+        return x, y
+
+    def test_batches(self, client: int | None, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The client's test split, or (None) the whole test set, in order of rows, never augmented."""
+        if client is None:
+            yield from self.test_rows(0, len(self.arrays.test_y), batch_size)
+            return
+        for rows in torch.split(self.test_parts[client], batch_size):
+            if len(rows):  # an empty tensor splits into one empty piece
+                x, y = _take(self.arrays.test_x, self.arrays.test_y, rows)
+                yield self.preprocess.normalise(x), y
+
+    def test_rows(self, first: int, last: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows first..last-1 of the test set."""
+        for start in range(first, last, batch_size):
+            stop = min(start + batch_size, last)
+            yield (
+                self.preprocess.normalise(self.arrays.test_x[start:stop]),
+                self.arrays.test_y[start:stop].clone(),
+            )
+
+
+def _take(x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    rows = rows.to(x.device)
+    return x.index_select(0, rows), y.index_select(0, rows)
+
+
+def build_federation(arrays: Arrays, spec: PartitionSpec, preprocess: Preprocess) -> Federation:
+    """Divide training rows by `spec`, and test rows after them.
+
+    Test rows follow their sites in a natural partition whose test sites are known, else `split_test`. Raises
+    PartitionError when the settings cannot be met.
+    """
+    train_y = arrays.train_y.numpy()
+    site = None if arrays.train_site is None else arrays.train_site.numpy()
+    parts = partition(train_y, spec, site)
+    if spec.method == "natural" and site is not None and arrays.test_site is not None:
+        tests = split_by_site(arrays.test_site.numpy(), site)
+    else:
+        tests = split_test(arrays.test_y.numpy(), train_y, parts, spec.seed)
+    return Federation(arrays, preprocess, _tensors(parts), _tensors(tests))
+
+
+def _tensors(parts: Sequence[Rows]) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(part) for part in parts)

@@ -1,0 +1,176 @@
+"""Reading a data set's .npz file and checking it, one line per complaint: file, array, problem."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssfl.data.arrays import Arrays
+from ssfl.data.errors import DataError
+from ssfl.data.split import stratified_split
+
+Columns = dict[str, NDArray]
+HELD_OUT_SHARE = 0.2
+HELD_OUT_SEED = 0
+"""A set without a test part gives 20 % of it; the seed is fixed, so that all runs are scored on the same rows."""
+
+LAYOUT = (
+    "train_x uint8 [N,H,W,C] or [N,H,W] images, or float [N,F] features; train_y whole numbers [N] from 0; "
+    "test_x, test_y alike"
+)
+
+
+def arrays_from_npz(path: Path, name: str, class_names: tuple[str, ...] | None = None) -> Arrays:
+    """The data set in an .npz file (format: docs/data.md).
+
+    class_names: of a known set; None takes the file's own `class_names`, else the labels themselves. Raises
+    DataError for a file that is missing, damaged, pickled, or not of this format.
+    """
+    columns = read_columns(path)
+    for part in ("train", "test"):
+        if f"{part}_x" in columns:
+            columns[f"{part}_x"] = _examples(f"{path}: {part}_x", columns[f"{part}_x"])
+            columns[f"{part}_y"] = _labels(f"{path}: {part}_y", columns[f"{part}_y"])
+    _code_sites(path, columns)
+    if "test_x" not in columns:
+        columns = hold_out(columns)
+    names = class_names or _names(path, columns)
+    return to_arrays(name, names, columns, str(path))
+
+
+def read_columns(path: Path) -> Columns:
+    """The arrays of an .npz that this project reads; DataError when it cannot be read or one is missing."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise DataError(f"{path}: one array, not an .npz of several; it must hold {LAYOUT}")
+            found = list(file.files)
+            wanted = [f"{part}_{what}" for part in ("train", "test") for what in ("x", "y", "site")]
+            columns = {key: file[key] for key in (*wanted, "class_names") if key in found}
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; it must be an .npz with {LAYOUT}") from None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{path}: cannot be read as an .npz of plain arrays ({error}); write it again"
+        ) from None
+    missing = [key for key in ("train_x", "train_y") if key not in columns]
+    missing += [f"test_{b}" for a, b in ("xy", "yx") if f"test_{a}" in columns and f"test_{b}" not in columns]
+    if missing:
+        raise DataError(
+            f"{path}: {', '.join(missing)} missing (it holds {', '.join(found) or 'nothing'}); it must hold {LAYOUT}"
+        )
+    return columns
+
+
+def hold_out(columns: Mapping[str, NDArray]) -> Columns:
+    """The same rows with 20 % of them, stratified by class (and site), as the test part."""
+    strata = columns["train_y"]
+    if "train_site" in columns:
+        strata = strata * (int(columns["train_site"].max()) + 1) + columns["train_site"]
+    train, test = stratified_split(strata, HELD_OUT_SHARE, HELD_OUT_SEED)
+    divided = {key: values for key, values in columns.items() if not key.startswith("train_")}
+    for key in ("x", "y", "site"):
+        if f"train_{key}" in columns:
+            divided[f"train_{key}"] = columns[f"train_{key}"][train]
+            divided[f"test_{key}"] = columns[f"train_{key}"][test]
+    return divided
+
+
+def to_arrays(name: str, class_names: tuple[str, ...], columns: Mapping[str, NDArray], where: str) -> Arrays:
+    """Tensors of checked columns; images become [N, C, H, W], contiguous. Complaints name `where`."""
+    tensors: dict[str, Tensor | None] = {
+        key: _tensor(values) for key, values in columns.items() if key.partition("_")[0] in ("train", "test")
+    }
+    rows = {part: len(columns[f"{part}_x"]) for part in ("train", "test")}
+    for key, values in columns.items():
+        part = key.partition("_")[0]
+        if part in rows and len(values) != rows[part]:
+            raise DataError(
+                f"{where}: {key} has {len(values)} rows, {part}_x has {rows[part]}; they must agree"
+            )
+    try:
+        return Arrays(name=name, num_classes=len(class_names), class_names=class_names, **tensors)  # type: ignore[arg-type]
+    except DataError as error:
+        raise DataError(f"{where}: {str(error).removeprefix(f'{name}: ')}") from None
+
+
+def _tensor(values: NDArray) -> Tensor:
+    tensor = torch.from_numpy(values if values.flags.writeable else values.copy())
+    return tensor.permute(0, 3, 1, 2).contiguous() if values.ndim == 4 else tensor
+
+
+def _examples(where: str, x: NDArray) -> NDArray:
+    """uint8 or float32 [N, H, W, C], or float32 [N, F]."""
+    if x.ndim not in (2, 3, 4) or x.dtype.kind not in "fiub" or 0 in x.shape:
+        raise DataError(f"{where} is {x.dtype} {list(x.shape)}; it must be {LAYOUT.partition(';')[0][8:]}")
+    if x.ndim == 3:
+        x = x[..., None]
+    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] > 4:
+        raise DataError(
+            f"{where} is {list(x.shape)}, channels first; the file wants channels last, "
+            f"[N,H,W,C]: save x.transpose(0, 2, 3, 1)"
+        )
+    if x.ndim == 4 and x.dtype == np.uint8:
+        return x
+    if x.ndim == 4 and x.dtype.kind != "f":
+        raise DataError(f"{where} holds images as {x.dtype}; they must be uint8 (0..255) or floats")
+    with np.errstate(
+        over="ignore"
+    ):  # too large for float32 becomes infinite, which Arrays refuses by its row
+        return np.ascontiguousarray(x, dtype=np.float32)
+
+
+def _labels(where: str, y: NDArray) -> NDArray[np.int64]:
+    flat = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    whole = flat.dtype.kind in "iub"
+    if flat.ndim != 1 or not (whole or flat.dtype.kind == "f"):
+        raise DataError(f"{where} is {y.dtype} {list(y.shape)}; it must be whole numbers [N] from 0")
+    bad = np.zeros(len(flat), dtype=bool) if whole else ~np.equal(np.mod(flat, 1), 0)  # NaN is unequal too
+    bad |= flat < 0
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise DataError(
+            f"{where} has the label {flat[row]} in row {row}; labels must be whole numbers from 0"
+        )
+    return flat.astype(np.int64)
+
+
+def _names(path: Path, columns: Mapping[str, NDArray]) -> tuple[str, ...]:
+    if "class_names" in columns:
+        if columns["class_names"].ndim != 1 or columns["class_names"].dtype.kind not in "US":
+            raise DataError(f"{path}: class_names must be a list of text, one name per class")
+        return tuple(columns["class_names"].astype(str).tolist())
+    used = np.unique(columns["train_y"])
+    classes = 1 + int(max(columns["train_y"].max(), columns["test_y"].max()))
+    if len(used) < classes:
+        gap = next(number for number in range(classes) if number == len(used) or used[number] != number)
+        raise DataError(
+            f"{path}: train_y has no row of class {gap} (labels reach {classes - 1}); "
+            "number the labels 0..C-1 without gaps, or name all classes in class_names"
+        )
+    return tuple(map(str, range(classes)))
+
+
+def _code_sites(path: Path, columns: Columns) -> None:
+    """Sites as numbers from 0, in ascending order of what the file calls them, train and test alike."""
+    keys = [key for key in ("train_site", "test_site") if key in columns]
+    if not keys:
+        return
+    if "train_site" not in keys:
+        raise DataError(f"{path}: test_site without train_site; add it, or leave both out")
+    for key in keys:
+        if columns[key].ndim != 1 or columns[key].dtype.kind not in "iubUS":
+            raise DataError(f"{path}: {key} must be whole numbers or text [N], one site per row")
+    _, codes = np.unique(np.concatenate([columns[key] for key in keys]), return_inverse=True)
+    rows = len(columns["train_site"])
+    for key, part in zip(keys, (codes[:rows], codes[rows:])):
+        columns[key] = part.astype(np.int64)

@@ -1,0 +1,163 @@
+"""A data set's name → arrays: what ships with scikit-learn, DATA_DIR/NAME.npz, torchvision's download, own files."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from ssfl.data.arrays import Arrays
+from ssfl.data.errors import DataError
+from ssfl.data.folder import arrays_from_folder
+from ssfl.data.npz import arrays_from_npz, hold_out, to_arrays
+
+FOLDER_PREFIX = "imagefolder:"
+
+
+@final
+@dataclass(frozen=True)
+class KnownSet:
+    """A published data set: its classes, one image (H, W) or (H, W, 3), and its class in torchvision if any."""
+
+    class_names: tuple[str, ...]
+    image: tuple[int, ...]
+    torchvision: str | None
+
+
+def _numbers(count: int) -> tuple[str, ...]:
+    return tuple(map(str, range(count)))
+
+
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_FASHION = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+
+KNOWN: dict[str, KnownSet] = {
+    "cifar10": KnownSet(_CIFAR10, (32, 32, 3), "CIFAR10"),
+    "cifar100": KnownSet(_numbers(100), (32, 32, 3), "CIFAR100"),
+    "tinyimagenet": KnownSet(_numbers(200), (64, 64, 3), None),
+    "mnist": KnownSet(_numbers(10), (28, 28), "MNIST"),
+    "fashion_mnist": KnownSet(_FASHION, (28, 28), "FashionMNIST"),
+}
+
+
+def load_arrays(name: str, data_dir: Path) -> Arrays:
+    """The data set `name`, in memory.
+
+    name: "digits", a name of KNOWN, "imagefolder:PATH" or an image folder's path, an .npz file's path, or NAME
+    of DATA_DIR/NAME.npz. A known set is read from DATA_DIR/NAME.npz when it is there, else downloaded through
+    torchvision (and kept there). Relative .npz paths are looked up from the working directory, then in DATA_DIR.
+    Raises DataError, one line, which says what to put where.
+    """
+    data_dir = data_dir.expanduser()
+    if name == "digits":
+        return _digits()
+    if name in KNOWN:
+        return _known(name, data_dir)
+    if name.startswith(FOLDER_PREFIX):
+        return arrays_from_folder(Path(name.removeprefix(FOLDER_PREFIX)).expanduser())
+    path = Path(name).expanduser()
+    if path.suffix == ".npz":
+        inside = data_dir / path
+        return _own(inside if inside.is_file() and not path.is_file() else path)
+    if (data_dir / f"{name}.npz").is_file():
+        return _own(data_dir / f"{name}.npz")
+    if path.is_dir():
+        return arrays_from_folder(path)
+    known = ("digits", *KNOWN)
+    close = difflib.get_close_matches(name, known, n=1)
+    raise DataError(
+        f"dataset.name={name}: unknown{f' (did you mean {close[0]}?)' if close else ''}; allowed: "
+        f"{', '.join(known)}, {FOLDER_PREFIX}PATH, the path of an .npz or an image folder, or NAME of a file "
+        f"{data_dir}/NAME.npz"
+    )
+
+
+def _own(path: Path) -> Arrays:
+    # "mnist.npz" of the user's own is not MNIST: its constants and augmentation must not be taken for it.
+    name = path.stem if path.stem not in KNOWN else f"own_{path.stem}"
+    return arrays_from_npz(path, name)
+
+
+def _digits() -> Arrays:
+    """scikit-learn's 1,797 handwritten digits (UCI, 8x8 grey, 16 levels) as bytes; 20 % held out, fixed seed."""
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    columns = hold_out({"train_x": pixels, "train_y": bunch.target.astype(np.int64)})
+    return to_arrays("digits", _numbers(10), columns, "digits")
+
+
+def _known(name: str, data_dir: Path) -> Arrays:
+    path = data_dir / f"{name}.npz"
+    if not path.is_file():
+        _download(name, path)
+    arrays = arrays_from_npz(path, name, KNOWN[name].class_names)
+    height, width, *channels = KNOWN[name].image
+    if tuple(arrays.train_x.shape[1:]) != (*(channels or [1]), height, width):
+        raise DataError(
+            f"{path}: train_x holds images {list(arrays.train_x.shape[1:])} (channels, height, width), not those "
+            f"of {name}; write it as {_layout(name)}, or give your file another name"
+        )
+    return arrays
+
+
+def _layout(name: str) -> str:
+    known = KNOWN[name]
+    image = ",".join(map(str, known.image))
+    return f"train_x uint8 [N,{image}], train_y [N] of 0..{len(known.class_names) - 1}, test_x, test_y alike"
+
+
+def _download(name: str, path: Path) -> None:
+    """Fetch through torchvision and write the .npz, whole or not at all."""
+    wanted = f"put the data set there as an .npz with {_layout(name)}"
+    class_name = KNOWN[name].torchvision
+    if class_name is None:
+        raise DataError(f"{name}: no file {path}, and torchvision does not offer this set; {wanted}")
+    try:
+        torchvision: Any = importlib.import_module("torchvision.datasets")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
+        reason = f"downloading it needs torchvision ({error})"
+        raise DataError(f"{name}: no file {path}, and {reason}; install that, or {wanted}") from None
+    fetch = getattr(torchvision, class_name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parts = {
+            part: fetch(root=str(path.parent / "download"), train=part == "train", download=True)
+            for part in ("train", "test")
+        }
+        _write(path, parts)
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # torchvision: URLError is an OSError, a bad checksum a RuntimeError
+        raise DataError(f"{name}: no file {path}, and downloading failed ({error}); {wanted}") from None
+
+
+def _write(path: Path, parts: dict[str, Any]) -> None:
+    columns = {f"{part}_x": np.asarray(fetched.data) for part, fetched in parts.items()}
+    columns |= {f"{part}_y": np.asarray(fetched.targets) for part, fetched in parts.items()}
+    # Under another name first: a process that is stopped, or a second one, must leave no half file.
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.npz.part")
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, **columns)  # type: ignore[arg-type]
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

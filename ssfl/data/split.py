@@ -1,0 +1,90 @@
+"""Dividing rows in proportion: whole numbers by largest remainders, stratified splits, the clients' test sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssfl.data.errors import DataError
+
+Rows = NDArray[np.int64]
+"""Row numbers."""
+
+
+def largest_remainders(total: int, weights: NDArray[np.generic]) -> Rows:
+    """`total` divided in proportion to weights [K] >= 0 into whole numbers [K] that add up to it.
+
+    Each gets its quota's whole part; what is left goes one each to the largest fractions, ties to the smaller
+    index. Whole-number weights are divided exactly.
+    """
+    kind = np.int64 if np.issubdtype(weights.dtype, np.integer) else np.float64
+    scaled = weights.astype(kind)
+    whole, rest = np.divmod(total * scaled, scaled.sum())
+    counts = whole.astype(np.int64)
+    first = np.argsort(-rest, kind="stable")[: total - int(counts.sum())]
+    counts[first] += 1
+    return counts
+
+
+def cut(rows: Rows, counts: Rows) -> list[Rows]:
+    """Consecutive pieces of `rows`, of the given lengths."""
+    return np.split(rows, np.cumsum(counts)[:-1])
+
+
+def gather_sorted(pieces: Sequence[Sequence[Rows]]) -> list[Rows]:
+    """pieces[class][client] → the sorted rows of each client."""
+    return [np.sort(np.concatenate(own)) for own in zip(*pieces)]
+
+
+def stratified_split(strata: NDArray[np.int64], share: float, seed: int) -> tuple[Rows, Rows]:
+    """Row numbers (rest, held) with round(share * N) rows held out, every stratum in proportion.
+
+    strata: int64 [N]. A stratum of one row is never held out, so that every class keeps a training row.
+    """
+    rng = np.random.default_rng(seed)
+    _, codes, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    counts = largest_remainders(round(share * len(strata)), sizes)
+    counts = np.minimum(counts, sizes - 1)
+    held = [rng.permutation(np.flatnonzero(codes == c))[:count] for c, count in enumerate(counts)]
+    test = np.sort(np.concatenate(held)).astype(np.int64)
+    return np.setdiff1d(np.arange(len(strata)), test), test
+
+
+def split_test(
+    test_labels: NDArray[np.int64],
+    train_labels: NDArray[np.int64],
+    train_parts: Sequence[Rows],
+    seed: int,
+) -> list[Rows]:
+    """Each client's own test rows, sorted; every test row is used exactly once.
+
+    Per class, the test rows are shuffled and divided in proportion to the clients' shares of that class's
+    training rows, by largest remainders. (The authors give the remainder to clients 0, 1, 2, ..., which mixes
+    foreign classes into the first clients' test sets.) A class without training rows is divided by the
+    clients' sizes. A client with few training rows may get no test row.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = np.array([len(part) for part in train_parts], dtype=np.int64)
+    pieces = []
+    for label in np.unique(test_labels):
+        rows = rng.permutation(np.flatnonzero(test_labels == label))
+        owned = np.array([np.count_nonzero(train_labels[part] == label) for part in train_parts])
+        pieces.append(cut(rows, largest_remainders(len(rows), owned if owned.any() else sizes)))
+    return gather_sorted(pieces)
+
+
+def split_by_site(test_site: NDArray[np.int64], train_site: NDArray[np.int64]) -> list[Rows]:
+    """Each site's own test rows, sites in ascending order as in the natural partition.
+
+    Raises DataError when a test row's site has no training rows: no client would own it.
+    """
+    sites = np.unique(train_site)
+    strangers = np.setdiff1d(test_site, sites)
+    if len(strangers):
+        raise DataError(
+            f"test_site names {len(strangers)} sites without training rows (first: number {strangers[0]}); "
+            "drop these test rows or add training rows"
+        )
+    return [np.flatnonzero(test_site == site) for site in sites]
