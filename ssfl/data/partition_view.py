@@ -84,6 +84,7 @@ def plot_table(table: NDArray[np.int64], class_names: tuple[str, ...], title: st
     if out.suffix.lower() not in PICTURE_SUFFIXES:
         raise DataError(f"{out}: a picture's name must end in {', '.join(PICTURE_SUFFIXES)}")
     from matplotlib.figure import Figure  # without pyplot: no global state and no window
+    from matplotlib.ticker import MaxNLocator
 
     clients, classes = table.shape
     figure = Figure(
@@ -95,6 +96,7 @@ def plot_table(table: NDArray[np.int64], class_names: tuple[str, ...], title: st
     )
     figure.colorbar(image, ax=axes, label="training examples")
     axes.set(xlabel="class", ylabel="client", title=f"{title}: who owns what")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if classes <= _WIDE:
         axes.set_xticks(range(classes), labels=list(class_names), rotation=45, ha="right")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ssfl.data.arrays import Arrays
 from ssfl.data.errors import DataError
@@ -96,12 +98,30 @@ def _own(path: Path) -> Arrays:
 
 def _digits() -> Arrays:
     """scikit-learn's 1,797 handwritten digits (UCI, 8x8 grey, 16 levels) as bytes; 20 % held out, fixed seed."""
-    from sklearn.datasets import load_digits
-
-    bunch: Any = load_digits()
-    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    columns = hold_out({"train_x": pixels, "train_y": bunch.target.astype(np.int64)})
+    table = _digits_table()
+    pixels = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    columns = hold_out({"train_x": pixels, "train_y": table[:, -1].astype(np.int64)})
     return to_arrays("digits", _numbers(10), columns, "digits")
+
+
+def _digits_table() -> NDArray[np.float64]:
+    """[1797, 65]: 64 pixels of 0..16 and the label, read from scikit-learn's folder without importing it.
+
+    The import takes seconds, more than all else before the first round of a run on digits.
+    """
+    package = importlib.util.find_spec("sklearn")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        path = Path(folder, "datasets", "data", "digits.csv.gz")
+        if path.is_file():
+            return np.loadtxt(path, delimiter=",")
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise DataError(
+            "digits ships with scikit-learn, which is missing: pip install scikit-learn"
+        ) from None
+    bunch: Any = load_digits()
+    return np.column_stack([bunch.data, bunch.target])
 
 
 def _known(name: str, data_dir: Path) -> Arrays:
