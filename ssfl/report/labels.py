@@ -52,7 +52,8 @@ def seed(run: Run) -> int | None:
 def labels(runs: Sequence[Run], with_density: bool = True) -> list[str]:
     """One label a run, without its seed: runs with equal labels are repetitions of one setting.
 
-    Method, density unless it is 1 (or `with_density` is off), and every further setting in which these runs differ from each other.
+    Method, density unless it is 1 (or `with_density` is off), and every further setting in which these runs
+    differ from each other.
     """
     flat = [_flatten(run.config) for run in runs]
     keys = sorted({key for config in flat for key in config if not _matches(key, _TOLD_ELSEWHERE)})

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ssfl.report.runs import Row, Run, is_evaluated
 from ssfl.report.style import Group, groups_of, legend_below, look, new_figure, say_nothing_there
@@ -28,7 +28,10 @@ Horizontal = Callable[[Run], list[float]]
 
 def accuracy_against_rounds(runs: Sequence[Run]) -> Figure:
     """Both accuracies over the training round. Thin: single runs; thick: the mean over a setting's finished runs."""
-    return _accuracy(runs, evaluated_rounds, "training round")
+    figure = _accuracy(runs, evaluated_rounds, "training round")
+    for axes in figure.axes:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
 
 
 def accuracy_against_bytes(runs: Sequence[Run]) -> Figure:
@@ -83,11 +86,11 @@ def layer_density(runs: Sequence[Run]) -> Figure:
                 _layers(axes, names, run, group, shift)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlim(left=-0.02 * axes.get_xlim()[1])
+        axes.set_xlim(left=-0.02 * axes.get_xlim()[1])  # room for the cross at nothing kept
         axes.set_title("Density of each layer (x: nothing kept)")
         axes.set_xlabel("share of the layer's weights kept")
         axes.xaxis.set_major_formatter(PercentFormatter(1))
-        legend_below(figure, groups)
+        legend_below(figure, groups, [group.label for group in groups])
     return figure
 
 
@@ -120,7 +123,7 @@ def _accuracy(runs: Sequence[Run], horizontal: Horizontal, x_label: str) -> Figu
             if not axes.lines:
                 say_nothing_there(axes, "not evaluated")
         panels[0].set_ylabel("accuracy")
-        legend_below(figure, groups)
+        legend_below(figure, groups, [group.legend for group in groups])
     return figure
 
 
@@ -132,11 +135,11 @@ def _curves(axes: Axes, group: Group, metric: str, horizontal: Horizontal) -> No
         if not known:
             continue
         xs, ys = (list(values) for values in zip(*known))
-        alone = not (group.repeated and run.finished)
+        alone = len(group.runs) == 1 or (run.finished is not None and not group.repeated)
         _line(axes, group, xs, ys, bold=alone)
         if not run.finished:
             axes.plot(xs[-1:], ys[-1:], "x", color=group.colour, markersize=9, markeredgewidth=2)
-        if not alone:
+        if run.finished and group.repeated:
             means.setdefault(tuple(xs), []).append(ys)
     for at, curves in means.items():  # only curves over the very same rounds or bytes can be averaged
         if len(curves) > 1:
@@ -173,12 +176,11 @@ def _layers(axes: Axes, names: Sequence[str], run: Run, group: Group, shift: flo
     for there, marker, size in ((True, group.marker, 5), (False, "x", 8)):
         heights = [height for height, share in rows if (share > 0) == there]
         shares = [share for _, share in rows if (share > 0) == there]
-        axes.plot(shares, heights, marker, color=group.colour, markersize=size, alpha=0.8, clip_on=False)
+        axes.plot(shares, heights, marker, color=group.colour, markersize=size, alpha=0.8)
 
 
 def main(folder: Path) -> None:
     """Draw all four from made-up runs into `folder`."""
-    from ssfl.report.runs import load_runs
     from ssfl.report.sample import write_sample_run
     from ssfl.report.write import write_report
 
@@ -188,8 +190,7 @@ def main(folder: Path) -> None:
                 stop = 20 if (density, seed) == (0.05, 2) else None
                 place = Path(scratch) / f"ssfl-{density}-{seed}"
                 write_sample_run(place, density=density, seed=seed, stop_after=stop)
-        write_sample_run(Path(scratch) / "fedavg", algorithm="fedavg", density=1.0)
-        assert load_runs([Path(scratch)])
+        write_sample_run(Path(scratch) / "fedavg", algorithm="fedavg")
         print(write_report([Path(scratch)], folder))
 
 

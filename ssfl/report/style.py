@@ -85,11 +85,18 @@ def new_figure(width_inches: float, height_inches: float) -> Figure:
     return Figure(figsize=(width_inches, height_inches), layout="constrained")
 
 
-def legend_below(figure: Figure, groups: Sequence[Group]) -> None:
-    """The groups' legend under the axes, where it hides nothing."""
-    handles = [Line2D([], [], color=g.colour, marker=g.marker, markersize=5, label=g.legend) for g in groups]
-    longest = max((len(g.legend) for g in groups), default=1)
-    columns = max(1, min(len(handles), int(figure.get_figwidth() * 14 // (longest + 8))))
+def legend_below(figure: Figure, groups: Sequence[Group], texts: Sequence[str]) -> None:
+    """The groups' legend under the axes, where it hides nothing; the figure grows by its height."""
+    handles = [
+        Line2D([], [], color=group.colour, marker=group.marker, markersize=5, label=text)
+        for group, text in zip(groups, texts)
+    ]
+    if not handles:
+        return
+    longest = max(map(len, texts))
+    columns = max(1, min(len(handles), int(figure.get_figwidth() * 13 // (longest + 8))))
+    rows = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * rows)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 

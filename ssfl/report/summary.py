@@ -42,7 +42,7 @@ def _costs(run: Run) -> list[str]:
     ]
     if run.total("peer_bytes"):
         lines.append(_line("between clients", _megabytes(run.total("peer_bytes"))))
-    ratio = "" if run.bytes_ratio is None else f"; ratio {run.bytes_ratio:.2f}"
+    ratio = "" if run.bytes_ratio is None else f"; FedAvg / this run = {run.bytes_ratio:.2f}"
     lines.append(_line("all bytes", _megabytes(run.total_bytes), _fedavg(dense) + ratio))
     lines.append(_line("training", f"{run.total('train_flops') / 1e12:,.3g} TFLOPs"))
     return lines

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from ssfl.report.labels import density, method, seed
 from ssfl.report.runs import Run, load_runs
 from ssfl.report.tables import comparison_table, seeds_table
 
@@ -31,7 +32,7 @@ def write_report(folders: Sequence[Path], out_dir: Path) -> Report:
     Raises:
         RunError: a folder holds no run, or a run's files are damaged.
     """
-    runs = load_runs(folders)
+    runs = in_order(load_runs(folders))
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     tables = {
@@ -44,6 +45,13 @@ def write_report(folders: Sequence[Path], out_dir: Path) -> Report:
         paths[-1].write_text(text, encoding="utf-8")
     paths += _plots(runs, out_dir)
     return Report(paths, _sections(runs, comparison_table(runs), seeds_table(runs)))
+
+
+def in_order(runs: Sequence[Run]) -> list[Run]:
+    """By method, then from dense to sparse, then by seed: what belongs together stands together."""
+    return sorted(
+        runs, key=lambda run: (method(run), -(density(run) or 0.0), seed(run) or 0, str(run.folder))
+    )
 
 
 def _sections(runs: Sequence[Run], each: str, over_seeds: str) -> str:
