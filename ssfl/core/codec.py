@@ -104,7 +104,8 @@ class _Reader:
 
 def _read_part(reader: _Reader) -> tuple[str, Part]:
     kind, dtype, name_length, count = _PART.unpack(reader.take(PART_HEADER_BYTES))
-    if kind >= len(_KINDS) or dtype >= len(_DTYPES):
+    typeless = kind == _KINDS.index(MaskBits)  # bits have no value type: the field is 0, one encoding only
+    if kind >= len(_KINDS) or dtype >= (1 if typeless else len(_DTYPES)):
         raise CodecError(f"part kind {kind} with value type {dtype} is unknown")
     if count > MAX_COORDINATES:
         raise CodecError(f"a part of {count} coordinates; at most {MAX_COORDINATES} are read")
