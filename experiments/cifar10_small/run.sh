@@ -17,7 +17,7 @@ cell() {                                    # NAME OVERRIDES...: run it, resume 
     echo "resume $name"; "$ssfl" resume "$last" >"outputs/cifar10_small/$name.log" 2>&1
   else
     echo "start  $name"; mkdir -p outputs/cifar10_small
-    "$ssfl" run preset=cifar10_small "dataset.data_dir=$data" "wandb.exp_name=cifar10_small/$name" \
+    "$ssfl" run preset=cifar10_small "dataset.data_dir=$data" experiment.output_dir=outputs/cifar10_small "wandb.exp_name=$name" \
       tracking.console=plain "$@" >"outputs/cifar10_small/$name.log" 2>&1
   fi
 }
