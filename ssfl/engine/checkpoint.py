@@ -18,7 +18,7 @@ from ssfl.algorithms.base import Clock
 from ssfl.core.payloads import DenseValues, MaskBits, MaskedValues, Payload, SparseValues
 from ssfl.engine.driver import Progress
 from ssfl.engine.ledger import Ledger
-from ssfl.engine.records import Packer, RecordError, unpack
+from ssfl.engine.records import Packer, unpack
 from ssfl.engine.scoreboard import Scoreboard
 
 FORMAT = 1
@@ -66,9 +66,9 @@ class Checkpoints:
         body = packer.pack(progress)
         number = 1 + max((int(p.stem) for p in self.folder.glob("*.json") if p.stem.isdigit()), default=0)
         raw = save(packer.tensors)
-        digest = hashlib.blake2b(raw, digest_size=16).hexdigest()
         write_atomically(self.folder / f"{number:08d}.safetensors", raw)
-        head = {"format": FORMAT, "tensors": digest, "progress": body, "extra": extra or {}}
+        told = {"progress": body, "extra": extra or {}}
+        head = {"format": FORMAT, "digest": _digest(told, raw), **told}
         path = self.folder / f"{number:08d}.json"
         write_atomically(path, json.dumps(head).encode())
         self._prune()
@@ -102,15 +102,22 @@ def read_checkpoint(path: Path, records: Sequence[type[Any]]) -> tuple[Progress,
         raw = path.with_suffix(".safetensors").read_bytes()
         if head["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {head['format']}, this program reads {FORMAT}")
-        if hashlib.blake2b(raw, digest_size=16).hexdigest() != head["tensors"]:
-            raise CheckpointError(f"{path.with_suffix('.safetensors')}: damaged (its digest does not match)")
+        if _digest({"progress": head["progress"], "extra": head["extra"]}, raw) != head["digest"]:
+            raise CheckpointError(f"{path}: damaged, or its .safetensors is (their digest does not match)")
         progress = unpack(head["progress"], load(raw), (*COMMON_RECORDS, *records))
         extra: dict[str, Any] = head["extra"]
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError, RecordError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of this run ({error})") from error
     if not isinstance(progress, Progress):
         raise CheckpointError(f"{path}: holds no progress")
     return progress, extra
+
+
+def _digest(told: dict[str, Any], raw: bytes) -> str:
+    """Of both files: a changed digit in the JSON is found as surely as a changed bit in a tensor."""
+    return hashlib.blake2b(json.dumps(told).encode() + raw, digest_size=16).hexdigest()
 
 
 def write_atomically(path: Path, raw: bytes) -> None:
