@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO, final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from ssfl.tracking.jsonl import json_line
 from ssfl.tracking.observer import TrackingError
@@ -16,6 +17,8 @@ from ssfl.tracking.observer import TrackingError
 MODES = ("rich", "plain", "quiet", "json")
 PLAIN_SECONDS = 1.0
 """At least this long between two plain lines, so that fast rounds do not flood a log file."""
+WIDE_COLUMNS = 100
+"""A narrower terminal has no room for a bar beside the numbers; they go on alone."""
 
 
 @final
@@ -135,7 +138,9 @@ class _Status:
     def short(self, now: float) -> str:
         """The same without the round and in fewer letters: beside a bar it has to fit into 80 columns."""
         moved = f"{size(self._down)}↓ {size(self._up)}↑" + (f" {size(self._peer)}↔" if self._peer else "")
-        return "  ".join(part for part in (self._accuracy, self._left(now), moved) if part)
+        return "  ".join(
+            part for part in (self._accuracy.replace(" ± ", "±"), self._left(now), moved) if part
+        )
 
     def _left(self, now: float) -> str:
         done = self.round - self._first
@@ -149,8 +154,13 @@ class _Bar:
     """A rich progress bar over rounds; lines printed meanwhile appear above it."""
 
     def __init__(self, total_rounds: int, stream: TextIO) -> None:
-        columns = (MofNCompleteColumn(), BarColumn(bar_width=8), TextColumn("{task.description}"))
-        self._progress = Progress(*columns, console=Console(file=stream), refresh_per_second=5)
+        console = Console(file=stream)
+        count = Column(no_wrap=True, min_width=len(f"{total_rounds}/{total_rounds}"))
+        columns = [TextColumn("{task.completed:g}/{task.total:g}", table_column=count)]
+        bar = [BarColumn(bar_width=20)] if console.width >= WIDE_COLUMNS else []
+        self._progress = Progress(
+            *columns, *bar, TextColumn("{task.description}"), console=console, refresh_per_second=5
+        )
         self._task: TaskID = self._progress.add_task("", total=total_rounds)
         self._progress.start()
 

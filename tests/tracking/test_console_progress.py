@@ -114,18 +114,20 @@ def test_a_method_without_global_model_shows_the_other_accuracy() -> None:
     assert "5.00 MB between clients" in text
 
 
-def test_rich_draws_a_bar_that_fits_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("columns", [80, 120])
+def test_rich_shows_everything_in_the_width_there_is(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", str(columns))
     stream, clock = Terminal(), Clock()
-    console = ConsoleProgress("rich", total_rounds=4, stream=stream, clock=clock)
-    for event in (STARTED, _round(1), WARNING, _round(2)):
-        clock.now += 60
-        console.record(event)
+    console = ConsoleProgress("rich", total_rounds=1000, stream=stream, clock=clock)
+    for event in (STARTED, _round(1), WARNING, _round(200)):
+        clock.now += 600
+        console.record({**event, "downlink_bytes": 13_400_000_000})
     console.close()
     last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).splitlines()[-1]
-    for part in ("2/4", "global 90.0 %", "clients 80.0 ± 5.0 %", "left", "4.00 MB↓", "2.00 MB↑"):
+    for part in ("200/1000", "global 90.0 %", "clients 80.0±5.0 %", "2:40:00 left", "26.8 GB↓", "2.00 MB↑"):
         assert part in last
+    assert ("━" in last) == (columns == 120)
     assert (
         "warning: the mask keeps nothing of [conv1]" in stream.getvalue()
     )  # no markup read into the brackets
