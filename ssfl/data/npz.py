@@ -39,6 +39,7 @@ def arrays_from_npz(path: Path, name: str, class_names: tuple[str, ...] | None =
             columns[f"{part}_x"] = _examples(f"{path}: {part}_x", columns[f"{part}_x"])
             columns[f"{part}_y"] = _labels(f"{path}: {part}_y", columns[f"{part}_y"])
     _code_sites(path, columns)
+    _check_rows(path, columns)
     if "test_x" not in columns:
         columns = hold_out(columns)
     names = class_names or _names(path, columns)
@@ -90,17 +91,19 @@ def to_arrays(name: str, class_names: tuple[str, ...], columns: Mapping[str, NDA
     tensors: dict[str, Tensor | None] = {
         key: _tensor(values) for key, values in columns.items() if key.partition("_")[0] in ("train", "test")
     }
-    rows = {part: len(columns[f"{part}_x"]) for part in ("train", "test")}
-    for key, values in columns.items():
-        part = key.partition("_")[0]
-        if part in rows and len(values) != rows[part]:
-            raise DataError(
-                f"{where}: {key} has {len(values)} rows, {part}_x has {rows[part]}; they must agree"
-            )
     try:
         return Arrays(name=name, num_classes=len(class_names), class_names=class_names, **tensors)  # type: ignore[arg-type]
     except DataError as error:
         raise DataError(f"{where}: {str(error).removeprefix(f'{name}: ')}") from None
+
+
+def _check_rows(path: Path, columns: Mapping[str, NDArray]) -> None:
+    for key, values in columns.items():
+        part = key.partition("_")[0]
+        if part in ("train", "test") and len(values) != len(columns[f"{part}_x"]):
+            raise DataError(
+                f"{path}: {key} has {len(values)} rows, {part}_x has {len(columns[f'{part}_x'])}; they must agree"
+            )
 
 
 def _tensor(values: NDArray) -> Tensor:
