@@ -7,6 +7,7 @@ loaded only when there is something to compute. Exit codes: 0 done, 1 failed, 2 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import traceback
 import warnings
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.verb is None:
         parser.print_help()
         return 2
+    signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         return int(arguments.call(arguments))
     except KeyboardInterrupt:
@@ -58,6 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"ssfl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def _as_interrupt(number: int, frame: object) -> None:
+    """What a scheduler sends before it kills ends a run as cleanly as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def is_input_error(error: ValueError) -> bool:

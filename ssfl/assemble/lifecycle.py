@@ -22,11 +22,14 @@ from ssfl.engine.checkpoint import Checkpoints
 from ssfl.engine.driver import Federation, Progress, TestSet
 from ssfl.engine.executors import Executor
 from ssfl.engine.ledger import dense_payload_bytes
+from ssfl.engine.local import DivergedError
+from ssfl.engine.processes import WorkerError
 from ssfl.engine.simulator import Simulator
 from ssfl.report import load_run, summary_text, write_report
-from ssfl.tracking import Broadcast, JsonlWriter, Observer, trackers_of
+from ssfl.tracking import Broadcast, JsonlWriter, Observer, check_trackers, trackers_of
 
 INTERRUPTED = 130
+FAILED = 1
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Running:
 
 def run(config: Config, console: str | None = None) -> int:
     """A new run; its exit code. One-line errors of configuration and data are raised before anything is written."""
+    check_trackers(config)
     parts = parts_of(config)
     resolved = resolve_engine(config, parts)
     parts = replace(parts, config=resolved)
@@ -96,7 +100,7 @@ def _carry_on(parts: Parts, folder: Path, console: str | None) -> int:
             parts.config.checkpoint.every_rounds,
         )
         saved = checkpoints.latest(parts.algorithm.records)
-        extra = saved[1] if saved else {"metrics_bytes": 0, "wall_seconds": 0.0}
+        extra: dict[str, Any] = saved[1] if saved else {"metrics_bytes": 0, "wall_seconds": 0.0}
         writer = JsonlWriter(folder / place.METRICS, keep_bytes=extra["metrics_bytes"])
         observers = Broadcast((writer, *trackers_of(parts.config, folder, console)))
         started = time.monotonic() - extra["wall_seconds"]
@@ -133,7 +137,11 @@ def _run_to_end(running: Running, saved: Progress | None) -> int:
             running.observers.record({"event": "resumed", "round": saved.clock.round - 1})
         progress = loop.run(progress)
     except KeyboardInterrupt:
-        return _interrupted(running, loop.progress)
+        _stopped(running, loop.progress, "interrupted")
+        return INTERRUPTED
+    except (DivergedError, WorkerError) as error:
+        _stopped(running, loop.progress, str(error))
+        return FAILED
     theta = parts.algorithm.weights_to_evaluate(progress.state, parts.context)
     running.observers.record(finished_event(running, progress))
     _export(running, theta if theta is not None else parts.theta)
@@ -141,14 +149,15 @@ def _run_to_end(running: Running, saved: Progress | None) -> int:
     return 0
 
 
-def _interrupted(running: Running, progress: Progress | None) -> int:
+def _stopped(running: Running, progress: Progress | None, reason: str) -> None:
     """Save the last finished exchange and say how to go on."""
     if progress is not None:
         running.save_now(progress)
     done = progress.clock.round - 1 if progress is not None else 0
-    running.observers.record({"event": "run_interrupted", "round": done, "reason": "Ctrl-C"})
-    print(f"\nstopped after round {done}; continue with: ssfl resume {running.folder}", file=sys.stderr)
-    return INTERRUPTED
+    running.observers.record({"event": "run_interrupted", "round": done, "reason": reason})
+    running.observers.close()  # the progress bar leaves the terminal before the last words
+    print(f"ssfl: {reason}; stopped after round {done}", file=sys.stderr)
+    print(f"continue with: ssfl resume {running.folder}", file=sys.stderr)
 
 
 def started_event(parts: Parts) -> dict[str, Any]:
