@@ -29,7 +29,7 @@ export -f cell
       echo "ssfl-d$density-s$seed model.dense_ratio=$density experiment.seed=$seed"
     done
     echo "fedavg-s$seed algorithm=fedavg experiment.seed=$seed"
-    for mode in random_global random_layerwise random_clientwise; do
+    for mode in random_global random_clientwise; do
       echo "$mode-d0.1-s$seed algorithm.params.mode=$mode model.dense_ratio=0.1 experiment.seed=$seed"
     done
   done
