@@ -49,7 +49,8 @@ def arrays_from_npz(path: Path, name: str, class_names: tuple[str, ...] | None =
 def read_columns(path: Path) -> Columns:
     """The arrays of an .npz that this project reads; DataError when it cannot be read or one is missing."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream:  # opened here: np.load leaves a damaged file open
+            file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise DataError(f"{path}: one array, not an .npz of several; it must hold {LAYOUT}")
             found = list(file.files)
