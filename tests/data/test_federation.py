@@ -37,7 +37,7 @@ def test_batches_follow_the_order_and_keep_the_last_partial_one() -> None:
     rows = federation.train_parts[1][order]
     x, y = (torch.cat(parts) for parts in zip(*batches))
     assert torch.equal(y, federation.arrays.train_y[rows])
-    torch.testing.assert_close(x, federation.arrays.train_x[rows].float(), rtol=1e-6, atol=0)
+    assert torch.allclose(x, federation.arrays.train_x[rows].float(), rtol=1e-6, atol=0)
 
 
 def test_an_order_may_be_short_or_repeat() -> None:
@@ -58,7 +58,7 @@ def test_augmentation_is_one_draw_for_the_whole_order(batch_size: int) -> None:
     batches = list(federation.train_batches(0, order, batch_size, torch.Generator().manual_seed(5)))
     assert {len(y) for _, y in batches[:-1]} <= {batch_size}
     expected = preprocess.augment(federation.arrays.train_x[order], Augmentation(*draws)).float()
-    torch.testing.assert_close(torch.cat([x for x, _ in batches]), expected, rtol=1e-6, atol=0)
+    assert torch.allclose(torch.cat([x for x, _ in batches]), expected, rtol=1e-6, atol=0)
     plain = torch.cat([x for x, _ in federation.train_batches(0, order, batch_size, None)])
     assert not torch.equal(plain, expected)
 
@@ -85,7 +85,7 @@ def test_test_batches_are_the_split_and_the_whole() -> None:
     federation = _federation(Preprocess((0.0,), (1 / 255,), 2, True))
     arrays = federation.arrays
     whole = torch.cat([x for x, _ in federation.test_batches(None, 6)])
-    torch.testing.assert_close(whole, arrays.test_x.float(), rtol=1e-6, atol=0)
+    assert torch.allclose(whole, arrays.test_x.float(), rtol=1e-6, atol=0)
     rows = torch.cat([x for x, _ in federation.test_rows(5, 17, 5)])
     assert torch.equal(rows, whole[5:17])
     assert sorted(torch.cat(federation.test_parts).tolist()) == list(range(20))
