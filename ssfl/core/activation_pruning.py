@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import conv1d, conv2d, conv3d, linear
 
 UNSET = -1.0
 """A threshold that is not fixed yet; as a cut it keeps everything."""
@@ -26,13 +27,15 @@ THRESHOLD = "threshold"
 def activation_cut(x: Tensor, weight: Tensor) -> Tensor:
     """The magnitude, a scalar, from which on entries of x are kept: as many as the weight's share of non-zeros.
 
-    The ceil(share * n)-th largest |x|, share at least `LEAST_KEPT`; ties are kept. UNSET for a dense weight.
+    The ceil(share * n)-th largest of n, share at least `LEAST_KEPT`; ties are kept. UNSET for a dense weight.
     """
     zeros = weight.numel() - int(weight.count_nonzero())
     if not zeros:
         return x.new_full((), UNSET)
-    share = max(1.0 - zeros / weight.numel(), LEAST_KEPT)
-    keep = math.ceil(share * x.numel())
+    share = -(
+        -(weight.numel() - zeros) * x.numel() // weight.numel()
+    )  # in integers: no rounding of the share
+    keep = max(share, math.ceil(LEAST_KEPT * x.numel()))
     return x.abs().flatten().kthvalue(x.numel() - keep + 1).values
 
 
@@ -65,14 +68,35 @@ def kept_activations(x: Tensor, cut: Tensor) -> Tensor:
     return torch.where(x.abs() >= cut, x, 0.0)
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution walks: one entry per dimension, groups for all."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The ordinary convolution, in the precision that autocast asks for."""
+        convolution: Any = (conv1d, conv2d, conv3d)[len(self.stride) - 1]
+        return convolution(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    @property
+    def aten(self) -> tuple[Any, ...]:
+        """Arguments of aten::convolution_backward from the stride on."""
+        nothing = [0] * len(self.stride)
+        return list(self.stride), list(self.padding), list(self.dilation), False, nothing, self.groups
+
+
 class _SparseGradientConvolution(torch.autograd.Function):
     """A convolution of x whose weight gradient sees `kept` in its place."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, kept: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any) -> Tensor:
-        return torch.convolution(x, weight, bias, *geometry)
+    def forward(x: Tensor, kept: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        return geometry.convolve(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -87,7 +111,7 @@ class _SparseGradientConvolution(torch.autograd.Function):
         # The input gradient does not depend on the input's values, so one call gives all three.
         wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.bias_shape is not None]
         alike = (upstream, kept.to(upstream.dtype), weight.to(upstream.dtype))
-        back = torch.ops.aten.convolution_backward(*alike, ctx.bias_shape, *ctx.geometry, wanted)
+        back = torch.ops.aten.convolution_backward(*alike, ctx.bias_shape, *ctx.geometry.aten, wanted)
         to_x, to_weight, to_bias = (None if g is None else g.to(weight.dtype) for g in back)
         return to_x, None, to_weight, to_bias, None
 
@@ -127,21 +151,12 @@ class SparseGradientConvolution(nn.Module):
     def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
-        dimensions = len(layer.kernel_size)
-        padding = _padding(layer)
-        self.geometry = (
-            list(layer.stride),
-            padding,
-            list(layer.dilation),
-            False,
-            [0] * dimensions,
-            layer.groups,
-        )
-        self.threshold = torch.tensor(UNSET)
+        self.geometry = Geometry(layer.stride, _padding(layer), layer.dilation, layer.groups)
+        self.threshold = layer.weight.detach().new_full((), UNSET)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return torch.convolution(x, self.weight, self.bias, *self.geometry)
+            return self.geometry.convolve(x, self.weight, self.bias)
         with torch.no_grad():
             self.threshold.copy_(_Cut.apply(x, self.weight, self.threshold))  # type: ignore[no-untyped-call]
             kept = kept_activations(x, self.threshold)
@@ -165,18 +180,18 @@ class SparseGradientLinear(nn.Module):
         return _SparseGradientLinear.apply(x, kept, self.weight, self.bias)  # type: ignore[no-untyped-call]
 
 
-def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:
+def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[int, ...]:
     """Zeros added at either side of each dimension; ValueError for what a plain convolution cannot express."""
     if layer.padding_mode != "zeros":
         raise ValueError(f"padding_mode={layer.padding_mode!r}")
     if isinstance(layer.padding, tuple):
-        return list(layer.padding)
+        return layer.padding
     if layer.padding == "valid":
-        return [0] * len(layer.kernel_size)
+        return (0,) * len(layer.kernel_size)
     spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     if any(span % 2 for span in spans):
         raise ValueError("padding='same' with an even kernel")
-    return [span // 2 for span in spans]
+    return tuple(span // 2 for span in spans)
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:

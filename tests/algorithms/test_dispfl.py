@@ -1,0 +1,358 @@
+"""DisPFL: the authors' numbers through algorithm and engine, a round by hand, and what must always hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ssfl.algorithms.base import ClientContext, Clock, Instruction, ServerContext
+from ssfl.algorithms.dense import WEIGHTS
+from ssfl.algorithms.dispfl import DisPFL, DisPFLState, GossipTraining, MaskSearch
+from ssfl.core.codec import encode
+from ssfl.core.erk import erk_densities, trained_shapes
+from ssfl.core.evolve import drop_counts, drop_smallest, grow_largest, trained_spans
+from ssfl.core.layout import Layout
+from ssfl.core.optim import ExponentialDecay, FitSpec
+from ssfl.core.payloads import SERVER, Payload, SparseValues, pack_sparse
+from ssfl.core.rng import stream
+from ssfl.engine.batched import BatchedExecutor
+from ssfl.engine.checkpoint import Checkpoints
+from ssfl.engine.local import Job
+from tests.algorithms.oracle_net import NAMES, InOrder, OracleNet, arrays, flat
+from tests.engine.support import FloatData, Rig, float_data, make_rig, make_runner, tiny_net
+
+WEIGHT_TOLERANCE = 1e-5
+FIT = FitSpec(2, 8, ExponentialDecay(0.1, 0.99), momentum=0.9, weight_decay=5e-4, clip_norm=1.0)
+VARIANTS: dict[str, Any] = {
+    "gradient": lambda: DisPFL(FIT, 0.4, neighbour_count=2),
+    "random": lambda: DisPFL(FIT, 0.4, MaskSearch(grow="random"), "ring", different_initial=False),
+    "fair": lambda: DisPFL(FIT, 0.4, topology="full", per_round=2),
+    "fixed": lambda: DisPFL(FIT, 0.4, MaskSearch(grow="none"), neighbour_count=1),
+}
+every_variant = pytest.mark.parametrize("name", VARIANTS)
+every_net = pytest.mark.parametrize("net", ["group", "batch"])
+
+
+# ── the authors' numbers ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def oracle_data() -> FloatData:
+    x, y = arrays("dispfl")["data/x"], arrays("dispfl")["data/y"]
+    clients = tuple((x[c].flatten(0, 1), y[c].flatten()) for c in range(3))
+    return FloatData(clients, clients, 10)
+
+
+def oracle_rig(topology: str = "full") -> Rig:
+    fit = FitSpec(2, 8, ExponentialDecay(0.1, 1.0), weight_decay=5e-4, clip_norm=10.0)
+    algorithm = DisPFL(fit, 0.5, topology=topology)
+    return make_rig(algorithm, oracle_data(), OracleNet(), dtype=torch.float32, order=InOrder())
+
+
+def received(rig: Rig, inbox: tuple[Payload, ...], state: dict[str, Tensor], client: int) -> Tensor:
+    context = ClientContext(client, Clock(1, 500), 7, rig.context.layout, 24)
+    return rig.algorithm.tasks["train"].receive(inbox, state, context)["theta"]
+
+
+def published(client: int) -> SparseValues:
+    weights = flat("dispfl", f"agg/weights/{client}")
+    mask = flat("dispfl", f"agg/shared_mask/{client}").bool()
+    assert not weights[~mask].any()
+    return pack_sparse(weights, mask)
+
+
+@pytest.mark.parametrize(
+    ("client", "heard", "expected"),
+    [(c, tuple(range(3)), f"agg/out_local/{c}") for c in range(3)] + [(0, (0, 2), "agg/out_local_neigh02/0")],
+)
+def test_authors_aggregation(client: int, heard: tuple[int, ...], expected: str) -> None:
+    rig = oracle_rig()
+    part = published(client)
+    state = {
+        "values": part.values,
+        "bits": part.bits,
+        "mask": flat("dispfl", f"agg/own_mask/{client}").bool(),
+    }
+    board = DisPFLState({c: Payload({WEIGHTS: published(c)}, c) for c in heard}, heard)
+    context = ServerContext(rig.context.layout, dict.fromkeys(heard, 24), 7)
+    plan = rig.algorithm.configure_round(board, Clock(2, 500), context)
+    assert plan is not None
+    inbox = {i.client: i.inbox for i in plan.instructions}[client]
+    assert [p.sender for p in inbox] == [c for c in heard if c != client]
+    found = received(rig, inbox, state, client)
+    torch.testing.assert_close(found, flat("dispfl", expected), rtol=0, atol=WEIGHT_TOLERANCE)
+
+
+def test_authors_local_training_and_mask_search() -> None:
+    rig = oracle_rig()
+    mask = flat("dispfl", "mask0/0").bool()
+    first = Payload({WEIGHTS: pack_sparse(flat("dispfl", "w0"), mask)}, SERVER)
+    job = Job("train", Instruction(0, (first,)), {}, Clock(1, 500))
+    runner = make_runner(
+        oracle_data(), OracleNet(), rig.algorithm.tasks, dtype=torch.float32, order=InOrder()
+    )
+    outcome = runner.run(job)
+    part = outcome.reply.payload.parts[WEIGHTS]
+    assert isinstance(part, SparseValues)
+    assert part.bits.equal(mask)
+    trained = torch.zeros(mask.shape).masked_scatter(part.bits, part.values)
+    torch.testing.assert_close(trained, flat("dispfl", "local/out_round0"), rtol=0, atol=WEIGHT_TOLERANCE)
+    # The authors' gradient for the regrowth is a given vector there, not one of this network.
+    given, search, context = flat("dispfl", "regrow/gradient_round0"), MaskSearch(), runner.context(job)
+    dropped = drop_smallest(
+        mask, trained, drop_counts(mask, 0.5, spans := trained_spans(runner.layout)), spans
+    )
+    assert dropped.equal(flat("dispfl", "fire/mask_round0").bool())
+    found = search.next_mask(mask, {"theta": trained}, given, context)
+    assert found.equal(flat("dispfl", "regrow/mask_round0").bool())
+    assert outcome.state["bits"].equal(mask)
+
+
+def test_regrowth_looks_at_the_first_batch_after_training_in_eval_mode() -> None:
+    rig = make_rig(VARIANTS["gradient"](), float_data(), tiny_net("batch"), order=InOrder())
+    plan = rig.algorithm.configure_round(
+        rig.algorithm.initialize(rig.theta, rig.context), Clock(1, 4), rig.context
+    )
+    assert plan is not None
+    for reply in rig.recorder(plan):
+        state, size = rig.recorder.client_states()[reply.client], rig.context.layout.trained_size
+        trained = torch.zeros(state["bits"].shape, dtype=torch.float64)
+        trained.masked_scatter_(state["bits"], state["values"])
+        x, y = (t[:8] for t in float_data().train[reply.client])
+        module = tiny_net("batch").double().eval()
+        with torch.no_grad():
+            for name, tensor in rig.context.layout.views(trained).items():
+                module.state_dict()[name].copy_(tensor)
+        gradients = torch.autograd.grad(cross_entropy(module(x.double()), y), list(module.parameters()))
+        flat_gradient = torch.cat([g.flatten() for g in gradients])
+        spans = trained_spans(rig.context.layout)
+        counts = drop_counts(state["bits"][:size], 0.5, spans)
+        left = drop_smallest(state["bits"][:size], trained[:size], counts, spans)
+        assert state["mask"][:size].equal(grow_largest(left, flat_gradient, counts, spans))
+
+
+# ── a round by hand ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def hand_round(weights: list[Any], masks: list[Any], x: Any, label: int, client: int) -> tuple[Any, Any]:
+    """Gossip, one SGD step (lr 0.5, no clip) and the gradient search of a 2x3 linear classifier, in numpy."""
+    total, holders = sum(weights), sum(m.astype(float) for m in masks)
+    w = np.divide(total, holders, out=np.zeros_like(total), where=holders > 0) * masks[client]
+
+    def gradient_at(v: Any) -> Any:
+        scores = np.exp(v @ x - (v @ x).max())
+        return np.outer(scores / scores.sum() - np.eye(2)[label], x)
+
+    w = (w - 0.5 * gradient_at(w)) * masks[client]
+    kept = np.argwhere(masks[client])
+    count = int(np.ceil(np.float32(0.5) * np.float32(len(kept))))  # round 1 of 4: the full rate
+    next_mask = masks[client].copy()
+    for i, j in sorted(kept.tolist(), key=lambda at: abs(w[at[0], at[1]]))[:count]:
+        next_mask[i, j] = False
+    g = gradient_at(w)
+    for i, j in sorted(np.argwhere(~next_mask).tolist(), key=lambda at: -abs(g[at[0], at[1]]))[:count]:
+        next_mask[i, j] = True
+    return w, next_mask
+
+
+def test_two_clients_by_hand() -> None:
+    masks = [np.array([[1, 1, 0], [0, 1, 0]], bool), np.array([[1, 0, 0], [0, 1, 1]], bool)]
+    weights = [np.array([[0.5, -1.0, 0], [0, 2.0, 0]]), np.array([[1.5, 0, 0], [0, -1.0, 0.7]])]
+    inputs, labels = [np.array([1.0, 2.0, -1.0]), np.array([0.5, -1.0, 3.0])], [0, 1]
+    sets = tuple(
+        (torch.tensor(x)[None], torch.tensor([label])) for x, label in zip(inputs, labels, strict=True)
+    )
+    algorithm = DisPFL(FitSpec(1, 1, ExponentialDecay(0.5, 1.0)), 0.5, topology="full")
+    rig = make_rig(algorithm, FloatData(sets, sets, 2), nn.Linear(3, 2, bias=False))
+    parts = [pack_sparse(torch.tensor(w.ravel()), torch.tensor(m.ravel())) for w, m in zip(weights, masks)]
+    board = DisPFLState({c: Payload({WEIGHTS: p}, c) for c, p in enumerate(parts)})
+    plan = algorithm.configure_round(board, Clock(1, 4), rig.context)
+    assert plan is not None
+    rig.recorder(plan)
+    for client, state in rig.recorder.client_states().items():
+        w, next_mask = hand_round(weights, masks, inputs[client], labels[client], client)
+        trained = torch.zeros(6, dtype=torch.float64).masked_scatter(state["bits"], state["values"])
+        np.testing.assert_allclose(trained.view(2, 3).numpy(), w, atol=1e-12)
+        np.testing.assert_array_equal(state["mask"].view(2, 3).numpy(), next_mask)
+
+
+# ── what must always hold ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def new_rig(name: str, net: str, wire: bool = False, block: int = 0) -> Rig:
+    algorithm, data, module = VARIANTS[name](), float_data(), tiny_net(net)
+    runner = make_runner(data, module, algorithm.tasks)
+    executor = BatchedExecutor(runner, block) if block else None
+    return make_rig(algorithm, data, module, wire=wire, executor=executor)
+
+
+def finish(rig: Rig, rounds: int = 3) -> dict[int, dict[str, Tensor]]:
+    rig.loop.run(rig.loop.start(rig.theta, rounds))
+    return {c: dict(s) for c, s in rig.recorder.client_states().items()}
+
+
+def assert_equal_states(ours: dict[int, dict[str, Tensor]], theirs: dict[int, dict[str, Tensor]]) -> None:
+    assert ours.keys() == theirs.keys()
+    for client, state in theirs.items():
+        for name, tensor in state.items():
+            assert ours[client][name].equal(tensor), (client, name)
+
+
+def tensor_counts(layout: Layout, mask: Tensor) -> list[int]:
+    views = layout.views(mask[: layout.trained_size]).values()
+    return [int(view.count_nonzero()) for view in views]
+
+
+@every_variant
+@every_net
+def test_density_of_every_mask_after_every_round(name: str, net: str) -> None:
+    rig = new_rig(name, net)
+    layout = rig.context.layout
+    shapes = trained_shapes(layout)
+    shares = erk_densities(shapes, 0.4)
+    expected = [int(shares[n] * torch.Size(s).numel()) for n, s in shapes.items()]
+    progress = rig.loop.start(rig.theta, 3)
+    for _ in range(3):
+        plan = rig.algorithm.configure_round(progress.state, progress.clock, rig.context)
+        assert plan is not None
+        progress = rig.loop.step(progress, plan)
+        for state in rig.recorder.client_states().values():
+            for key in ("bits", "mask"):
+                assert tensor_counts(layout, state[key]) == expected
+                assert bool(state[key][layout.trained_size :].all())
+    for payload in progress.state.published.values():
+        assert tensor_counts(layout, payload.parts[WEIGHTS].bits) == expected
+
+
+def test_masks_move_and_differ() -> None:
+    rig = new_rig("gradient", "group")
+    first = rig.algorithm.initialize(rig.theta, rig.context).published
+    masks = [first[c].parts[WEIGHTS].bits for c in rig.context.clients]
+    assert not masks[0].equal(masks[1])
+    common = new_rig("random", "group")
+    parts = common.algorithm.initialize(common.theta, common.context).published
+    assert parts[0].parts[WEIGHTS].bits.equal(parts[3].parts[WEIGHTS].bits)
+    states = finish(rig)
+    assert not states[0]["mask"].equal(masks[0])
+    assert finish(new_rig("fixed", "group"))[0]["mask"].equal(masks[0])
+
+
+@every_variant
+def test_first_gossip_gives_everybody_the_initial_model_inside_its_mask(name: str) -> None:
+    rig = new_rig(name, "group")
+    state = rig.algorithm.initialize(rig.theta, rig.context)
+    plan = rig.algorithm.configure_round(state, Clock(1, 3), rig.context)
+    assert plan is not None
+    for instruction in plan.instructions:
+        mask = state.published[instruction.client].parts[WEIGHTS].bits
+        found = received(rig, instruction.inbox, {}, instruction.client)
+        torch.testing.assert_close(found, rig.theta * mask, rtol=0, atol=1e-15)
+
+
+def test_next_round_shares_weights_under_the_mask_they_were_trained_under() -> None:
+    rig = new_rig("gradient", "group")
+    states = finish(rig, 1)
+    state = rig.loop.progress.state if rig.loop.progress else None
+    plan = rig.algorithm.configure_round(state, Clock(2, 3), rig.context)
+    assert plan is not None
+    for instruction in plan.instructions:
+        for payload in instruction.inbox:
+            part = payload.parts[WEIGHTS]
+            assert isinstance(part, SparseValues)
+            assert part.bits.equal(states[payload.sender]["bits"])
+            assert not part.bits.equal(states[payload.sender]["mask"])
+
+
+def test_clip_sees_the_dense_gradient() -> None:
+    task = GossipTraining(MaskSearch(), FIT)
+    gradient = torch.ones(4)
+    work = {"mask": torch.tensor([True, False, False, True])}
+    assert task.transform_gradient(gradient, gradient, work).tolist() == [1.0] * 4
+    assert task.project_weights(gradient, work).tolist() == [1.0, 0.0, 0.0, 1.0]
+
+
+@every_variant
+@every_net
+def test_wire_batched_and_sequential_agree(name: str, net: str) -> None:
+    plain, wired, batched = new_rig(name, net), new_rig(name, net, wire=True), new_rig(name, net, block=3)
+    states = finish(plain)
+    assert_equal_states(finish(wired), states)
+    assert plain.loop.progress is not None
+    assert wired.loop.progress is not None
+    assert wired.loop.progress.ledger == plain.loop.progress.ledger
+    for client, state in finish(batched).items():
+        assert state["mask"].equal(states[client]["mask"])
+        torch.testing.assert_close(state["values"], states[client]["values"], rtol=0, atol=1e-10)
+
+
+@every_variant
+def test_resume_is_never_stopped(name: str, tmp_path: Path) -> None:
+    whole = finish(new_rig(name, "batch"), 4)
+    stopped = new_rig(name, "batch")
+    progress = stopped.loop.start(stopped.theta, 4)
+    for _ in range(2):
+        plan = stopped.algorithm.configure_round(progress.state, progress.clock, stopped.context)
+        assert plan is not None
+        progress = stopped.loop.step(progress, plan)
+    Checkpoints(tmp_path).save(progress)
+    resumed = new_rig(name, "batch")
+    read = Checkpoints(tmp_path).latest(resumed.algorithm.records)
+    assert read is not None
+    resumed.recorder.restore(read[0].client_states)
+    resumed.loop.run(read[0])
+    found = {c: dict(s) for c, s in resumed.recorder.client_states().items()}
+    assert_equal_states(found, whole)
+
+
+@every_variant
+def test_ledger_charges_each_edge(name: str) -> None:
+    rig = new_rig(name, "group")
+    finish(rig)
+    for (plan, replies), event in zip(rig.recorder.passed, rig.events, strict=True):
+        sent = [(p.sender, len(encode(p))) for i in plan.instructions for p in i.inbox]
+        assert event["peer_bytes"] == sum(n for sender, n in sent if sender != SERVER)
+        assert event["downlink_bytes"] == sum(n for sender, n in sent if sender == SERVER)
+        assert event["uplink_bytes"] == sum(len(encode(r.payload)) for r in replies)
+        assert event.get("global_accuracy") is None
+        assert {"received", "trained"} == set(replies[0].report.tallies)
+    firsts = {i.client for plan, _ in rig.recorder.passed for i in plan.instructions}
+    from_server = [
+        i.client
+        for plan, _ in rig.recorder.passed
+        for i in plan.instructions
+        for p in i.inbox
+        if p.sender == SERVER
+    ]
+    assert sorted(from_server) == sorted(firsts)  # once each
+
+
+def test_cohort_of_the_fair_variant() -> None:
+    rig = new_rig("fair", "group")
+    finish(rig)
+    assert [len(replies) for _, replies in rig.recorder.passed] == [2, 2, 2]
+    everybody = new_rig("gradient", "group")
+    finish(everybody)
+    assert [len(replies) for _, replies in everybody.recorder.passed] == [5, 5, 5]
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="random, ring, full"):
+        DisPFL(FIT, 0.5, topology="star")
+    with pytest.raises(ValueError, match="gradient, random, none"):
+        DisPFL(FIT, 0.5, MaskSearch(grow="best"))
+    rig = new_rig("gradient", "group")
+    with pytest.raises(ValueError, match="client 2 holds no model yet"):
+        received(rig, (), {}, 2)
+    short = pack_sparse(torch.ones(3), torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="from 4: expected a model of"):
+        received(rig, (Payload({WEIGHTS: short}, 4),), {}, 2)
+
+
+def test_names_of_the_oracle_net() -> None:
+    assert tuple(trained_shapes(Layout.of(OracleNet()))) == NAMES
+    assert stream(7, "mask", 0).initial_seed() != stream(7, "mask", 1).initial_seed()
