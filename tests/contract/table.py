@@ -15,6 +15,7 @@ from ssfl.algorithms.random_masks import ClientwiseRandomMask, SharedRandomMask
 from ssfl.algorithms.ssfl import SSFL, Discovery
 from ssfl.core.optim import CosineRestarts, ExponentialDecay, FitSpec
 from ssfl.core.saliency import CRITERIA
+from ssfl.engine.batched import BatchedExecutor
 from ssfl.engine.executors import Executor, SequentialExecutor
 from ssfl.engine.local import ClientRunner
 from tests.engine.support import Rig, float_data, make_rig, make_runner, tiny_net
@@ -55,7 +56,10 @@ ALGORITHMS: Mapping[str, Callable[[], Algorithm[Any]]] = {
 }
 SHARED_MASK = tuple(name for name in ALGORITHMS if not name.startswith(("fedavg", "random_clientwise")))
 NETS = ("group", "batch")
-EXECUTORS: Mapping[str, Callable[[ClientRunner], Executor]] = {"sequential": SequentialExecutor}
+EXECUTORS: Mapping[str, Callable[[ClientRunner], Executor]] = {
+    "sequential": SequentialExecutor,
+    "batched": lambda runner: BatchedExecutor(runner, block=2),
+}
 """A new executor is one entry here; the first is the reference."""
 REFERENCE = next(iter(EXECUTORS))
 
