@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Mapping
@@ -223,16 +224,18 @@ def export_state(parts: Parts, theta: Tensor) -> Mapping[str, Tensor]:
 
 
 def export_metadata(parts: Parts) -> dict[str, str]:
-    """What build_model needs, as the file's metadata."""
-    arrays = parts.federation.arrays
-    return {
-        "format": "pt",
+    """What build_model needs, as JSON under the key "ssfl".
+
+    One key, because safetensors writes several in an order of its own each time, and equal runs end in equal bytes.
+    """
+    about = {
+        "version": ssfl.__version__,
         "model": parts.config.model.name,
         "norm": parts.config.model.norm,
-        "num_classes": str(arrays.num_classes),
-        "input_shape": ",".join(map(str, parts.federation.input_shape)),
-        "ssfl": ssfl.__version__,
+        "num_classes": parts.federation.arrays.num_classes,
+        "input_shape": list(parts.federation.input_shape),
     }
+    return {"ssfl": json.dumps(about, sort_keys=True)}
 
 
 def _summary(running: Running) -> None:
