@@ -23,7 +23,7 @@ from tests.engine.support import Rig, float_data, make_rig, make_runner, tiny_ne
 ROUNDS = 3
 PER_ROUND = 3
 DENSITY = 0.3
-SIZES = (13, 9, 1, 21, 5)
+SIZES = (11, 9, 1, 5, 6)
 """Training examples per client: unequal, partial last batches of 8, one of them with a single example."""
 FIT = FitSpec(2, 8, ExponentialDecay(0.1, 0.99), momentum=0.9, weight_decay=5e-4, clip_norm=10.0)
 PLAIN_FIT = FitSpec(2, 8, CosineRestarts(0.1, 2), clip_norm=0.5)
