@@ -46,7 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.verb is None:
         parser.print_help()
         return 2
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # SIGINT too: a script's background job inherits it ignored
+        signal.signal(number, _as_interrupt)
     try:
         return int(arguments.call(arguments))
     except KeyboardInterrupt:
@@ -63,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _as_interrupt(number: int, frame: object) -> None:
-    """What a scheduler sends before it kills ends a run as cleanly as Ctrl-C does."""
+    """Ctrl-C, or what a scheduler sends before it kills: both end a run cleanly."""
     raise KeyboardInterrupt
 
 

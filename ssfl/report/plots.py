@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from ssfl.report.runs import Row, Run, is_evaluated
 from ssfl.report.style import Group, groups_of, legend_below, look, new_figure, say_nothing_there
@@ -44,6 +44,9 @@ def accuracy_against_bytes(runs: Sequence[Run]) -> Figure:
     if totals and max(totals) > 5 * min(totals):
         for axes in figure.axes:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel("sent so far, down and up (MB, logarithmic)")
     return figure
 
