@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -171,9 +172,10 @@ class ProcessExecutor:
         command = [sys.executable, "-m", "ssfl.engine.worker", *map(str, fds)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)
-        process = subprocess.Popen(
-            command, pass_fds=fds, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
+        with _interrupts_held():
+            process = subprocess.Popen(
+                command, pass_fds=fds, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            )
         theirs.close()
         os.close(lifeline)
         worker = Worker(number, process, Connection(ours.detach()), up, held)
@@ -194,6 +196,16 @@ class ProcessExecutor:
             )
         self._say(f"worker {number} died at {what} (exit code {code}); it is replaced")
         self._workers[number] = self._start(number)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """A child started here inherits SIGINT blocked, from its first instruction: Ctrl-C is the parent's to answer."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _DIED = object()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -23,7 +22,6 @@ def main(arguments: list[str]) -> None:
     channel, down, up, lifeline = map(int, arguments)
     keep_freed_memory()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
     serve(Connection(channel), Arena(down), Arena(up))
 
