@@ -1,0 +1,42 @@
+"""How a contestant (a child process of its own) is told to run one round at a time. Needs the standard library only.
+
+The child announces "ready" before every round; the parent's clock runs from "round" to the next "ready".
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+
+
+class Gate:
+    """The child's side, over two inherited file descriptors."""
+
+    def __init__(self, read_fd: int, write_fd: int) -> None:
+        self._commands = os.fdopen(read_fd, "r")
+        self._answers = os.fdopen(write_fd, "w", buffering=1)
+
+    def wait(self, accuracy: Callable[[], float]) -> bool:
+        """Whether to run another round; asked for, the test accuracy of the global model is told meanwhile."""
+        self._answers.write("ready\n")
+        for command in self._commands:
+            if command == "round\n":
+                return True
+            if command == "accuracy\n":
+                self._answers.write(f"{accuracy()!r}\n")
+        return False
+
+    def serve(self, round_: Callable[[], object], accuracy: Callable[[], float]) -> None:
+        """Rounds for as long as they are asked for."""
+        while self.wait(accuracy):
+            round_()
+
+
+def contestant_options(description: str) -> argparse.ArgumentParser:
+    """What every contestant is told: the workload, the gate, and how many cores it may use."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("workload")
+    parser.add_argument("--gate", nargs=2, type=int, required=True, metavar=("READ", "WRITE"))
+    parser.add_argument("--cores", type=int, default=2)
+    return parser

@@ -1,0 +1,176 @@
+"""ssfl as a contestant: FedAvg through the loop, the simulator and an executor, as in a user's run.
+
+Evaluation is switched off on clients (`evaluate=()`) and never due on the server, because it is no part of the round
+that is compared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from benchmarks.gate import Gate, contestant_options
+from benchmarks.workload import (
+    BATCH_SIZE,
+    CLASSES,
+    LR,
+    SEED,
+    Workload,
+    client_arrays,
+    hidden_width,
+    workload,
+)
+from ssfl.algorithms.base import ClientReply, ClientTask, RoundPlan, ServerContext
+from ssfl.algorithms.dense import DenseTraining
+from ssfl.algorithms.fedavg import FedAvg
+from ssfl.core.optim import ExponentialDecay, FitSpec
+from ssfl.data.arrays import Arrays
+from ssfl.data.federation import Federation as Data
+from ssfl.data.preprocess import Preprocess
+from ssfl.engine.batched import BatchedExecutor
+from ssfl.engine.calibrate import time_steps
+from ssfl.engine.driver import Federation, Progress, TestSet
+from ssfl.engine.executors import Executor, SequentialExecutor
+from ssfl.engine.local import Arithmetic, ClientRunner
+from ssfl.engine.memory import keep_freed_memory
+from ssfl.engine.processes import ProcessExecutor
+from ssfl.engine.simulator import Simulator
+from ssfl.models import build_model
+from ssfl.models.small import MLP, SmallCNN
+
+ENDLESS = 10**9
+
+
+def our_module(work: Workload) -> nn.Module:
+    """The same function as the workload's network, as ssfl writes it (its `cnn` pools before ReLU: they commute)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        if work.name == "tiny":
+            pools = (False, True)
+            return SmallCNN(work.shape, CLASSES, (8, 16), pools, 0, lambda c: nn.GroupNorm(4, c))
+        if work.name.startswith("scale"):
+            return MLP(work.shape, CLASSES, (hidden_width(work.parameters),) * 2)
+        norm = "group2" if work.name == "resnet18" else "group"
+        return build_model(work.name, CLASSES, work.shape, norm)
+
+
+def our_data(work: Workload) -> Data:
+    """The clients' arrays as a federation: same rows, no augmentation."""
+    arrays = client_arrays(work)
+    total = work.clients * work.examples
+    names = tuple(map(str, range(CLASSES)))
+    x = arrays.x.view(total, *work.shape)
+    table = Arrays(work.name, CLASSES, names, x, arrays.y.view(total), arrays.test_x, arrays.test_y)
+    parts = torch.arange(total).split(work.examples)
+    tests = torch.arange(len(arrays.test_y)).tensor_split(work.clients)
+    return Data(table, Preprocess((0.0,), (1.0,)), parts, tests)
+
+
+def memory_format(work: Workload, module: nn.Module) -> str:
+    """What `engine.memory_format=auto` would choose here."""
+    return time_steps(module, work.shape, BATCH_SIZE, block=1).memory_format
+
+
+def our_tasks(algorithm: FedAvg) -> Mapping[str, ClientTask]:
+    """FedAvg's task without its test on the client's split."""
+    return {
+        name: replace(task, evaluate=()) if isinstance(task, DenseTraining) else task
+        for name, task in algorithm.tasks.items()
+    }
+
+
+@dataclass
+class TimedExchange:
+    """A simulator that notes the last round's clients' seconds, for the share of a round outside their work."""
+
+    simulator: Simulator
+    client_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.client_states = self.simulator.client_states
+        self.restore = self.simulator.restore
+
+    def __call__(self, plan: RoundPlan) -> list[ClientReply]:
+        replies = self.simulator(plan)
+        self.client_seconds = sum(r.report.wall_seconds for r in replies)
+        return replies
+
+
+class Ours:
+    """A run, one round at a time."""
+
+    def __init__(self, work: Workload, executor: str, workers: int, precision: str, layout: str) -> None:
+        module, data = our_module(work), our_data(work)
+        layout = memory_format(work, module) if layout == "auto" and executor != "batched" else layout
+        self.memory_format = layout
+        fit = FitSpec(1, BATCH_SIZE, ExponentialDecay(LR, 1.0))
+        algorithm = FedAvg(fit, work.cohort)
+        arithmetic = Arithmetic(precision, channels_last=layout == "channels_last")
+        self.runner = ClientRunner(module, data, our_tasks(algorithm), SEED, arithmetic=arithmetic)
+        self.executor = executor_of(executor, self.runner, workers, work.cohort)
+        counts = {k: data.examples(k) for k in range(data.num_clients)}
+        context = ServerContext(self.runner.layout, counts, SEED)
+        test_set = TestSet(data.arrays.test_y, CLASSES, data.test_parts)
+        self.exchange = TimedExchange(Simulator(self.executor))
+        self.loop = Federation(
+            *(algorithm, context, self.exchange, self.executor, test_set, _ignored, _unsaved), test_every=ENDLESS
+        )
+        self.progress: Progress = self.loop.start(self.runner.layout.flatten(module), ENDLESS)
+
+    def round(self) -> float:
+        """One round; its seconds."""
+        start = time.perf_counter()
+        loop = self.loop
+        plan = loop.algorithm.configure_round(self.progress.state, self.progress.clock, loop.context)
+        assert plan is not None
+        self.progress = loop.step(self.progress, plan)
+        return time.perf_counter() - start
+
+    def accuracy(self) -> float:
+        """Of the global model."""
+        theta = self.loop.algorithm.weights_to_evaluate(self.progress.state, self.loop.context)
+        assert theta is not None
+        return float(self.executor.predict(theta)[1].double().mean())
+
+
+def executor_of(name: str, runner: ClientRunner, workers: int, block: int) -> Executor:
+    """sequential, batched (the cohort as one block) or processes."""
+    if name == "processes":
+        return ProcessExecutor(runner, workers)
+    if name == "batched":
+        return BatchedExecutor(runner, block)
+    return SequentialExecutor(runner)
+
+
+def _ignored(event: object) -> None:
+    """Events go nowhere."""
+
+
+def _unsaved(progress: Progress) -> float:
+    """No checkpoints."""
+    return 0.0
+
+
+def main() -> None:
+    """One executor as a contestant."""
+    parser = contestant_options("ssfl")
+    parser.add_argument("--executor", choices=["sequential", "batched", "processes"], default="processes")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--format", choices=["auto", "contiguous", "channels_last"], default="auto")
+    options = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    work = workload(options.workload)
+    ours = Ours(work, options.executor, options.cores, options.precision, options.format)
+    try:
+        Gate(*options.gate).serve(ours.round, ours.accuracy)
+    finally:
+        ours.executor.close()
+
+
+if __name__ == "__main__":
+    main()
