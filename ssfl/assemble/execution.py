@@ -22,6 +22,8 @@ from ssfl.engine.executors import Executor, SequentialExecutor
 from ssfl.engine.local import Arithmetic, ClientRunner
 from ssfl.engine.memory import keep_freed_memory
 from ssfl.engine.processes import ProcessExecutor
+from ssfl.engine.ranks import Link, RankedExecutor
+from ssfl.engine.torchrun import local_ranks
 
 WORKER_START_SECONDS = 4.0
 """What starting worker processes costs, mostly `import torch`."""
@@ -38,20 +40,23 @@ class Choice:
     memory_format: str
 
 
-def resolve_engine(config: Config, parts: Parts) -> Config:
-    """The configuration with every `auto` of the engine decided; a resume keeps it, and so does a repeat."""
+def resolve_engine(config: Config, parts: Parts, ranks: int = 1) -> Config:
+    """The configuration with every `auto` of the engine decided; a resume keeps it, and so does a repeat.
+
+    `ranks` processes share out each cohort (torchrun); the choice is for one of them, with its part of the host.
+    """
     keep_freed_memory()
     torch.set_num_threads(1)
-    choice = choose(config, parts)
+    choice = choose(config, parts, ranks)
     threads = 1 if config.engine.threads == "auto" else config.engine.threads
     engine = replace(config.engine, device="cpu", threads=threads, **asdict(choice))
     return replace(config, engine=engine)
 
 
-def choose(config: Config, parts: Parts) -> Choice:
+def choose(config: Config, parts: Parts, ranks: int = 1) -> Choice:
     """What was asked for, completed by a measurement where something is `auto`."""
     engine = config.engine
-    cohort = cohort_size(config)
+    cohort = -(-cohort_size(config) // ranks)
     workers = int(engine.workers) if engine.workers != "auto" else _cores(config, cohort)
     block = int(engine.block) if engine.block != "auto" else min(cohort, LARGEST_BLOCK)
     if engine.executor == "batched":
@@ -59,16 +64,18 @@ def choose(config: Config, parts: Parts) -> Choice:
     if engine.executor != "auto" and engine.memory_format != "auto":
         return Choice(engine.executor, workers, block, engine.memory_format)
     times = measured(parts, config.training.batch_size, block)
-    executor = engine.executor if engine.executor != "auto" else fastest(config, parts, times, workers)
+    executor = (
+        engine.executor if engine.executor != "auto" else fastest(config, parts, times, workers, cohort)
+    )
     # A block runs in the layout that vmap makes of it; another memory format would only be undone.
     usual = "contiguous" if executor == "batched" else times.memory_format
     asked = engine.memory_format
     return Choice(executor, workers, block, usual if asked == "auto" else asked)
 
 
-def fastest(config: Config, parts: Parts, times: StepTimes, workers: int) -> str:
-    """The executor with the shortest estimated run."""
-    training, cohort = config.training, cohort_size(config)
+def fastest(config: Config, parts: Parts, times: StepTimes, workers: int, cohort: int) -> str:
+    """The executor with the shortest estimated run of `cohort` clients a round."""
+    training = config.training
     mean_examples = sum(parts.context.example_counts.values()) / max(len(parts.context.example_counts), 1)
     steps = training.epochs * -(-mean_examples // training.batch_size) * cohort * training.comm_round
     estimates = {"sequential": steps * times.best_alone}
@@ -98,12 +105,19 @@ def measured(parts: Parts, batch_size: int, block: int) -> StepTimes:
     return times
 
 
-def executor_of(parts: Parts) -> Executor:
-    """The executor that the resolved configuration names."""
+def executor_of(parts: Parts, link: Link | None = None) -> Executor:
+    """The executor that the resolved configuration names, and its share of the cohort where there are ranks."""
+    runner = runner_of(parts)
+    inner = _local_executor(parts, runner)
+    if link is None or link.size == 1:
+        return inner
+    return RankedExecutor(inner, runner, link, parts.config.engine.executor != "processes")
+
+
+def _local_executor(parts: Parts, runner: ClientRunner) -> Executor:
     engine = parts.config.engine
     keep_freed_memory()
     torch.set_num_threads(int(engine.threads))
-    runner = runner_of(parts)
     if engine.executor == "processes":
         return ProcessExecutor(runner, int(engine.workers))
     if engine.executor == "batched":
@@ -121,7 +135,7 @@ def runner_of(parts: Parts) -> ClientRunner:
 
 def _cores(config: Config, cohort: int) -> int:
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(available, cohort, config.training.max_workers))
+    return max(1, min(available // local_ranks(), cohort, config.training.max_workers))
 
 
 def _refuse_unbatchable(parts: Parts) -> None:

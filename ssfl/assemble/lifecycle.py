@@ -17,20 +17,28 @@ import ssfl
 from ssfl.assemble import folder as place
 from ssfl.assemble.build import Parts, federation_of, parts_of
 from ssfl.assemble.execution import executor_of, resolve_engine
+from ssfl.assemble.loop import (
+    FAILED,
+    INTERRUPTED,
+    STOPPED_BY_TORCHRUN,
+    first_progress,
+    follow,
+    loop_of,
+    undisturbed,
+)
 from ssfl.config import Config, cohort_size, config_from_yaml, config_to_yaml
 from ssfl.data.partition_view import show_table
 from ssfl.engine.checkpoint import Checkpoints
-from ssfl.engine.driver import Federation, Progress, TestSet
+from ssfl.engine.driver import Progress
 from ssfl.engine.executors import Executor
 from ssfl.engine.ledger import dense_payload_bytes
 from ssfl.engine.local import DivergedError
 from ssfl.engine.processes import WorkerError
+from ssfl.engine.ranks import Link, RankError, first_decides
 from ssfl.engine.simulator import Simulator
+from ssfl.engine.torchrun import joined
 from ssfl.report import load_run, summary_text, write_report
 from ssfl.tracking import Broadcast, JsonlWriter, Observer, check_trackers, trackers_of
-
-INTERRUPTED = 130
-FAILED = 1
 
 
 @dataclass
@@ -44,6 +52,7 @@ class Running:
     executor: Executor
     checkpoints: Checkpoints
     started: float
+    link: Link
 
     def save(self, progress: Progress) -> float:
         """Offer a checkpoint; the seconds it took."""
@@ -62,17 +71,33 @@ class Running:
 def run(config: Config, console: str | None = None) -> int:
     """A new run; its exit code. One-line errors of configuration and data are raised before anything is written."""
     check_trackers(config)
-    parts = parts_of(config)
-    resolved = resolve_engine(config, parts)
-    parts = replace(parts, config=resolved)
-    files = {
-        place.CONFIG: config_to_yaml(resolved),
-        place.ENVIRONMENT: place.environment_text(),
-        place.METRICS: "",
-    }
-    root = Path(config.experiment.output_dir)
-    target = place.create_run_folder(root, config.wandb.exp_name, files)
-    return _carry_on(parts, target, console)
+    try:
+        with joined(config.engine.rank_timeout_seconds) as link:
+            parts, folder = _begin(config, link)
+            return _carry_on(parts, folder, console, link)
+    except RankError as error:  # before the first round
+        print(f"ssfl: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _begin(config: Config, link: Link) -> tuple[Parts, Path]:
+    """A new run's parts and folder: the first rank decides, loads and writes, then the others load."""
+    made: list[Parts] = []
+
+    def create() -> tuple[str, str]:
+        parts = parts_of(config)
+        resolved = resolve_engine(config, parts, link.size)
+        made.append(replace(parts, config=resolved))
+        files = {
+            place.CONFIG: config_to_yaml(resolved),
+            place.ENVIRONMENT: place.environment_text(),
+            place.METRICS: "",
+        }
+        root = Path(config.experiment.output_dir)
+        return files[place.CONFIG], str(place.create_run_folder(root, config.wandb.exp_name, files))
+
+    text, folder = first_decides(link, create)
+    return made[0] if made else parts_of(config_from_yaml(text)), Path(folder)
 
 
 def resume(folder: Path, console: str | None = None) -> int:
@@ -83,7 +108,12 @@ def resume(folder: Path, console: str | None = None) -> int:
         print(f"{folder} is finished; nothing to resume")
         return 0
     config = config_from_yaml((folder / place.CONFIG).read_text())
-    return _carry_on(parts_of(config), folder, console)
+    try:
+        with joined(config.engine.rank_timeout_seconds) as link:
+            return _carry_on(parts_of(config), folder, console, link)
+    except RankError as error:  # before the first round
+        print(f"ssfl: {error}", file=sys.stderr)
+        return FAILED
 
 
 def show_partition(config: Config, out: Path | None = None) -> int:
@@ -92,8 +122,10 @@ def show_partition(config: Config, out: Path | None = None) -> int:
     return 0
 
 
-def _carry_on(parts: Parts, folder: Path, console: str | None) -> int:
+def _carry_on(parts: Parts, folder: Path, console: str | None, link: Link) -> int:
     """Run from the folder's last checkpoint, or from the beginning, to the end."""
+    if link.rank:
+        return follow(parts, link)
     with place.owned(folder):
         checkpoints = Checkpoints(
             folder / place.CHECKPOINTS,
@@ -105,8 +137,8 @@ def _carry_on(parts: Parts, folder: Path, console: str | None) -> int:
         writer = JsonlWriter(folder / place.METRICS, keep_bytes=extra["metrics_bytes"])
         observers = Broadcast((writer, *trackers_of(parts.config, folder, console)))
         started = time.monotonic() - extra["wall_seconds"]
-        executor = executor_of(parts)
-        running = Running(parts, folder, writer, observers, executor, checkpoints, started)
+        executor = executor_of(parts, link)
+        running = Running(parts, folder, writer, observers, executor, checkpoints, started, link)
         try:
             return _run_to_end(running, saved[0] if saved else None)
         finally:
@@ -117,30 +149,19 @@ def _carry_on(parts: Parts, folder: Path, console: str | None) -> int:
 def _run_to_end(running: Running, saved: Progress | None) -> int:
     parts = running.parts
     simulator = Simulator(running.executor)
-    arrays = parts.federation.arrays
-    loop = Federation(
-        algorithm=parts.algorithm,
-        context=parts.context,
-        exchange=simulator,
-        examiner=running.executor,
-        test_set=TestSet(arrays.test_y, arrays.num_classes, parts.federation.test_parts),
-        emit=running.observers.record,
-        save=running.save,
-        test_every=parts.config.training.frequency_of_the_test,
-    )
+    loop = loop_of(parts, simulator, running.executor, running.observers.record, running.save)
     try:
         if saved is None:
             running.observers.record(started_event(parts))
-            progress = loop.start(parts.theta, parts.config.training.comm_round)
         else:
-            progress = saved
-            simulator.restore(saved.client_states)
             running.observers.record({"event": "resumed", "round": saved.clock.round - 1})
+        progress = first_progress(loop, parts, saved, running.link)
+        simulator.restore(progress.client_states)
         progress = loop.run(progress)
     except KeyboardInterrupt:
-        _stopped(running, loop.progress, "interrupted")
+        _stopped(running, loop.progress, "interrupted" if running.link.size == 1 else STOPPED_BY_TORCHRUN)
         return INTERRUPTED
-    except (DivergedError, WorkerError) as error:
+    except (DivergedError, WorkerError, RankError) as error:
         _stopped(running, loop.progress, str(error))
         return FAILED
     theta = parts.algorithm.weights_to_evaluate(progress.state, parts.context)
@@ -153,7 +174,8 @@ def _run_to_end(running: Running, saved: Progress | None) -> int:
 def _stopped(running: Running, progress: Progress | None, reason: str) -> None:
     """Save the last finished exchange and say how to go on."""
     if progress is not None:
-        running.save_now(progress)
+        with undisturbed(running.link):
+            running.save_now(progress)
     done = progress.clock.round - 1 if progress is not None else 0
     running.observers.record({"event": "run_interrupted", "round": done, "reason": reason})
     running.observers.close()  # the progress bar leaves the terminal before the last words

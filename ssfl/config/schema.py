@@ -124,6 +124,7 @@ class EngineConfig:
     compile: bool = False
     device: str = "auto"  # auto | cpu | cuda
     threads: int | str = "auto"  # intra-op threads of each process
+    rank_timeout_seconds: float = 1800.0  # torchrun: longest wait for the slowest rank
 
 
 @final

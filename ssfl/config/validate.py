@@ -83,6 +83,7 @@ RANGES: dict[str, Range] = {
     "engine.workers": _AUTO,
     "engine.block": _AUTO,
     "engine.threads": _AUTO,
+    "engine.rank_timeout_seconds": Range(0, above=True),
     "checkpoint.every_rounds": _WHOLE,
     "checkpoint.every_seconds": _WHOLE,
 }
