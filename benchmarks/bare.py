@@ -53,7 +53,7 @@ class PlainLoop:
         """Train the cohort, average by examples."""
         total, weight = torch.zeros_like(self.theta), 0
         for client in next(self._cohorts):
-            vector_to_parameters(self.theta, self.model.parameters())
+            vector_to_parameters(self.theta.clone(), self.model.parameters())
             x, y = self.arrays.x[client], self.arrays.y[client]
             train_client(self.model, x, y)
             total += len(y) * parameters_to_vector(self.model.parameters()).detach()
@@ -62,7 +62,7 @@ class PlainLoop:
 
     def accuracy(self) -> float:
         """Of the global model."""
-        vector_to_parameters(self.theta, self.model.parameters())
+        vector_to_parameters(self.theta.clone(), self.model.parameters())
         return accuracy_of(self.model, self.arrays)
 
 

@@ -103,8 +103,11 @@ class TimedExchange:
 class Ours:
     """A run, one round at a time."""
 
-    def __init__(self, work: Workload, executor: str, workers: int, precision: str, layout: str) -> None:
+    def __init__(
+        self, work: Workload, executor: str, workers: int, precision: str = "fp32", layout: str = "auto"
+    ) -> None:
         module, data = our_module(work), our_data(work)
+        keep_freed_memory()  # after the data is made, as in `ssfl run`: what making it took is given back
         layout = memory_format(work, module) if layout == "auto" and executor != "batched" else layout
         self.memory_format = layout
         fit = FitSpec(1, BATCH_SIZE, ExponentialDecay(LR, 1.0))
@@ -162,7 +165,6 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--format", choices=["auto", "contiguous", "channels_last"], default="auto")
     options = parser.parse_args()
-    keep_freed_memory()
     torch.set_num_threads(1)
     work = workload(options.workload)
     ours = Ours(work, options.executor, options.cores, options.precision, options.format)

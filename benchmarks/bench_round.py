@@ -1,0 +1,112 @@
+"""One round of the peer workload: ssfl beside plain PyTorch, other frameworks and the limit, in turns in one run."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks.contest import Contestant, Score, contest, python_contestant
+from benchmarks.figures import Figure, options, paired_ratio, publish, times
+from benchmarks.machine import has_bf16_arithmetic
+from benchmarks.overhead import overhead
+from benchmarks.peers.install import PEERS, install, peer_contestants
+from benchmarks.workload import Workload, workload
+
+OURS = "ssfl, 2 processes"
+BF16 = "ssfl, 2 processes, bf16"
+BATCHED = "ssfl, 32 clients a block"
+BARE_LOOP = "plain loop, 1 thread"
+BARE = "plain, 2 processes"
+LIMIT = "convolutions and products alone, 2 processes"
+ROUNDS = {"cnn": 10, "resnet18": 4, "tiny": 10}
+
+
+def contestants(work: Workload, peers: Sequence[str]) -> list[Contestant]:
+    """Who takes part: plain PyTorch, ours, the limit, then the peers that are installed."""
+    name = work.name
+    if name == "tiny":
+        return [
+            python_contestant(BARE_LOOP, "benchmarks.bare", name, "--cores", "1"),
+            python_contestant("ssfl, sequential", "benchmarks.ours", name, "--executor", "sequential"),
+            python_contestant(BATCHED, "benchmarks.ours", name, "--executor", "batched"),
+        ]
+    some = [
+        python_contestant(BARE_LOOP, "benchmarks.bare", name, "--cores", "1"),
+        python_contestant(BARE, "benchmarks.bare", name),
+        python_contestant("ssfl, sequential", "benchmarks.ours", name, "--executor", "sequential"),
+        python_contestant(OURS, "benchmarks.ours", name),
+        python_contestant(LIMIT, "benchmarks.limit", name),
+    ]
+    if has_bf16_arithmetic():
+        some.append(python_contestant(BF16, "benchmarks.ours", name, "--precision", "bf16"))
+    return some + peer_contestants(work, peers)
+
+
+def figures(work: Workload, scores: dict[str, Score]) -> list[Figure]:
+    """Of every contestant: seconds, CPU seconds, images a second, memory; and the ratios of ours."""
+    rows = []
+    for name, score in scores.items():
+        label = f"{work.name}: {name}"
+        rows.append(times(f"{label}: round", score.seconds))
+        rows.append(times(f"{label}: round, CPU", score.cpu_seconds))
+        rate = work.round_examples / statistics.median(score.seconds)
+        rows.append(Figure(f"{label}: images", rate, "1/s", n=len(score.seconds)))
+        rows.append(Figure(f"{label}: peak memory", score.peak_bytes / 1e9, "GB"))
+        rows.append(Figure(f"{label}: start", score.start_seconds, "s"))
+        if score.accuracy == score.accuracy:  # the limit trains nothing
+            rows.append(Figure(f"{label}: test accuracy", score.accuracy, "share"))
+    for ours in (OURS, BF16, BATCHED):
+        if ours in scores:
+            rows += [_against(work, ours, other, scores) for other in scores if other not in (ours, LIMIT)]
+    if OURS in scores and LIMIT in scores:
+        share = paired_ratio(scores[OURS].seconds, scores[LIMIT].seconds)
+        rows.append(Figure(f"{work.name}: {OURS}: share of the limit", share, "share", LIMIT, share))
+    return rows
+
+
+def _against(work: Workload, ours: str, other: str, scores: dict[str, Score]) -> Figure:
+    """Our seconds beside another's, turn by turn."""
+    row = times(f"{work.name}: {ours}: round", scores[ours].seconds)
+    ratio = paired_ratio(scores[ours].seconds, scores[other].seconds)
+    return Figure(row.name, row.value, row.unit, other, ratio, row.n, row.spread)
+
+
+def run(names: Sequence[str], rounds: int | None, peers: Sequence[str], overhead_rounds: int) -> list[Figure]:
+    """All workloads, one after the other."""
+    rows: list[Figure] = []
+    for name in names:
+        work = workload(name)
+        some = contestants(work, () if name == "tiny" else peers)
+        print(f"{name}: {', '.join(c.name for c in some)}", file=sys.stderr)
+        rows += figures(work, contest(some, rounds or ROUNDS[name]))
+        if name != "tiny":
+            rows += overhead(work, overhead_rounds if name == "cnn" else min(2, overhead_rounds))
+    return rows
+
+
+def main() -> None:
+    """See README.md in this folder."""
+    parser = options(__doc__ or "")
+    parser.add_argument("--model", choices=[*ROUNDS, "all"], default="all")
+    parser.add_argument("--rounds", type=int, help="measured rounds of each (default: 10, resnet18 4)")
+    parser.add_argument("--peers", nargs="*", choices=[*PEERS], default=None, help="default: all installed")
+    parser.add_argument("--install-peers", action="store_true", help="make the peers' environments first")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    names = list(ROUNDS) if chosen.model == "all" else [chosen.model]
+    peers = list(PEERS) if chosen.peers is None else chosen.peers
+    if chosen.quick:
+        names = ["cnn", "tiny"] if chosen.model == "all" else names
+        peers = [] if chosen.peers is None else peers
+    if chosen.install_peers:
+        for peer in peers:
+            install(peer)
+    rounds = chosen.rounds or (2 if chosen.quick else None)
+    publish(run(names, rounds, peers, 3 if chosen.quick else 15), chosen.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The share of a round that is not training: our round beside the same training steps and nothing else."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from benchmarks.figures import Figure, spread
+from benchmarks.ours import Ours
+from benchmarks.workload import LR, Workload
+from ssfl.engine.flat_module import FlatModule
+
+
+class BareSteps:
+    """A round's training steps over batches made beforehand: zero the gradient, forward, backward, w -= lr g."""
+
+    def __init__(self, ours: Ours, work: Workload) -> None:
+        runner = ours.runner
+        data = runner.federation
+        self.flat: FlatModule = runner.flat()
+        order = torch.arange(work.examples)
+        cohort = range(work.cohort)
+        self.batches = [runner.to_compute(b) for k in cohort for b in data.train_batches(k, order, 16, None)]
+
+    def round(self) -> float:
+        """Seconds of the cohort's steps."""
+        start = time.perf_counter()
+        flat = self.flat
+        flat.module.train()
+        for x, y in self.batches:
+            flat.gradient.zero_()
+            torch.autograd.backward(cross_entropy(flat.module(x), y))
+            with torch.no_grad():
+                flat.trained.add_(flat.gradient, alpha=-LR)
+        return time.perf_counter() - start
+
+
+def overhead(work: Workload, rounds: int) -> list[Figure]:
+    """Sequential rounds and bare steps in turns; the rest of the round, and what lies outside the clients' work."""
+    ours = Ours(work, "sequential", workers=1)
+    steps = BareSteps(ours, work)
+    rest, outside = [], []
+    theta = ours.progress.state.theta
+    for turn in range(rounds + 1):
+        round_seconds = ours.round()
+        steps.flat.load(theta)
+        step_seconds = steps.round()
+        if turn:
+            rest.append(1 - step_seconds / round_seconds)
+            outside.append(1 - ours.exchange.client_seconds / round_seconds)
+    name = f"{work.name}: framework's share of a round"
+    return [
+        Figure(name, statistics.median(rest), "share", "the same steps alone", None, rounds, spread(rest)),
+        Figure(
+            *(f"{work.name}: share of a round outside clients' work", statistics.median(outside), "share"),
+            *("the clients' own seconds", None, rounds, spread(outside)),
+        ),
+    ]

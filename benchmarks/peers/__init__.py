@@ -1,0 +1,1 @@
+"""Other frameworks, each in an environment of its own; `install.py` makes them, `NAME.py` drives one."""
