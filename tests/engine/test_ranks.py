@@ -1,0 +1,285 @@
+"""Ranks that share out a cohort: who computes what, the same bits everywhere, and failures that all hear of."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ssfl.algorithms.base import Algorithm, Clock, Instruction, Probe
+from ssfl.algorithms.dispfl import DisPFL
+from ssfl.algorithms.fedavg import FedAvg
+from ssfl.algorithms.ssfl import SSFL, Discovery
+from ssfl.assemble.loop import first_progress
+from ssfl.core.optim import ExponentialDecay, FitSpec
+from ssfl.core.payloads import DenseValues, Payload
+from ssfl.core.saliency import CRITERIA
+from ssfl.engine.checkpoint import COMMON_RECORDS
+from ssfl.engine.driver import Progress
+from ssfl.engine.executors import SequentialExecutor
+from ssfl.engine.ledger import Ledger
+from ssfl.engine.local import DivergedError, Job
+from ssfl.engine.ranks import (
+    Alone,
+    Link,
+    RankedExecutor,
+    RankError,
+    first_decides,
+    from_bytes,
+    shares,
+    to_bytes,
+)
+from tests.engine.support import Rig, float_data, make_rig, make_runner, tiny_net
+
+T = TypeVar("T")
+FIT = FitSpec(epochs=2, batch_size=8, schedule=ExponentialDecay(0.1, 0.99), momentum=0.9, clip_norm=10.0)
+PROBE = Probe(CRITERIA["ssfl"].score, 1, 8)
+METHODS: dict[str, Callable[[], Algorithm[Any]]] = {
+    "fedavg": lambda: FedAvg(FIT, 2),
+    "ssfl": lambda: SSFL(FIT, 3, Discovery(PROBE, 0.5)),
+    "dispfl": lambda: DisPFL(FIT, 0.5, neighbour_count=2),
+}
+
+
+@dataclass
+class Board:
+    """Where ranks that are threads meet."""
+
+    size: int
+    messages: dict[int, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.barrier = threading.Barrier(self.size, timeout=20)
+
+
+@dataclass
+class ThreadLink:
+    """A link between threads of this process."""
+
+    rank: int
+    board: Board
+    sent: list[int] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return self.board.size
+
+    def gather(self, message: bytes) -> list[bytes]:
+        self.sent.append(len(message))
+        self.board.messages[self.rank] = message
+        self.board.barrier.wait()
+        told = [self.board.messages[r] for r in range(self.size)]
+        self.board.barrier.wait()
+        return told
+
+
+def on_ranks(size: int, work: Callable[[Link], T]) -> list[T | Exception]:
+    """What every rank's thread gives, or the error that ended it."""
+    board = Board(size)
+    out: dict[int, T | Exception] = {}
+
+    def run(rank: int) -> None:
+        try:
+            out[rank] = work(ThreadLink(rank, board))
+        except Exception as error:
+            out[rank] = error
+
+    threads = [threading.Thread(target=run, args=(r,)) for r in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return [out[r] for r in range(size)]
+
+
+def ranked_rig(link: Link, method: str, norm: str = "group") -> Rig:
+    """The same run on every rank, over objects of its own."""
+    algorithm, data, module = METHODS[method](), float_data(), tiny_net(norm)
+    runner = make_runner(data, module, algorithm.tasks)
+    executor = RankedExecutor(SequentialExecutor(runner), runner, link)
+    return make_rig(algorithm, data, module, executor=executor)
+
+
+def finished(rig: Rig, rounds: int = 3) -> Progress:
+    return rig.loop.run(rig.loop.start(rig.theta, rounds))
+
+
+def bits(progress: Progress) -> bytes:
+    """Everything a checkpoint would hold, as bytes, but no times."""
+    return to_bytes((progress.state, progress.clock, progress.scoreboard, dict(progress.client_states)))
+
+
+def numbers(rig: Rig) -> list[dict[str, Any]]:
+    """The events without the clock's."""
+    return [{k: v for k, v in e.items() if not k.endswith("_seconds")} for e in rig.events]
+
+
+# ── who computes what ────────────────────────────────────────────────────────────────────────────────────────────
+@given(st.lists(st.integers(0, 500), max_size=40), st.integers(1, 6))
+def test_shares_are_a_balanced_partition(examples: list[int], size: int) -> None:
+    parts = shares(examples, size)
+    assert len(parts) == size
+    assert sorted(i for part in parts for i in part) == list(range(len(examples)))
+    assert all(part == sorted(part) for part in parts)
+    loads = [sum(max(examples[i], 1) for i in part) for part in parts]
+    # Whoever has most got its last job when it had least: nobody is more than one job ahead.
+    assert max(loads) - min(loads) <= max([1, *examples])
+
+
+def test_shares_by_hand() -> None:
+    assert shares([5, 9, 4, 4, 3], 2) == [[1, 3], [0, 2, 4]]
+    assert shares([7], 3) == [[0], [], []]
+    assert shares([], 2) == [[], []]
+
+
+# ── equal bits ───────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("size", [2, 3])
+def test_every_rank_ends_with_the_bits_of_one_process(method: str, size: int) -> None:
+    alone = ranked_rig(Alone(), method)
+    wanted = bits(finished(alone))
+
+    def work(link: Link) -> tuple[bytes, list[dict[str, Any]]]:
+        rig = ranked_rig(link, method)
+        return bits(finished(rig)), numbers(rig)
+
+    for told in on_ranks(size, work):
+        assert not isinstance(told, Exception), told
+        assert told[0] == wanted
+        assert told[1] == numbers(alone)
+
+
+def test_running_statistics_cross_too() -> None:
+    wanted = bits(finished(ranked_rig(Alone(), "fedavg", "batch")))
+    assert on_ranks(2, lambda link: bits(finished(ranked_rig(link, "fedavg", "batch")))) == [wanted, wanted]
+
+
+def test_more_ranks_than_clients_and_test_batches() -> None:
+    """Five clients, one evaluation batch: some ranks only listen."""
+    wanted = bits(finished(ranked_rig(Alone(), "fedavg"), rounds=1))
+    assert on_ranks(5, lambda link: bits(finished(ranked_rig(link, "fedavg"), rounds=1))) == [wanted] * 5
+
+
+def test_what_the_plan_already_said_is_not_sent_again() -> None:
+    """The round that adopts the mask: every client remembers the broadcast tensor, no mask crosses."""
+
+    def work(link: Link) -> list[int]:
+        assert isinstance(link, ThreadLink)
+        rig = ranked_rig(link, "ssfl")
+        progress = rig.loop.start(rig.theta, 1)
+        for phase in ("score", "adopt"):
+            link.sent.clear()
+            plan = rig.algorithm.configure_round(progress.state, progress.clock, rig.context)
+            assert plan is not None
+            assert plan.phase == phase
+            progress = rig.loop.step(progress, plan)
+        memory = [s["mask"].data_ptr() for s in progress.client_states.values()]
+        assert len(set(memory)) == 1
+        return link.sent
+
+    small = 3000  # JSON of a few replies; the tensors of tiny_net's mask alone are 396 bytes a client
+    for sent in on_ranks(2, work):
+        assert not isinstance(sent, Exception), sent
+        assert sent[0] < small
+
+
+def test_go_on_from_the_first_ranks_checkpoint() -> None:
+    """Ranks that start anew take up rank 0's progress, whatever their own initial model."""
+    straight = ranked_rig(Alone(), "dispfl")
+    wanted = bits(finished(straight, 3))
+    half = ranked_rig(Alone(), "dispfl")
+    saved = half.loop.start(half.theta, 3)
+    plan = half.algorithm.configure_round(saved.state, saved.clock, half.context)
+    assert plan is not None
+    saved = half.loop.step(saved, plan)
+
+    def work(link: Link) -> bytes:
+        rig = ranked_rig(link, "dispfl")
+        parts: Any = rig  # first_progress reads nothing of it on a resume but the method's records
+        progress = first_progress(rig.loop, parts, None if link.rank else saved, link)
+        rig.recorder.restore(progress.client_states)
+        return bits(rig.loop.run(progress))
+
+    assert on_ranks(2, work) == [wanted, wanted]
+
+
+# ── failures ─────────────────────────────────────────────────────────────────────────────────────────────────────
+def jobs_of(rig: Rig, clients: range, theta: Tensor) -> list[Job]:
+    payload = Payload({"w": DenseValues(theta)})
+    return [Job("train", Instruction(c, (payload,)), {}, Clock(1, 3)) for c in clients]
+
+
+def test_a_client_that_diverges_ends_all_ranks_alike() -> None:
+    def work(link: Link) -> None:
+        rig = ranked_rig(link, "fedavg")
+        rig.loop.run(rig.loop.start(torch.full_like(rig.theta, 1e200), 2))
+
+    errors = on_ranks(2, work)
+    assert all(isinstance(e, DivergedError) and "round 1" in str(e) for e in errors), errors
+
+
+def test_another_ranks_failure_is_named() -> None:
+    def work(link: Link) -> None:
+        rig = ranked_rig(link, "fedavg")
+        jobs = jobs_of(rig, range(2), rig.theta)
+        if link.rank == 1:
+            rig.executor.inner = Broken()  # type: ignore[attr-defined]
+        list(rig.executor.run(jobs))
+
+    first, second = on_ranks(2, work)
+    assert isinstance(second, OSError)
+    assert isinstance(first, RankError)
+    assert str(first) == "rank 1 stopped: OSError: no space left"
+
+
+class Broken:
+    """An executor whose machine fails."""
+
+    def run(self, jobs: Any) -> Any:
+        raise OSError("no space left")
+
+
+@pytest.mark.parametrize("difference", ["clients", "model"])
+def test_ranks_of_different_runs_refuse_each_other(difference: str) -> None:
+    def work(link: Link) -> None:
+        rig = ranked_rig(link, "fedavg")
+        other = link.rank == 1
+        clients = range(1, 3) if other and difference == "clients" else range(2)
+        list(
+            rig.executor.run(
+                jobs_of(rig, clients, rig.theta + (1e-9 if other and difference == "model" else 0))
+            )
+        )
+
+    errors = on_ranks(2, work)
+    assert all(isinstance(e, RankError) and "does not compute the same run" in str(e) for e in errors), errors
+
+
+def test_the_first_rank_decides() -> None:
+    assert on_ranks(3, lambda link: first_decides(link, lambda: ("a", link.rank))) == [("a", 0)] * 3
+    assert first_decides(Alone(), lambda: 3) == 3
+
+
+def test_the_first_ranks_refusal_reaches_all() -> None:
+    def refuse() -> int:
+        raise ValueError("model.dense_ratio=7: at most 1")
+
+    first, second = on_ranks(2, lambda link: first_decides(link, refuse))
+    assert isinstance(first, ValueError)
+    assert isinstance(second, RankError)
+    assert str(second) == "rank 0 stopped: model.dense_ratio=7: at most 1"
+
+
+def test_bytes_hold_tensors_that_share_memory() -> None:
+    x = torch.arange(6.0)
+    value = Progress((x, x[:3], x.view(2, 3), x, torch.empty(0)), Clock(1, 2), None, Ledger(1, 2, 3, 4, 0.5))
+    back = from_bytes(to_bytes(value), COMMON_RECORDS)
+    assert [t.tolist() for t in back.state] == [t.tolist() for t in value.state]
+    assert back.state[0] is back.state[3]

@@ -1,0 +1,130 @@
+"""Two processes that torchrun starts on real data: one dies, the run resumes, the bits are those of one process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ssfl import assemble
+from ssfl.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+ROUNDS = 20
+WORDS = (
+    "preset=digits",
+    f"training.comm_round={ROUNDS}",
+    "training.epochs=1",
+    "training.client_num_per_round=3",  # uneven shares
+    "training.frequency_of_the_test=5",
+    "engine.executor=sequential",
+    "engine.memory_format=contiguous",
+    "tracking.console=quiet",
+    "checkpoint.every_rounds=1",
+)
+
+
+def only_run(root: Path) -> Path:
+    (folder,) = (p for p in (root / "digits").iterdir() if not p.name.startswith("."))
+    return folder
+
+
+def rounds_done(root: Path) -> int:
+    files = list(root.glob("digits/*/metrics.jsonl"))
+    return files[0].read_text().count('"event": "round"') if files else 0
+
+
+def rank_processes(torchrun: int) -> dict[int, int]:
+    """Rank -> process id, of torchrun's children."""
+    out: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            pid, parent = int(stat.parent.name), int(stat.read_text().rpartition(")")[2].split()[1])
+            if parent == torchrun:
+                variables = (stat.parent / "environ").read_bytes().split(b"\0")
+                out |= {int(v[5:]): pid for v in variables if v.startswith(b"RANK=")}
+    return out
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def start(root: Path, *words: str) -> subprocess.Popen[str]:
+    command = [*TORCHRUN, *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(root)}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def words(root: Path) -> list[str]:
+    return [*WORDS, f"experiment.output_dir={root}"]
+
+
+def same_model(one: Path, two: Path) -> bool:
+    a, b = (load_file(only_run(root) / "model.safetensors") for root in (one, two))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_rank_dies_and_the_run_resumes_in_one_process(tmp_path: Path) -> None:
+    """The rest computed by another number of ranks: still the bits of a run that was never shared out."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    run = start(tmp_path, "main.py", *words(two))
+    try:
+        deadline = time.monotonic() + 60
+        while rounds_done(two) < 2:
+            assert run.poll() is None, run.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(rank_processes(run.pid)[1], signal.SIGKILL)
+        _, said = run.communicate(timeout=30)  # the other rank does not wait for the dead one
+    finally:
+        run.kill()
+        run.wait()
+    assert run.returncode != 0
+    folder = only_run(two)
+    ours = [line for line in said.splitlines() if line.startswith("ssfl: ")]
+    assert any("rank 1 died" in line or "another rank ended" in line for line in ours), said
+    assert f"continue with: ssfl resume {folder}" in said
+    assert 2 <= rounds_done(two) < ROUNDS
+
+    assert assemble.resume(folder) == 0
+    assert assemble.run(load_config(words(one))) == 0
+    assert same_model(one, two)
+    assert rounds_done(two) == ROUNDS
+
+
+@pytest.mark.slow
+def test_ranks_begin_and_resume(tmp_path: Path) -> None:
+    """Ctrl-C to torchrun, then both ranks again to the end; one of them speaks."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    run = start(tmp_path, "main.py", *words(two))
+    try:
+        while rounds_done(two) < 2 and run.poll() is None:
+            time.sleep(0.02)
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=30)
+    finally:
+        run.kill()
+        run.wait()
+    assert "another rank ended" in said, said
+    again = start(tmp_path, "-m", "ssfl", "resume", str(only_run(two)))
+    told, said = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert told.count("run folder") == 1
+    assert assemble.run(load_config(words(one))) == 0
+    assert same_model(one, two)
