@@ -169,7 +169,8 @@ def _run_folders(folder: Path, cell: SweepCell) -> list[Path]:
 
 
 def _is_finished(run: Path) -> bool:
-    return (run / "model.safetensors").exists()  # written last, and atomically
+    # Written last, and atomically; the second by methods without a global model.
+    return any((run / name).exists() for name in ("model.safetensors", "client_models.safetensors"))
 
 
 def _finished(folder: Path, cell: SweepCell) -> bool:

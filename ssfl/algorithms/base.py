@@ -115,6 +115,10 @@ class ClientTask:
         """After each step; may overwrite `theta [..., T]` and return it."""
         return theta
 
+    def kept_model(self, state: ClientState) -> Tensor | None:
+        """The model [P] that a client keeps in its memory, as the network sees it; None where it keeps none."""
+        return None
+
     def reply(
         self, work: Work, probed: Tensor | None, state: ClientState, context: ClientContext
     ) -> tuple[Payload, ClientState]:

@@ -40,7 +40,7 @@ from ssfl.core.evolve import (
 from ssfl.core.gossip import overlap_mean
 from ssfl.core.layout import Layout
 from ssfl.core.optim import FitSpec
-from ssfl.core.payloads import SERVER, Payload, SparseValues, pack_sparse
+from ssfl.core.payloads import SERVER, Payload, SparseValues, dense_values, pack_sparse
 from ssfl.core.rng import stream
 from ssfl.core.saliency import gradient as loss_gradient
 from ssfl.core.topology import TOPOLOGIES, neighbours
@@ -103,6 +103,10 @@ class GossipTraining(ClientTask):
     def project_weights(self, theta: Tensor, work: Work) -> Tensor:
         """w * m after each step; the gradient, and the norm that clipping sees, are dense."""
         return theta.mul_(work["mask"])
+
+    def kept_model(self, state: ClientState) -> Tensor | None:
+        """The model as trained last."""
+        return dense_values(SparseValues(state["values"], state["bits"])) if "values" in state else None
 
     def reply(
         self, work: Work, probed: Tensor | None, state: ClientState, context: ClientContext

@@ -43,6 +43,10 @@ class KeepTraining(ClientTask):
             raise ValueError(f"client {context.client} holds no model yet: send it the initial model first")
         return {"theta": dense_values(inbox[0].parts[WEIGHTS])}
 
+    def kept_model(self, state: ClientState) -> Tensor | None:
+        """The model as trained last."""
+        return state.get(MODEL)
+
     def reply(
         self, work: Work, probed: Tensor | None, state: ClientState, context: ClientContext
     ) -> tuple[Payload, ClientState]:

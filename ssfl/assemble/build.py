@@ -11,14 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from ssfl.algorithms.base import Algorithm, Probe, ServerContext
+from ssfl.algorithms.dispfl import DisPFL, MaskSearch
 from ssfl.algorithms.fedavg import FedAvg
+from ssfl.algorithms.local_training import LocalTraining
 from ssfl.algorithms.random_masks import ClientwiseRandomMask, SharedRandomMask
+from ssfl.algorithms.sparsyfed import GeometricDecay, SparsyFed
 from ssfl.algorithms.ssfl import SSFL, Discovery
 from ssfl.config import Config, cohort_size, fine_tune_epochs
 from ssfl.config.validate import refuse
 from ssfl.core.layout import Layout
 from ssfl.core.masks import kept_count
 from ssfl.core.optim import CosineRestarts, ExponentialDecay, FitSpec, Schedule
+from ssfl.core.power import PowerLayers
 from ssfl.core.saliency import CRITERIA
 from ssfl.data.federation import Federation, build_federation
 from ssfl.data.partition import PartitionSpec
@@ -71,6 +75,8 @@ def schedule_of(config: Config) -> Schedule:
     optimizer = config.optimizer
     if optimizer.scheduler == "cosine_annealing":
         return CosineRestarts(optimizer.lr, optimizer.scheduler_cycle_len)
+    if optimizer.scheduler == "geometric":
+        return GeometricDecay(optimizer.lr, optimizer.final_lr, config.training.comm_round)
     return ExponentialDecay(optimizer.lr, optimizer.lr_decay)
 
 
@@ -146,10 +152,42 @@ def fine_tune_schedule(config: Config) -> Schedule:
     return ExponentialDecay(config.optimizer.lr, 1.0)
 
 
+def _dispfl(config: Config, layout: Layout) -> Algorithm[Any]:
+    params, model = config.algorithm.params, config.model
+    return DisPFL(
+        fit_of(config),
+        model.dense_ratio,
+        search=MaskSearch(model.anneal_factor, params.regrow),
+        topology=params.topology,
+        neighbour_count=params.neighbours if params.neighbours > 0 else cohort_size(config),
+        different_initial=params.different_initial,
+        erk_power_scale=model.erk_power_scale,
+        per_round=cohort_size(config) if params.fair_budget else None,
+    )
+
+
+def _sparsyfed(config: Config, layout: Layout) -> Algorithm[Any]:
+    params = config.algorithm.params
+    return SparsyFed(
+        fit_of(config),
+        cohort_size(config),
+        config.model.dense_ratio,
+        layers=PowerLayers(params.beta),
+        prune_activations=params.prune_activations,
+    )
+
+
+def _local(config: Config, layout: Layout) -> Algorithm[Any]:
+    return LocalTraining(fit_of(config), cohort_size(config) if config.algorithm.params.fair_budget else None)
+
+
 ALGORITHMS: Mapping[str, Callable[[Config, Layout], Algorithm[Any]]] = {
     "ssfl": _ssfl,
     "fedavg": _fedavg,
     "fedavg_ft": _fedavg_ft,
+    "dispfl": _dispfl,
+    "sparsyfed": _sparsyfed,
+    "local": _local,
 }
 
 

@@ -20,6 +20,7 @@ CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 MODEL = "model.safetensors"
+CLIENT_MODELS = "client_models.safetensors"
 CHECKPOINTS = "checkpoints"
 REPORT = "report"
 _LOCK = ".lock"
@@ -71,6 +72,11 @@ def check_run_folder(folder: Path) -> None:
     """FolderError unless `folder` was made by a run."""
     if not (folder / CONFIG).is_file():
         raise FolderError(f"{folder}: no run here (it has no {CONFIG}); give a folder that a run printed")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run ended: its model, or its clients' models, are written last."""
+    return (folder / MODEL).exists() or (folder / CLIENT_MODELS).exists()
 
 
 def environment() -> dict[str, Any]:

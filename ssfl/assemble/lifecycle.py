@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from safetensors.torch import save_file
-from torch import Tensor
 
 import ssfl
 from ssfl.assemble import folder as place
 from ssfl.assemble.build import Parts, federation_of, parts_of
 from ssfl.assemble.execution import executor_of, resolve_engine
+from ssfl.assemble.export import export
 from ssfl.assemble.loop import (
     FAILED,
     INTERRUPTED,
@@ -104,7 +100,7 @@ def resume(folder: Path, console: str | None = None) -> int:
     """Continue a run that was stopped, at its last checkpoint; harmless when it had finished."""
     folder = Path(folder)
     place.check_run_folder(folder)
-    if (folder / place.MODEL).exists():
+    if place.is_finished(folder):
         print(f"{folder} is finished; nothing to resume")
         return 0
     config = config_from_yaml((folder / place.CONFIG).read_text())
@@ -164,9 +160,8 @@ def _run_to_end(running: Running, saved: Progress | None) -> int:
     except (DivergedError, WorkerError, RankError) as error:
         _stopped(running, loop.progress, str(error))
         return FAILED
-    theta = parts.algorithm.weights_to_evaluate(progress.state, parts.context)
     running.observers.record(finished_event(running, progress))
-    _export(running, theta if theta is not None else parts.theta)
+    export(parts, progress, running.folder)
     _summary(running)
     return 0
 
@@ -227,37 +222,6 @@ def finished_event(running: Running, progress: Progress) -> dict[str, Any]:
         "total_train_flops": ledger.train_flops,
         "wall_seconds": time.monotonic() - running.started,
     }
-
-
-def _export(running: Running, theta: Tensor) -> None:
-    """model.safetensors: the network's state_dict, whole or not there."""
-    parts = running.parts
-    tensors = {name: t.clone() for name, t in export_state(parts, theta).items()}
-    temporary = running.folder / f".{place.MODEL}.new"
-    save_file(tensors, temporary, metadata=export_metadata(parts))
-    temporary.replace(running.folder / place.MODEL)
-
-
-def export_state(parts: Parts, theta: Tensor) -> Mapping[str, Tensor]:
-    """The module's state_dict under weights theta [P]."""
-    named = parts.layout.views(theta[: parts.layout.trained_size])
-    named |= parts.layout.statistics(theta[parts.layout.trained_size :])
-    return {**parts.module.state_dict(), **named}
-
-
-def export_metadata(parts: Parts) -> dict[str, str]:
-    """What build_model needs, as JSON under the key "ssfl".
-
-    One key, because safetensors writes several in an order of its own each time, and equal runs end in equal bytes.
-    """
-    about = {
-        "version": ssfl.__version__,
-        "model": parts.config.model.name,
-        "norm": parts.config.model.norm,
-        "num_classes": parts.federation.arrays.num_classes,
-        "input_shape": list(parts.federation.input_shape),
-    }
-    return {"ssfl": json.dumps(about, sort_keys=True)}
 
 
 def _summary(running: Running) -> None:

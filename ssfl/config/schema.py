@@ -10,20 +10,41 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import final
 
+SSFL_IGNORES = (
+    "training.fine_tune_epochs",
+    "model.anneal_factor",
+    "model.erk_power_scale",
+    "algorithm.params.topology",
+    "algorithm.params.neighbours",
+    "algorithm.params.regrow",
+    "algorithm.params.different_initial",
+    "algorithm.params.fair_budget",
+    "algorithm.params.beta",
+    "algorithm.params.prune_activations",
+)
+"""What conf/algorithm/ssfl.yaml says, so that `Config()` is the default run."""
+
 
 @final
 @dataclass(frozen=True)
 class AlgorithmParams:
-    """What the mask is made of, and when. The dense methods read none of it."""
+    """What is special to a method; `AlgorithmConfig.ignores` says which of it a method does not read."""
 
     mode: str = "static"  # static | random_global | random_layerwise | random_clientwise
-    method: str = "ssfl"  # the score: ssfl (cross-entropy, eval mode) | ssfl_aux (raw-logit nll, train mode)
+    method: str = "ssfl"  # the score: ssfl (cross-entropy, eval) | ssfl_aux (raw nll, train) | grasp, ...
     initial_mask_freq: int = 0  # the round before which the mask is made when warmup_rounds is 0
     warmup_rounds: int = 0  # dense rounds before the mask is made
     weighting: str = "examples"  # examples: p_k = n_k / sum n_i | uniform: 1 / K
     saliency_fraction: float = 1.0  # share of all clients that score
     ties: str = "exact"  # exact: exactly the asked number, ties by index | keep: all tied entries stay
     min_layer_density: float = 0.0  # floor of every layer's density; 0: none
+    topology: str = "random"  # dispfl: who hears whom: random | ring | full
+    neighbours: int = -1  # dispfl, topology=random: how many a client hears; -1: the cohort size
+    regrow: str = "gradient"  # dispfl: gradient | random | none
+    different_initial: bool = True  # dispfl: every client its own first mask
+    fair_budget: bool = False  # dispfl, local: train a sampled cohort a round instead of every client
+    beta: float = 1.25  # sparsyfed: exponent of the re-parameterisation
+    prune_activations: bool = True  # sparsyfed: in the weight gradient
 
 
 @final
@@ -34,8 +55,8 @@ class AlgorithmConfig:
     name: str = "ssfl"
     params: AlgorithmParams = field(default_factory=AlgorithmParams)
     ignores: list[str] = field(
-        default_factory=lambda: ["training.fine_tune_epochs"]
-    )  # keys (or KEY.*) without effect on this method
+        default_factory=lambda: list(SSFL_IGNORES)
+    )  # keys (or KEY.*) of no effect here
 
 
 @final
@@ -47,9 +68,9 @@ class ModelConfig:
     norm: str = "group"  # group | groupN (N groups) | batch
     dense_ratio: float = 0.5  # density: share of the prunable weights that is kept
     itersnip_iteration: int = 1  # minibatches averaged into a client's score
-    anneal_factor: float = 0.5  # leftover
+    anneal_factor: float = 0.5  # dispfl: first drop rate of the cosine
     cs: str = "v0"  # leftover
-    erk_power_scale: float = 1.0  # leftover
+    erk_power_scale: float = 1.0  # dispfl: exponent of the ERK densities
 
 
 @final
@@ -77,7 +98,8 @@ class OptimizerConfig:
     lr_decay: float = 0.998  # scheduler=default: lr * lr_decay ** round, rounds counted from 1
     momentum: float = 0.0
     wd: float = 5e-4
-    scheduler: str = "default"  # default | cosine_annealing
+    scheduler: str = "default"  # default | cosine_annealing | geometric
+    final_lr: float = 0.01  # scheduler=geometric: the last round's
     scheduler_cycle_len: int = 10  # local epochs; scheduler=cosine_annealing
     clip_norm: float = 10.0  # global norm of the masked gradient; 0: no clipping
 
@@ -173,9 +195,7 @@ class Config:
 
 
 LEFTOVERS: tuple[str, ...] = (
-    "model.anneal_factor",
     "model.cs",
-    "model.erk_power_scale",
     "dataset.public_portion",
     "dataset.data_loader_max_workers",
     "experiment.ci",

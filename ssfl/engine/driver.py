@@ -155,11 +155,15 @@ class Federation:
         return fields | global_fields(*self.examiner.predict(theta), self.test_set)
 
     def _mask_fields(self, before: Any, after: Any) -> dict[str, Any]:
-        """The density, and each layer's when the mask is new."""
+        """The density of the mask, or of the global model, and each layer's when the mask is new."""
         mask = self.algorithm.global_mask(after, self.context)
         layout = self.context.layout
         if mask is None:
-            return {"density": 1.0}
+            theta = self.algorithm.weights_to_evaluate(after, self.context)
+            if theta is None:
+                return {"density": None}
+            kept = int(layout.take_prunable(theta).count_nonzero())
+            return {"density": kept / max(layout.prunable_size, 1)}
         fields: dict[str, Any] = {}
         old = self.algorithm.global_mask(before, self.context)
         if old is not mask and (old is None or not bool(old.equal(mask))):

@@ -1,0 +1,168 @@
+"""Exact compaction: filters and columns that a mask kills for good are left out of the arithmetic.
+
+A convolution whose mask keeps no weight of some filters (output channels) or columns (input channels) is computed with
+the others alone, and its output scattered into zeros. The zeros stay, because they enter GroupNorm's statistics and a
+norm's shift makes them non-zero for the next layer; so the results are those of the whole layer, but for the order of
+sums. Weights stay in the flat vector: the small filter is gathered from it at every call, its gradient scattered back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ssfl.algorithms.base import ClientTask, Work
+from ssfl.core.layout import Layout
+
+LEAST_SAVING = 0.1
+"""A layer that would lose a smaller share of its products is left alone: gathering costs too."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """What is left of a layer: numbers (int64, ascending) of the filters and columns that hold a kept weight."""
+
+    filters: Tensor
+    columns: Tensor
+
+
+Plan = Mapping[str, Live]
+"""Name of a weight -> what is left of it; layers that are whole, or nearly, are not named."""
+
+
+def live_channels(layout: Layout, kept: Tensor, least_saving: float = LEAST_SAVING) -> Plan:
+    """The plan for a vector `kept` [T] or [P] whose zeros (False) mark weights that are zero and stay so."""
+    plan: dict[str, Live] = {}
+    for name, weight in layout.views(kept.detach()).items():
+        if weight.dim() not in (2, 4):
+            continue
+        used = weight.ne(0) if weight.dim() == 2 else weight.ne(0).flatten(2).any(2)
+        live = Live(used.any(1).nonzero().squeeze(1), used.any(0).nonzero().squeeze(1))
+        if len(live.filters) * len(live.columns) <= (1 - least_saving) * used.numel():
+            plan[name] = live
+    return plan
+
+
+def training_plan(task: ClientTask, theta: Tensor, work: Work, layout: Layout) -> Plan:
+    """What may be left out while `task` trains theta [P]: empty unless leaving it out changes nothing.
+
+    It changes nothing when the mask's zeros are zeros of theta, the network sees theta itself, and the gradient is
+    masked before clipping. The last is asked of the task's own hook, with a gradient of ones.
+    """
+    kind = type(task)
+    plain = kind.objective is ClientTask.objective and kind.effective_weights is ClientTask.effective_weights
+    masked = kind.transform_gradient is not ClientTask.transform_gradient
+    if "mask" not in work or not (plain and masked):
+        return {}
+    kept = work["mask"].to(torch.bool)
+    trained = theta[: layout.trained_size]
+    told = task.transform_gradient(torch.ones_like(trained), trained.clone(), dict(work))
+    if bool(trained[~kept].count_nonzero()) or bool(told[~kept].count_nonzero()):
+        return {}
+    return live_channels(layout, kept)
+
+
+@contextlib.contextmanager
+def compacted(module: nn.Module, plan: Plan) -> Iterator[None]:
+    """Within: the module's plain convolutions and linear layers compute only what `plan` names as left."""
+    changed: list[nn.Module] = []
+    try:
+        for name, layer in module.named_modules():
+            live = plan.get(f"{name}.weight" if name else "weight")
+            forward = _FORWARDS.get(type(layer))
+            if live is not None and forward is not None and _ordinary(layer):
+                # On the instance: the class, and other copies of the network, stay as they are.
+                layer.forward = partial(forward, layer, live)
+                changed.append(layer)
+        yield
+    finally:
+        for layer in changed:
+            del layer.forward
+
+
+def _ordinary(layer: nn.Module) -> bool:
+    """Whether a layer multiplies every column with every filter and pads with zeros."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups == 1 and layer.padding_mode == "zeros"
+    return True
+
+
+def _convolution(layer: Any, live: Live, x: Tensor) -> Tensor:
+    size = [len(x), layer.out_channels, *_output_size(layer, x)]
+    out = _zeros_like_images(x, size)
+    if len(live.filters):
+        weight = _sub_filter(layer.weight, live)
+        small = layer._conv_forward(_take(x, 1, live.columns), weight, None)
+        out = out.to(small.dtype).index_copy(1, live.filters, small)
+    return out if layer.bias is None else out + layer.bias.to(out.dtype)[:, None, None]
+
+
+def _linear(layer: Any, live: Live, x: Tensor) -> Tensor:
+    out = x.new_zeros(*x.shape[:-1], layer.out_features)
+    if len(live.filters):
+        small = linear(_take(x, -1, live.columns), _sub_filter(layer.weight, live))
+        out = out.to(small.dtype).index_copy(-1, live.filters, small)
+    return out if layer.bias is None else out + layer.bias.to(out.dtype)
+
+
+_FORWARDS: Mapping[type, Callable[..., Tensor]] = {nn.Conv2d: _convolution, nn.Linear: _linear}
+"""Exact types only: a subclass (a layer that a task replaced) computes something of its own."""
+
+
+class _Take(torch.autograd.Function):
+    """index_select for distinct indices: the gradient is copied into zeros instead of added up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, index: Tensor) -> Tensor:
+        ctx.dim, ctx.shape, ctx.index = dim, x.shape, index
+        return x.index_select(dim, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        return gradient.new_zeros(ctx.shape).index_copy_(ctx.dim, ctx.index, gradient), None, None
+
+
+def _take(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    """The slices of x at ascending distinct numbers; images keep their memory format."""
+    if len(index) == x.shape[dim]:
+        return x
+    if dim == 1 and _channels_last(x):
+        taken: Tensor = _Take.apply(x.permute(0, 2, 3, 1), 3, index)
+        return taken.permute(0, 3, 1, 2)
+    out: Tensor = _Take.apply(x, dim, index)
+    return out
+
+
+def _sub_filter(weight: Tensor, live: Live) -> Tensor:
+    return _take(_take(weight, 0, live.filters), 1, live.columns)
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _zeros_like_images(x: Tensor, size: list[int]) -> Tensor:
+    form = torch.channels_last if _channels_last(x) else torch.contiguous_format
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=form).zero_()
+
+
+def _output_size(layer: nn.Conv2d, x: Tensor) -> list[int]:
+    """Height and width of the output, by the convolution's formula ("same" keeps them)."""
+    if isinstance(layer.padding, str):
+        around = [0, 0] if layer.padding == "valid" else [d * (k - 1) for d, k in _pairs(layer)]
+    else:
+        around = [2 * p for p in layer.padding]
+    sizes = zip(x.shape[2:], around, _pairs(layer), layer.stride, strict=True)
+    return [(n + pad - d * (k - 1) - 1) // s + 1 for n, pad, (d, k), s in sizes]
+
+
+def _pairs(layer: nn.Conv2d) -> list[tuple[int, int]]:
+    return list(zip(layer.dilation, layer.kernel_size, strict=True))
