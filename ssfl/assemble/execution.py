@@ -57,7 +57,7 @@ def choose(config: Config, parts: Parts, ranks: int = 1) -> Choice:
     """What was asked for, completed by a measurement where something is `auto`."""
     engine = config.engine
     cohort = -(-cohort_size(config) // ranks)
-    workers = int(engine.workers) if engine.workers != "auto" else _cores(config, cohort)
+    workers = int(engine.workers) if engine.workers != "auto" else _cores(config)
     block = int(engine.block) if engine.block != "auto" else min(cohort, LARGEST_BLOCK)
     if engine.executor == "batched":
         _refuse_unbatchable(parts)
@@ -74,16 +74,24 @@ def choose(config: Config, parts: Parts, ranks: int = 1) -> Choice:
 
 
 def fastest(config: Config, parts: Parts, times: StepTimes, workers: int, cohort: int) -> str:
-    """The executor with the shortest estimated run of `cohort` clients a round."""
+    """The executor with the shortest estimated run of `cohort` clients a round.
+
+    A forward pass, which is all that an evaluation needs, counts a third of a step.
+    """
     training = config.training
     mean_examples = sum(parts.context.example_counts.values()) / max(len(parts.context.example_counts), 1)
-    steps = training.epochs * -(-mean_examples // training.batch_size) * cohort * training.comm_round
-    estimates = {"sequential": steps * times.best_alone}
+    rounds = training.comm_round
+    steps = training.epochs * -(-mean_examples // training.batch_size) * cohort * rounds
+    tests = 1 + -(-rounds // training.frequency_of_the_test)
+    alone = tests * len(parts.federation.arrays.test_y) / training.batch_size / 3
+    alone += sum(parts.federation.num_clients for t in parts.algorithm.tasks.values() if t.probe and not t.fit)
+    estimates = {"sequential": (steps + alone) * times.best_alone}
     if times.batched is not None:
-        estimates["batched"] = steps * times.batched
+        estimates["batched"] = steps * times.batched + alone * times.best_alone
     if workers > 1:
         waves = -(-cohort // workers) / cohort
-        estimates["processes"] = WORKER_START_SECONDS + steps * times.best_alone * waves
+        shared = steps * waves + alone / workers
+        estimates["processes"] = WORKER_START_SECONDS + shared * times.best_alone
     return min(estimates, key=lambda name: estimates[name])
 
 
@@ -133,9 +141,9 @@ def runner_of(parts: Parts) -> ClientRunner:
     return ClientRunner(parts.module, parts.federation, parts.algorithm.tasks, seed, arithmetic=arithmetic)
 
 
-def _cores(config: Config, cohort: int) -> int:
+def _cores(config: Config) -> int:
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(available // local_ranks(), cohort, config.training.max_workers))
+    return max(1, min(available // local_ranks(), config.training.max_workers))
 
 
 def _refuse_unbatchable(parts: Parts) -> None:
