@@ -33,7 +33,7 @@ def train_client(model: nn.Module, x: Tensor, y: Tensor) -> None:
     """One local epoch over the client's examples [n, ...], in place."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    for rows in torch.randperm(len(y)).split(BATCH_SIZE):
+    for rows in torch.split(torch.randperm(len(y)), BATCH_SIZE):
         optimizer.zero_grad()
         loss = cross_entropy(model(x[rows]), y[rows])
         loss.backward()  # type: ignore[no-untyped-call]
@@ -72,8 +72,8 @@ class Processes:
     def __init__(self, work: Workload, workers: int) -> None:
         self.work, self.arrays = work, client_arrays(work)
         self.model = seeded(work)
-        self.theta = parameters_to_vector(self.model.parameters()).detach().clone().share_memory_()
-        self.sums = torch.zeros(workers, len(self.theta)).share_memory_()
+        self.theta = _shared(parameters_to_vector(self.model.parameters()).detach())
+        self.sums = _shared(torch.zeros(workers, len(self.theta)))
         self._cohorts = cohorts(work)
         fork = multiprocessing.get_context("fork")
         self._pipes: list[Connection[Any, Any]] = []
@@ -95,6 +95,10 @@ class Processes:
         """Of the global model."""
         vector_to_parameters(self.theta.clone(), self.model.parameters())
         return accuracy_of(self.model, self.arrays)
+
+
+def _shared(tensor: Tensor) -> Tensor:
+    return tensor.clone().share_memory_()  # type: ignore[no-untyped-call]
 
 
 def _worker(

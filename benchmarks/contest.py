@@ -63,7 +63,9 @@ class Seat:
         start = time.perf_counter()
         self.process = subprocess.Popen(
             *(command,),
-            **{"stdin": subprocess.DEVNULL, "stdout": self._said, "stderr": subprocess.STDOUT},
+            stdin=subprocess.DEVNULL,
+            stdout=self._said,
+            stderr=subprocess.STDOUT,
             pass_fds=inherited,
             env=environment,
             cwd=ROOT,

@@ -82,7 +82,15 @@ def table(figures: Sequence[Figure]) -> str:
     for f in figures:
         ratio = "" if f.ratio is None else f"{f.ratio:.3g}"
         cells.append(
-            (f.name, f"{f.value:.4g}", f.unit, ratio, f.against or "", str(f.n), f"{f.spread:.2g}" if f.n > 1 else "")
+            (
+                f.name,
+                f"{f.value:.4g}",
+                f.unit,
+                ratio,
+                f.against or "",
+                str(f.n),
+                f"{f.spread:.2g}" if f.n > 1 else "",
+            )
         )
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in cells)

@@ -27,7 +27,7 @@ TRIALS = 5
 def round_calls(work: Workload) -> list[list[Call]]:
     """The calls of each of a client's steps."""
     module = our_module(work)
-    sizes = [len(rows) for rows in torch.arange(work.examples).split(BATCH_SIZE)]
+    sizes = [len(rows) for rows in torch.split(torch.arange(work.examples), BATCH_SIZE)]
     calls = {size: step_calls(module, torch.randn(size, *work.shape)) for size in set(sizes)}
     return [calls[size] for size in sizes]
 

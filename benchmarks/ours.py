@@ -65,7 +65,7 @@ def our_data(work: Workload) -> Data:
     names = tuple(map(str, range(CLASSES)))
     x = arrays.x.view(total, *work.shape)
     table = Arrays(work.name, CLASSES, names, x, arrays.y.view(total), arrays.test_x, arrays.test_y)
-    parts = torch.arange(total).split(work.examples)
+    parts = torch.split(torch.arange(total), work.examples)
     tests = torch.arange(len(arrays.test_y)).tensor_split(work.clients)
     return Data(table, Preprocess((0.0,), (1.0,)), parts, tests)
 
@@ -120,7 +120,8 @@ class Ours:
         test_set = TestSet(data.arrays.test_y, CLASSES, data.test_parts)
         self.exchange = TimedExchange(Simulator(self.executor))
         self.loop = Federation(
-            *(algorithm, context, self.exchange, self.executor, test_set, _ignored, _unsaved), test_every=ENDLESS
+            *(algorithm, context, self.exchange, self.executor, test_set, _ignored, _unsaved),
+            test_every=ENDLESS,
         )
         self.progress: Progress = self.loop.start(self.runner.layout.flatten(module), ENDLESS)
 

@@ -52,10 +52,9 @@ def overhead(work: Workload, rounds: int) -> list[Figure]:
             rest.append(1 - step_seconds / round_seconds)
             outside.append(1 - ours.exchange.client_seconds / round_seconds)
     name = f"{work.name}: framework's share of a round"
+    middle, edge = statistics.median(rest), statistics.median(outside)
+    other = f"{work.name}: share of a round outside clients' work"
     return [
-        Figure(name, statistics.median(rest), "share", "the same steps alone", None, rounds, spread(rest)),
-        Figure(
-            *(f"{work.name}: share of a round outside clients' work", statistics.median(outside), "share"),
-            *("the clients' own seconds", None, rounds, spread(outside)),
-        ),
+        Figure(name, middle, "share", "the same steps alone", None, rounds, spread(rest)),
+        Figure(other, edge, "share", "the clients' own seconds", None, rounds, spread(outside)),
     ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -97,7 +98,8 @@ def accuracy_of(module: nn.Module, arrays: ClientArrays) -> float:
     module.eval()
     with torch.no_grad():
         hits = [
-            (module(x).argmax(1) == y).sum() for x, y in zip(arrays.test_x.split(100), arrays.test_y.split(100))
+            (module(x).argmax(1) == y).sum()
+            for x, y in zip(torch.split(arrays.test_x, 100), torch.split(arrays.test_y, 100))
         ]
     return int(torch.stack(hits).sum()) / len(arrays.test_y)
 
@@ -160,7 +162,7 @@ FEATURES = 64
 def perceptron(hidden: int) -> nn.Module:
     """64 → hidden → hidden → 10, for sizes at will."""
     widths = (FEATURES, hidden, hidden, CLASSES)
-    pairs = list(zip(widths, widths[1:]))
+    pairs = list(pairwise(widths))
     layers = [layer for a, b in pairs for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 

