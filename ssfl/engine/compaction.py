@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import conv2d, linear
 
 from ssfl.algorithms.base import ClientTask, Work
 from ssfl.core.layout import Layout
@@ -64,7 +64,8 @@ def training_plan(task: ClientTask, theta: Tensor, work: Work, layout: Layout) -
     kept = work["mask"].to(torch.bool)
     trained = theta[: layout.trained_size]
     told = task.transform_gradient(torch.ones_like(trained), trained.clone(), dict(work))
-    if bool(trained[~kept].count_nonzero()) or bool(told[~kept].count_nonzero()):
+    dropped = ~kept
+    if any(bool(v.ne(0).logical_and_(dropped).any()) for v in (trained, told)):
         return {}
     return live_channels(layout, kept)
 
@@ -95,20 +96,19 @@ def _ordinary(layer: nn.Module) -> bool:
 
 
 def _convolution(layer: Any, live: Live, x: Tensor) -> Tensor:
-    size = [len(x), layer.out_channels, *_output_size(layer, x)]
-    out = _zeros_like_images(x, size)
     if len(live.filters):
-        weight = _sub_filter(layer.weight, live)
-        small = layer._conv_forward(_take(x, 1, live.columns), weight, None)
-        out = out.to(small.dtype).index_copy(1, live.filters, small)
+        weight, taken = _sub_filter(layer.weight, live), _take(x, 1, live.columns)
+        small = conv2d(taken, weight, None, layer.stride, layer.padding, layer.dilation)
+    else:
+        nothing = layer.weight[:0].sum()  # zero, and keeps the loss differentiable where all layers are empty
+        small = x.new_zeros(len(x), 0, *_output_size(layer, x)) + nothing
+    out = _spread(small, 1, live.filters, layer.out_channels)
     return out if layer.bias is None else out + layer.bias.to(out.dtype)[:, None, None]
 
 
 def _linear(layer: Any, live: Live, x: Tensor) -> Tensor:
-    out = x.new_zeros(*x.shape[:-1], layer.out_features)
-    if len(live.filters):
-        small = linear(_take(x, -1, live.columns), _sub_filter(layer.weight, live))
-        out = out.to(small.dtype).index_copy(-1, live.filters, small)
+    small = linear(_take(x, -1, live.columns), _sub_filter(layer.weight, live))
+    out = _spread(small, -1, live.filters, layer.out_features)
     return out if layer.bias is None else out + layer.bias.to(out.dtype)
 
 
@@ -134,11 +134,21 @@ def _take(x: Tensor, dim: int, index: Tensor) -> Tensor:
     """The slices of x at ascending distinct numbers; images keep their memory format."""
     if len(index) == x.shape[dim]:
         return x
+    take: Any = _Take.apply
     if dim == 1 and _channels_last(x):
-        taken: Tensor = _Take.apply(x.permute(0, 2, 3, 1), 3, index)
-        return taken.permute(0, 3, 1, 2)
-    out: Tensor = _Take.apply(x, dim, index)
-    return out
+        return take(x.permute(0, 2, 3, 1), 3, index).permute(0, 3, 1, 2)
+    return take(x, dim, index)
+
+
+def _spread(small: Tensor, dim: int, index: Tensor, count: int) -> Tensor:
+    """The inverse of `_take`: `count` slices, zeros but for those at `index`."""
+    if len(index) == count:
+        return small
+    size = list(small.shape)
+    size[dim] = count
+    form = torch.channels_last if _channels_last(small) else torch.contiguous_format
+    whole = torch.empty(size, dtype=small.dtype, device=small.device, memory_format=form)
+    return whole.zero_().index_copy(dim, index, small)
 
 
 def _sub_filter(weight: Tensor, live: Live) -> Tensor:
@@ -147,11 +157,6 @@ def _sub_filter(weight: Tensor, live: Live) -> Tensor:
 
 def _channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _zeros_like_images(x: Tensor, size: list[int]) -> Tensor:
-    form = torch.channels_last if _channels_last(x) else torch.contiguous_format
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=form).zero_()
 
 
 def _output_size(layer: nn.Conv2d, x: Tensor) -> list[int]:

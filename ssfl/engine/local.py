@@ -33,6 +33,7 @@ from ssfl.core.metrics import Tally
 from ssfl.core.net import Batch, FlatNet
 from ssfl.core.optim import FitSpec, sgd_step_
 from ssfl.core.rng import stream
+from ssfl.engine.compaction import compacted, live_channels, training_plan
 from ssfl.engine.flat_module import FlatModule
 from ssfl.engine.order import BatchOrder, SeededOrder
 from ssfl.engine.source import DataSource
@@ -90,6 +91,8 @@ class ClientRunner:
     seed: int
     order: BatchOrder | None = None
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
+    compaction: bool = False
+    """Leave out what zero weights multiply (`compaction.py`): the same results, but for the order of sums."""
 
     def __post_init__(self) -> None:
         self.module.to(self.arithmetic.dtype)
@@ -144,8 +147,10 @@ class ClientRunner:
         generator = torch.default_generator
         before = generator.get_state()
         generator.manual_seed(stream(self.seed, "layers", context.client, context.clock.round).initial_seed())
+        plan = training_plan(task, work["theta"], work, self.layout) if self.compaction else {}
         try:
-            return self._fit(task, spec, work, context)
+            with compacted(self.flat(task).module, plan):
+                return self._fit(task, spec, work, context)
         finally:
             generator.set_state(before)
 
@@ -263,7 +268,8 @@ class ClientRunner:
         flat.load(theta)
         flat.module.eval()
         losses, hits, labels = [], [], []
-        with torch.inference_mode():
+        plan = live_channels(self.layout, theta) if self.compaction else {}
+        with torch.inference_mode(), compacted(flat.module, plan):
             for x, y in map(self.to_compute, batches):
                 with self.arithmetic.autocast():
                     logits = flat.module(x)
