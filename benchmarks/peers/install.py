@@ -24,7 +24,7 @@ from benchmarks.workload import Workload
 class Peer:
     """What to install and which Python it takes."""
 
-    requirement: str
+    requirements: tuple[str, ...]
     variants: Mapping[str, tuple[str, ...]]
     """Ways to run it, and the options that choose them."""
     pythons: tuple[str, ...] = ()
@@ -33,14 +33,14 @@ class Peer:
 
 
 _THREADS = {"2 threads": ("--cores", "2")}
-_BLAZEFL = {"2 processes": ("--cores", "2"), "1 process, 2 threads": ("--cores", "2", "--serial")}
+_BLAZEFL = {"pool of 2 threads": ("--mode", "threads"), "serial, 2 threads": ("--mode", "serial")}
 PEERS: Mapping[str, Peer] = MappingProxyType(
     {
-        "blazefl": Peer("blazefl", _BLAZEFL, ("3.14t", "3.14", "3.13", "3.12")),
-        "fedlab": Peer("fedlab", _THREADS),
-        "pfl": Peer("pfl", _THREADS),
-        "fluke": Peer("fluke-fl", _THREADS),
-        "flower": Peer("flwr[simulation]", {"2 actors": ("--cores", "2")}, patience_seconds=600.0),
+        "blazefl": Peer(("blazefl", "tqdm", "numpy"), _BLAZEFL, ("3.14t", "3.14", "3.13", "3.12")),
+        "fedlab": Peer(("fedlab",), _THREADS),
+        "pfl": Peer(("pfl",), _THREADS),
+        "fluke": Peer(("fluke-fl",), _THREADS),
+        "flower": Peer(("flwr[simulation]",), {"2 actors": ("--cores", "2")}, patience_seconds=600.0),
     }
 )
 
@@ -68,7 +68,16 @@ def install(name: str) -> bool:
     pin = f"torch=={torch.__version__.partition('+')[0]}"
     for python in peer.pythons or (sys.executable,):
         make = ["uv", "venv", "--quiet", "--no-python-downloads", "--python", python, str(folder)]
-        fill = ["uv", "pip", "install", "--quiet", "--python", str(interpreter(name)), peer.requirement, pin]
+        fill = [
+            "uv",
+            "pip",
+            "install",
+            "--quiet",
+            "--python",
+            str(interpreter(name)),
+            *peer.requirements,
+            pin,
+        ]
         reason = _failure(make, environment) or _failure(fill, environment)
         if reason is None:
             return True

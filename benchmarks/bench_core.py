@@ -1,0 +1,155 @@
+"""The flat-vector core: scoring, top-k, aggregation, pack and unpack; the last three as shares of memory bandwidth.
+
+Bandwidth is what a plain copy of a vector of the same length moves in a second, in turns with the operation, on as
+many threads. What an operation must move: aggregation reads K vectors and writes one; pack and unpack touch the whole
+vector, 4 bytes an index and 4 a value kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.figures import Figure, options, publish, spread, times
+from benchmarks.ours import our_module
+from benchmarks.workload import BATCH_SIZE, CLASSES, workload
+from ssfl.core.aggregate import weighted_mean
+from ssfl.core.layout import Layout
+from ssfl.core.masks import kept_count, random_global_mask, top_k_mask
+from ssfl.core.net import FlatNet
+from ssfl.core.payloads import Support
+from ssfl.core.saliency import snip
+from ssfl.engine.memory import keep_freed_memory
+
+MODELS = 10
+DENSITIES = (0.5, 0.1)
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An operation's seconds and a copy's, turn by turn; the copy moves `copied_bytes`."""
+
+    seconds: list[float]
+    copy_seconds: list[float]
+    copied_bytes: int
+
+    def share(self, moved_bytes: float) -> Figure:
+        """Of the copy's bandwidth."""
+        pairs = zip(self.seconds, self.copy_seconds)
+        shares = [(moved_bytes / s) / (self.copied_bytes / c) for s, c in pairs]
+        row = times("", shares, "share")
+        return Figure("", row.value, "share", "copy", row.value, row.n, spread(shares))
+
+
+def in_turns(operation: Callable[[], object], size: int, trials: int) -> Measured:
+    """`trials` of the operation and of a copy of `size` floats, after one of each unmeasured."""
+    source = torch.rand(size)
+    target = torch.empty_like(source)
+    seconds: list[float] = []
+    copies: list[float] = []
+    for _ in range(trials + 1):
+        for call, kept in ((operation, seconds), (lambda: target.copy_(source), copies)):
+            start = time.perf_counter()
+            call()
+            kept.append(time.perf_counter() - start)
+    return Measured(seconds[1:], copies[1:], 2 * FLOAT_BYTES * size)
+
+
+def figures(size: int, trials: int) -> list[Figure]:
+    """Everything over vectors of `size` floats."""
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(size, generator=generator)
+    rows = [*aggregation(size, trials), *top_k(theta, trials)]
+    for density in DENSITIES:
+        rows += packing(theta, density, generator, trials)
+    return rows
+
+
+def aggregation(size: int, trials: int) -> list[Figure]:
+    """FedAvg's mean of 10 models."""
+    models = [(torch.rand(size), 50.0) for _ in range(MODELS)]
+    done = in_turns(lambda: weighted_mean(models), size, trials)
+    return _rows(f"aggregation of {MODELS} models", done, (MODELS + 1) * FLOAT_BYTES * size)
+
+
+def top_k(theta: Tensor, trials: int) -> list[Figure]:
+    """The exact global top-k, density 0.5; compared with one copy of the scores."""
+    scores = theta.abs()
+    keep = kept_count(len(scores), 0.5)
+    done = in_turns(lambda: top_k_mask(scores, keep), len(scores), trials)
+    return _rows("top-k", done, (FLOAT_BYTES + 1) * len(scores))
+
+
+def packing(theta: Tensor, density: float, generator: torch.Generator, trials: int) -> list[Figure]:
+    """Values on a mask out of a vector, and back."""
+    support = Support.of(random_global_mask(len(theta), density, generator))
+    values = support.pack(theta).values
+    moved = FLOAT_BYTES * (len(theta) + 2 * len(values))
+    assert support.scatter(values).count_nonzero() <= len(values)
+    packed = in_turns(lambda: support.pack(theta), len(theta), trials)
+    unpacked = in_turns(lambda: support.scatter(values), len(theta), trials)
+    name = f"density {density}"
+    return [*_rows(f"pack, {name}", packed, moved), *_rows(f"unpack, {name}", unpacked, moved)]
+
+
+def scoring(name: str, trials: int) -> list[Figure]:
+    """SSFL's saliency on one minibatch, against one plain forward and backward pass of the same network."""
+    work = workload(name)
+    module = our_module(work).eval()
+    layout = Layout.of(module)
+    net, theta = FlatNet(module, layout), layout.flatten(module)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(BATCH_SIZE, *work.shape, generator=generator)
+    y = torch.randint(CLASSES, (BATCH_SIZE,), generator=generator)
+
+    def plain() -> None:
+        loss = torch.nn.functional.cross_entropy(module(x), y)
+        torch.autograd.grad(loss, list(module.parameters()))
+
+    scores: list[float] = []
+    passes: list[float] = []
+    for _ in range(trials + 1):
+        for call, kept in ((lambda: snip(net, theta, (x, y)), scores), (plain, passes)):
+            start = time.perf_counter()
+            call()
+            kept.append(time.perf_counter() - start)
+    row = times(f"scoring, {name}", scores[1:])
+    ratio = times("", [b / a for a, b in zip(scores[1:], passes[1:])]).value
+    return [Figure(row.name, row.value, "s", "forward and backward", ratio, row.n, row.spread)]
+
+
+def _rows(name: str, done: Measured, moved_bytes: float) -> list[Figure]:
+    share = done.share(moved_bytes)
+    return [
+        times(name, done.seconds),
+        Figure(
+            f"{name}: share of bandwidth", share.value, "share", "copy", share.ratio, share.n, share.spread
+        ),
+    ]
+
+
+def main() -> None:
+    """See README.md in this folder."""
+    parser = options(__doc__ or "")
+    parser.add_argument("--trials", type=int, help="default: 30")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads, for copies too")
+    chosen = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(chosen.threads)
+    size = workload("resnet18").parameters
+    trials = chosen.trials or (5 if chosen.quick else 30)
+    copy = in_turns(lambda: None, size, trials)
+    bandwidth = [copy.copied_bytes / s / 1e9 for s in copy.copy_seconds]
+    rows = [times("copy", bandwidth, "GB/s"), *figures(size, trials), *scoring("cnn", trials)]
+    if not chosen.quick:
+        rows += scoring("resnet18", min(trials, 5))
+    publish(rows, chosen.json)
+
+
+if __name__ == "__main__":
+    main()

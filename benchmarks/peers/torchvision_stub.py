@@ -1,0 +1,19 @@
+"""Lets `import torchvision` pass beside a torch of another build: some peers import it and use nothing of it here.
+
+torchvision's Python part insists on operators of its compiled part, which does not load beside a CPU-only torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+
+def allow_import() -> torch.library.Library:
+    """Declare the operators that torchvision looks for; keep the result alive."""
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        with contextlib.suppress(RuntimeError):  # the real one is there
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
