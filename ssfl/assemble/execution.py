@@ -84,9 +84,11 @@ def fastest(config: Config, parts: Parts, times: StepTimes, workers: int, cohort
     steps = training.epochs * -(-mean_examples // training.batch_size) * cohort * rounds
     tests = 1 + -(-rounds // training.frequency_of_the_test)
     alone = tests * len(parts.federation.arrays.test_y) / training.batch_size / 3
-    alone += sum(parts.federation.num_clients for t in parts.algorithm.tasks.values() if t.probe and not t.fit)
+    alone += sum(
+        parts.federation.num_clients for t in parts.algorithm.tasks.values() if t.probe and not t.fit
+    )
     estimates = {"sequential": (steps + alone) * times.best_alone}
-    if times.batched is not None:
+    if times.batched is not None and not config.engine.compaction:
         estimates["batched"] = steps * times.batched + alone * times.best_alone
     if workers > 1:
         waves = -(-cohort // workers) / cohort
@@ -138,7 +140,22 @@ def runner_of(parts: Parts) -> ClientRunner:
     engine = parts.config.engine
     arithmetic = Arithmetic(engine.precision, channels_last=engine.memory_format == "channels_last")
     seed = parts.config.experiment.seed
-    return ClientRunner(parts.module, parts.federation, parts.algorithm.tasks, seed, arithmetic=arithmetic)
+    return ClientRunner(
+        parts.module,
+        parts.federation,
+        parts.algorithm.tasks,
+        seed,
+        arithmetic=arithmetic,
+        compaction=engine.compaction,
+    )
+
+
+def state_memory_bytes(config: Config) -> int:
+    """What the clients' memories may take of this process's: as configured, or a quarter of the machine's."""
+    asked = config.engine.state_memory_mb
+    if asked == "auto":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    return int(asked) * 1_000_000
 
 
 def _cores(config: Config) -> int:

@@ -22,6 +22,7 @@ METRICS = "metrics.jsonl"
 MODEL = "model.safetensors"
 CLIENT_MODELS = "client_models.safetensors"
 CHECKPOINTS = "checkpoints"
+CLIENTS = "clients"
 REPORT = "report"
 _LOCK = ".lock"
 

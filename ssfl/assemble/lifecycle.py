@@ -11,7 +11,7 @@ from typing import Any
 import ssfl
 from ssfl.assemble import folder as place
 from ssfl.assemble.build import Parts, federation_of, parts_of
-from ssfl.assemble.execution import executor_of, resolve_engine
+from ssfl.assemble.execution import executor_of, resolve_engine, state_memory_bytes
 from ssfl.assemble.export import export
 from ssfl.assemble.loop import (
     FAILED,
@@ -25,6 +25,7 @@ from ssfl.assemble.loop import (
 from ssfl.config import Config, cohort_size, config_from_yaml, config_to_yaml
 from ssfl.data.partition_view import show_table
 from ssfl.engine.checkpoint import Checkpoints
+from ssfl.engine.client_store import ClientStore, whole
 from ssfl.engine.driver import Progress
 from ssfl.engine.executors import Executor
 from ssfl.engine.ledger import dense_payload_bytes
@@ -49,6 +50,7 @@ class Running:
     checkpoints: Checkpoints
     started: float
     link: Link
+    store: ClientStore
 
     def save(self, progress: Progress) -> float:
         """Offer a checkpoint; the seconds it took."""
@@ -61,7 +63,9 @@ class Running:
     def save_now(self, progress: Progress) -> None:
         """Write a checkpoint with the position in metrics.jsonl that belongs to it."""
         spent = time.monotonic() - self.started
+        self.store.flush()
         self.checkpoints.save(progress, {"metrics_bytes": self.writer.position, "wall_seconds": spent})
+        self.store.keep(progress.client_states)
 
 
 def run(config: Config, console: str | None = None) -> int:
@@ -134,7 +138,10 @@ def _carry_on(parts: Parts, folder: Path, console: str | None, link: Link) -> in
         observers = Broadcast((writer, *trackers_of(parts.config, folder, console)))
         started = time.monotonic() - extra["wall_seconds"]
         executor = executor_of(parts, link)
-        running = Running(parts, folder, writer, observers, executor, checkpoints, started, link)
+        # Several ranks hold the same states, shared tensors alike, or they could not name them to one another.
+        budget = state_memory_bytes(parts.config) if link.size == 1 else None
+        store = ClientStore(folder / place.CLIENTS, budget)
+        running = Running(parts, folder, writer, observers, executor, checkpoints, started, link, store)
         try:
             return _run_to_end(running, saved[0] if saved else None)
         finally:
@@ -144,13 +151,16 @@ def _carry_on(parts: Parts, folder: Path, console: str | None, link: Link) -> in
 
 def _run_to_end(running: Running, saved: Progress | None) -> int:
     parts = running.parts
-    simulator = Simulator(running.executor)
+    simulator = Simulator(running.executor, store=running.store)
     loop = loop_of(parts, simulator, running.executor, running.observers.record, running.save)
     try:
         if saved is None:
             running.observers.record(started_event(parts))
         else:
             running.observers.record({"event": "resumed", "round": saved.clock.round - 1})
+        if saved is not None and running.link.size > 1:  # the other ranks may not see this folder
+            running.store.restore(saved.client_states)
+            saved = replace(saved, client_states=whole(running.store.snapshot()))
         progress = first_progress(loop, parts, saved, running.link)
         simulator.restore(progress.client_states)
         progress = loop.run(progress)

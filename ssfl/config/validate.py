@@ -91,6 +91,7 @@ RANGES: dict[str, Range] = {
     "engine.block": _AUTO,
     "engine.threads": _AUTO,
     "engine.rank_timeout_seconds": Range(0, above=True),
+    "engine.state_memory_mb": Range(0, also=("auto",)),
     "checkpoint.every_rounds": _WHOLE,
     "checkpoint.every_seconds": _WHOLE,
 }
@@ -139,6 +140,7 @@ def validate(config: Config) -> None:
     _check_names(config)
     _check_cohort(config)
     _check_rounds(config)
+    _check_compaction(config)
 
 
 def refuse(key: str, value: object, allowed: str) -> ConfigError:
@@ -198,3 +200,9 @@ def _check_rounds(config: Config) -> None:
     if params.min_layer_density > density:
         allowed = f"must be at most model.dense_ratio={density:g}, the density of the whole model"
         raise refuse("algorithm.params.min_layer_density", params.min_layer_density, allowed)
+
+
+def _check_compaction(config: Config) -> None:
+    if config.engine.compaction and config.engine.executor == "batched":
+        allowed = "leaves channels out client by client; use engine.executor=sequential or processes with it"
+        raise refuse("engine.compaction", "true", allowed)

@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 
 from ssfl.algorithms.base import Clock
 from ssfl.core.payloads import DenseValues, MaskBits, MaskedValues, Payload, SparseValues
+from ssfl.engine.client_store import StoredState
 from ssfl.engine.driver import Progress
 from ssfl.engine.ledger import Ledger
 from ssfl.engine.records import Packer, unpack
@@ -28,6 +29,7 @@ COMMON_RECORDS = (
     Ledger,
     Scoreboard,
     Progress,
+    StoredState,
     Payload,
     DenseValues,
     MaskBits,

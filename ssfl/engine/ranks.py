@@ -23,7 +23,7 @@ from ssfl.core.metrics import Tally
 from ssfl.core.payloads import DenseValues, MaskBits, MaskedValues, Payload, SparseValues
 from ssfl.engine.executors import Executor
 from ssfl.engine.local import EVALUATION_BATCH, ClientRunner, DivergedError, Job, Outcome
-from ssfl.engine.records import Packer, unpack
+from ssfl.engine.records import Packer, apart, unpack
 
 T = TypeVar("T")
 OUTCOME_RECORDS = (
@@ -95,7 +95,7 @@ def to_bytes(value: Any, packer: Packer | None = None) -> bytes:
     known = set(packer.tensors)
     head = json.dumps(packer.pack(value)).encode()
     new = {name: t for name, t in packer.tensors.items() if name not in known}
-    return _LENGTH.pack(len(head)) + head + save(_apart(new))
+    return _LENGTH.pack(len(head)) + head + save(apart(new))
 
 
 def from_bytes(raw: bytes, records: Sequence[type[Any]], known: Mapping[str, Tensor] | None = None) -> Any:
@@ -104,19 +104,6 @@ def from_bytes(raw: bytes, records: Sequence[type[Any]], known: Mapping[str, Ten
     start = _LENGTH.size + length
     tensors = {**(known or {}), **load(raw[start:])}
     return unpack(json.loads(raw[_LENGTH.size : start]), tensors, records)
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same values with no memory in common: safetensors refuses views of one another."""
-    seen: set[int] = set()
-    out = {}
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage()
-        whole = storage.nbytes() == tensor.numel() * tensor.element_size()
-        own = whole and storage.data_ptr() not in seen
-        seen.add(storage.data_ptr())
-        out[name] = tensor if own else tensor.clone()
-    return out
 
 
 def first_decides(link: Link, decide: Callable[[], T], records: Sequence[type[Any]] = ()) -> T:

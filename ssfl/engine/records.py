@@ -75,3 +75,16 @@ def unpack(value: Any, tensors: Mapping[str, Tensor], records: Sequence[type[Any
         raise RecordError(f"the checkpoint holds an unknown form {sorted(item)}")
 
     return build(value)
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same values with no memory in common: safetensors refuses views of one another."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        whole = storage.nbytes() == tensor.numel() * tensor.element_size()
+        own = whole and storage.data_ptr() not in seen
+        seen.add(storage.data_ptr())
+        out[name] = tensor if own else tensor.clone()
+    return out

@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
-from ssfl.algorithms.base import ClientReply, ClientState, Instruction, RoundPlan
+from ssfl.algorithms.base import ClientReply, Instruction, RoundPlan
 from ssfl.core.codec import decode, encode
 from ssfl.core.payloads import Payload
+from ssfl.engine.client_store import ClientStates, ClientStore
 from ssfl.engine.executors import Executor
 from ssfl.engine.local import Job
-
-ClientStates = Mapping[int, ClientState]
 
 
 class Simulator:
     """Runs a plan's instructions through an executor and keeps what the clients remember.
 
-    With `wire=True` every payload crosses as the bytes that a deployment would send, both ways.
+    With `wire=True` every payload crosses as the bytes that a deployment would send, both ways. `store` holds the
+    clients' memories; without one they stay in this process's.
     """
 
-    def __init__(self, executor: Executor, wire: bool = False) -> None:
+    def __init__(self, executor: Executor, wire: bool = False, store: ClientStore | None = None) -> None:
         self.executor = executor
         self.wire = wire
-        self._states: dict[int, ClientState] = {}
+        self.store = ClientStore() if store is None else store
 
     def __call__(self, plan: RoundPlan) -> list[ClientReply]:
         """All replies, sorted by client."""
         instructions = sorted(plan.instructions, key=lambda i: i.client)
         jobs = [
-            Job(plan.phase, self._delivered(i), self._states.get(i.client, {}), plan.clock)
-            for i in instructions
+            Job(plan.phase, self._delivered(i), self.store.get(i.client), plan.clock) for i in instructions
         ]
         replies = []
         for job, outcome in zip(jobs, self.executor.run(jobs), strict=True):
             if outcome.state is not job.state:
-                self._states[outcome.reply.client] = outcome.state
+                self.store.put(outcome.reply.client, outcome.state)
             replies.append(replace(outcome.reply, payload=self._crossed(outcome.reply.payload)))
         return replies
 
     def client_states(self) -> ClientStates:
-        """What every client remembers now; the tensors are shared, never changed in place."""
-        return dict(self._states)
+        """What every client remembers now, or the file that holds it; tensors are never changed in place."""
+        return self.store.snapshot()
 
     def restore(self, states: ClientStates) -> None:
         """Continue from remembered states."""
-        self._states = dict(states)
+        self.store.restore(states)
 
     def _delivered(self, instruction: Instruction) -> Instruction:
         if not self.wire:
