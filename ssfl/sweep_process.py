@@ -1,125 +1,279 @@
-"""One cell's process and the display over all cells."""
+"""Where a cell's process runs: on this machine, on Slurm through submitit, or on a Ray cluster.
+
+A cell is a command that writes all it says to a log file; whoever started the sweep reads the log and asks whether
+the command has ended. That is the same for all three places, so there is one display and one rule for failures.
+On this machine a `Popen` already is what joblib or concurrent.futures would hand out (started, still running?, exit
+code), and unlike a pool's threads it can be told to stop; so neither is used.
+"""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import importlib
+import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, final
-
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
-
-Event = Mapping[str, Any]
+from typing import Any, Protocol, final
 
 CLEAN_END_SECONDS = 5.0
 """How long an interrupted cell may take to write its last checkpoint."""
-
-
-def run_process(command: Sequence[str], log: Path, on_event: Callable[[Event], None]) -> int:
-    """Run a command to its end, copy what it prints to `log`, hand over each line that is a JSON object.
-
-    Ctrl-C reaches the child by itself (same terminal); it is given time to end cleanly, then told again, then
-    killed, so that none is left behind. Returns the exit code.
-    """
-    with log.open("a", encoding="utf-8") as copy:
-        child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
-        try:
-            assert child.stdout is not None
-            for line in child.stdout:
-                copy.write(line)
-                copy.flush()
-                event = _parse(line)
-                if event is not None:
-                    on_event(event)
-            return child.wait()
-        finally:
-            _end(child)
-
-
-def _parse(line: str) -> Event | None:
-    if not line.startswith("{"):
-        return None
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) else None
-
-
-def _end(child: subprocess.Popen[str]) -> None:
-    for stop in (None, signal.SIGINT, signal.SIGKILL):
-        if stop is not None and child.poll() is None:
-            child.send_signal(stop)
-        try:
-            child.communicate(
-                timeout=CLEAN_END_SECONDS
-            )  # reads on: a full or closed pipe would stop its clean end
-            return
-        except subprocess.TimeoutExpired:
-            continue
+LAUNCHERS = ("local", "submitit", "ray")
 
 
 @final
-class Progress:
-    """Cells done, and the rounds of the cell at work: bars on a terminal, one line a cell elsewhere."""
+class LauncherError(ValueError):
+    """A launcher that does not exist, is not installed, or does not know an option; one line."""
 
-    def __init__(self, cells: int, console: Console | None = None) -> None:
-        self._cells, self._number = cells, 0
-        self._console = console or Console()
-        self._accuracy: float | None = None
-        self._label, self._since = "", 0.0
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:g}/{task.total:g}"),
+
+class Job(Protocol):
+    """A cell's process, wherever it runs."""
+
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+
+    def exit_code(self) -> int:
+        """After `done`: 0, 1, 2, 130 as `ssfl run` ends; 1 where the cluster lost it."""
+
+
+class Launcher(Protocol):
+    """A place for jobs."""
+
+    here: bool
+    """Whether Ctrl-C in this terminal reaches the jobs by itself."""
+
+    def start(self, command: Sequence[str], log: Path) -> Job:
+        """Start `command`; all that it prints is appended to `log`."""
+
+    def stop(self) -> None:
+        """End every job that this launcher started, leaving none behind."""
+
+
+def launcher(name: str, folder: Path, jobs: int, options: Sequence[str]) -> Launcher:
+    """The launcher `name`; submitit and Ray are imported only when they are asked for.
+
+    Args:
+        name: local | submitit | ray.
+        folder: of the sweep; submitit keeps its files in folder/submitit, which the nodes must see too.
+        jobs: most cells at a time, for sharing out this machine's cores.
+        options: `KEY=VALUE`; submitit: those of `AutoExecutor.update_parameters` (timeout_min, slurm_partition,
+            gpus_per_node, cpus_per_task, ...); ray: `address`, and a task's (num_cpus, num_gpus, ...); local: none.
+
+    Raises:
+        LauncherError: unknown name, package not installed, or an option that is refused.
+    """
+    library, given = check_launcher(name, options)
+    try:
+        if library is None:
+            return Local(jobs)
+        return Submitit(library, folder, given) if name == "submitit" else Ray(library, given)
+    except (TypeError, ValueError, NameError, RuntimeError, ConnectionError) as error:
+        raise LauncherError(f"--launcher {name}: {' '.join(str(error).split())}") from None
+
+
+def check_launcher(name: str, words: Sequence[str]) -> tuple[Any, dict[str, int | str]]:
+    """The launcher's package (None for local) and the options read; raises as `launcher`, starts nothing."""
+    options: dict[str, int | str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise LauncherError(f"--launcher-option {word}: give KEY=VALUE, such as timeout_min=240")
+        options[key] = int(value) if value.isdigit() else value
+    if name not in LAUNCHERS:
+        raise LauncherError(f"--launcher {name}: unknown; allowed: {', '.join(LAUNCHERS)}")
+    if name == "local":
+        if words:
+            raise LauncherError(f"--launcher-option {words[0]}: --launcher local takes no options")
+        return None, options
+    try:
+        return importlib.import_module(name), options
+    except ImportError:
+        said = f"--launcher {name}: the package {name} is not installed"
+        raise LauncherError(f"{said}; install it with: pip install {name}") from None
+
+
+@final
+class Local:
+    """Processes on this machine; with several at a time each keeps to its own share of the cores.
+
+    Without that, every cell would choose its workers and threads as if it were alone, and all would wait for each
+    other.
+    """
+
+    here = True
+
+    def __init__(self, jobs: int) -> None:
+        self._places: list[_Child | None] = [None] * jobs
+
+    def start(self, command: Sequence[str], log: Path) -> _Child:
+        """Start a process in the first free place."""
+        place = next(
+            (i for i, child in enumerate(self._places) if child is None or child.done()), len(self._places)
         )
-        times = (TimeElapsedColumn(), TimeRemainingColumn())
-        self._bars = Bars(*columns, *times, console=self._console, disable=not self._console.is_terminal)
-        self._all = self._bars.add_task("cells", total=cells)
-        self._one = self._bars.add_task("round", total=1)
+        self._places += [None] * (place + 1 - len(self._places))
+        child = _Child(command, log)
+        self._places[place] = child
+        _keep_to(child.pid, place, len(self._places))
+        return child
 
-    def __enter__(self) -> Progress:
-        self._bars.start()
-        return self
+    def stop(self) -> None:
+        """Ctrl-C reaches children by itself (same terminal): give them time, tell them again, then kill."""
+        running = [child for child in self._places if child is not None and not child.done()]
+        for number in (None, signal.SIGINT, signal.SIGKILL):
+            for child in running:
+                if number is not None:
+                    child.send(number)
+            until = time.monotonic() + CLEAN_END_SECONDS
+            while running and time.monotonic() < until:
+                running = [child for child in running if not child.done()]
+                time.sleep(0.02)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
 
-    def start(self, label: str, rounds: int) -> None:
-        """A cell begins."""
-        self._number += 1
-        self._label, self._since, self._accuracy = label, time.monotonic(), None
-        self._bars.reset(self._one, total=rounds, description=label)
+@final
+class _Child:
+    """A process of this machine."""
 
-    def event(self, event: Event) -> None:
-        """A line of the cell's own progress."""
-        accuracy = event.get("global_accuracy")
-        if isinstance(accuracy, int | float):
-            self._accuracy = float(accuracy)
-        if isinstance(event.get("round"), int):
-            self._bars.update(self._one, completed=event["round"])
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        with log.open("ab") as copy:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=copy, stderr=subprocess.STDOUT
+            )
+        self.pid = self._process.pid
 
-    def retry(self, label: str, code: int) -> None:
-        """A cell failed and is tried once more."""
-        print(f"{label}: exit {code}, trying once more", file=sys.stderr)
+    def done(self) -> bool:
+        return self._process.poll() is not None
 
-    def stop(self, ended: bool) -> None:
-        """The cell has ended, well or not."""
-        seconds = time.monotonic() - self._since
-        accuracy = "" if self._accuracy is None else f", global accuracy {self._accuracy:.3f}"
-        said = f"done in {seconds:.0f} s{accuracy}" if ended else "FAILED"
-        self._bars.advance(self._all)
-        self._console.print(
-            f"[{self._number}/{self._cells}] {self._label}: {said}", markup=False, highlight=False
+    def exit_code(self) -> int:
+        return self._process.wait()
+
+    def send(self, number: int) -> None:
+        self._process.send_signal(number)
+
+
+def _keep_to(pid: int, place: int, places: int) -> None:
+    """Tie a process to its share of the cores, where the system can (Linux) and cells would meet."""
+    if places == 1 or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    share = cores[place::places] or [cores[place % len(cores)]]
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+        os.sched_setaffinity(pid, share)
+
+
+def run_command(command: Sequence[str], log: str) -> int:
+    """What a node of a cluster runs: the command to its end, its words to `log`; gives the exit code."""
+    with Path(log).open("ab") as copy:
+        return subprocess.run(command, stdout=copy, stderr=subprocess.STDOUT, check=False).returncode
+
+
+@final
+class Submitit:
+    """Jobs of Slurm (or, without `srun`, submitit's own on this machine); written against submitit's documented API.
+
+    A job that is cut off at its time limit counts as failed, and its second attempt resumes its checkpoint.
+    """
+
+    here = False
+
+    def __init__(self, library: Any, folder: Path, options: Mapping[str, int | str]) -> None:
+        self._executor = library.AutoExecutor(folder=str(folder / "submitit"))
+        self._executor.update_parameters(**{"name": "ssfl", **options})
+        self._jobs: list[_SubmititJob] = []
+
+    def start(self, command: Sequence[str], log: Path) -> _SubmititJob:
+        """Hand a job to the queue."""
+        self._jobs.append(
+            _SubmititJob(self._executor.submit(run_command, list(command), str(log.absolute())))
         )
+        return self._jobs[-1]
+
+    def stop(self) -> None:
+        """Take back what has not ended."""
+        for job in self._jobs:
+            if not job.done():
+                job.job.cancel()
+
+
+@final
+class _SubmititJob:
+    """submitit's job."""
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    def done(self) -> bool:
+        return bool(self.job.done())
+
+    def exit_code(self) -> int:
+        try:
+            return int(self.job.result())
+        except Exception:  # lost, killed or out of memory: submitit raises several kinds, all mean failed
+            return 1
+
+
+@final
+class Ray:
+    """Tasks of Ray, on the cluster at `address` (or RAY_ADDRESS, or a new one on this machine)."""
+
+    here = False
+
+    def __init__(self, library: Any, options: Mapping[str, int | str]) -> None:
+        self._ray = library
+        rest = {key: value for key, value in options.items() if key != "address"}
+        library.init(address=options.get("address"), ignore_reinit_error=True, log_to_driver=False)
+        # The sweep itself tries once more, from the checkpoint; Ray would start from nothing.
+        self._task = library.remote(run_command).options(**{"max_retries": 0, **rest})
+        self._jobs: list[_RayJob] = []
+
+    def start(self, command: Sequence[str], log: Path) -> _RayJob:
+        """Hand a task to the cluster."""
+        self._jobs.append(_RayJob(self._ray, self._task.remote(list(command), str(log.absolute()))))
+        return self._jobs[-1]
+
+    def stop(self) -> None:
+        """Cancel what has not ended; without force, so that it can still write its checkpoint."""
+        for job in self._jobs:
+            if not job.done():
+                self._ray.cancel(job.reference)
+
+
+@final
+class _RayJob:
+    """Ray's task."""
+
+    def __init__(self, library: Any, reference: Any) -> None:
+        self._ray, self.reference = library, reference
+
+    def done(self) -> bool:
+        ready, _ = self._ray.wait([self.reference], timeout=0)
+        return bool(ready)
+
+    def exit_code(self) -> int:
+        try:
+            return int(self._ray.get(self.reference))
+        except Exception:  # the task raised, or its node went away
+            return 1
+
+
+@final
+class Tail:
+    """What a file has gained since the last look, whole lines only."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = path.stat().st_size if path.exists() else 0
+        self._half = b""
+
+    def lines(self) -> Iterator[str]:
+        """New lines, without their ends."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._position)
+                gained = file.read()
+        except OSError:  # not written yet, or a network file system that lags
+            return
+        self._position += len(gained)
+        *whole, self._half = (self._half + gained).split(b"\n")
+        yield from (line.decode("utf-8", "replace") for line in whole)
