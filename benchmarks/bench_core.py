@@ -7,6 +7,7 @@ vector, 4 bytes an index and 4 a value kept.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,12 +134,17 @@ def _rows(name: str, done: Measured, moved_bytes: float) -> list[Figure]:
     ]
 
 
-def main() -> None:
-    """See README.md in this folder."""
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
     parser = options(__doc__ or "")
     parser.add_argument("--trials", type=int, help="default: 30")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads, for copies too")
-    chosen = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """See README.md in this folder."""
+    chosen = parser().parse_args()
     keep_freed_memory()
     torch.set_num_threads(chosen.threads)
     size = workload("resnet18").parameters

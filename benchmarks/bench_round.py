@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -24,8 +25,8 @@ LIMIT = "convolutions and products alone, 2 processes"
 ROUNDS = {"cnn": 10, "resnet18": 4, "tiny": 10}
 
 
-def contestants(work: Workload, peers: Sequence[str]) -> list[Contestant]:
-    """Who takes part: plain PyTorch, ours, the limit, then the peers that are installed."""
+def contestants(work: Workload, peers: Sequence[str], quick: bool = False) -> list[Contestant]:
+    """Who takes part: plain PyTorch, ours, the limit, then the peers that are installed; quick: those of the bars."""
     name = work.name
     if name == "tiny":
         return [
@@ -42,6 +43,8 @@ def contestants(work: Workload, peers: Sequence[str]) -> list[Contestant]:
     ]
     if has_bf16_arithmetic():
         some.append(python_contestant(BF16, "benchmarks.ours", name, "--precision", "bf16"))
+    if quick:
+        some = [c for c in some if c.name in (BARE, OURS, LIMIT)]
     return some + peer_contestants(work, peers)
 
 
@@ -74,27 +77,37 @@ def _against(work: Workload, ours: str, other: str, scores: dict[str, Score]) ->
     return Figure(row.name, row.value, row.unit, other, ratio, row.n, row.spread)
 
 
-def run(names: Sequence[str], rounds: int | None, peers: Sequence[str], overhead_rounds: int) -> list[Figure]:
+def run(names: Sequence[str], rounds: int | None, peers: Sequence[str], quick: bool) -> list[Figure]:
     """All workloads, one after the other."""
     rows: list[Figure] = []
     for name in names:
         work = workload(name)
-        some = contestants(work, () if name == "tiny" else peers)
+        some = contestants(work, peers, quick)
         print(f"{name}: {', '.join(c.name for c in some)}", file=sys.stderr)
-        rows += figures(work, contest(some, rounds or ROUNDS[name]))
+        rows += figures(work, contest(some, rounds_of(name, rounds)))
         if name != "tiny":
-            rows += overhead(work, overhead_rounds if name == "cnn" else min(2, overhead_rounds))
+            rows += overhead(work, 2 if quick else 3 * rounds_of(name, rounds))
     return rows
 
 
-def main() -> None:
-    """See README.md in this folder."""
+def rounds_of(name: str, asked: int | None) -> int:
+    """Measured rounds of each contestant."""
+    return asked or ROUNDS[name]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
     parser = options(__doc__ or "")
     parser.add_argument("--model", choices=[*ROUNDS, "all"], default="all")
     parser.add_argument("--rounds", type=int, help="measured rounds of each (default: 10, resnet18 4)")
     parser.add_argument("--peers", nargs="*", choices=[*PEERS], default=None, help="default: all installed")
     parser.add_argument("--install-peers", action="store_true", help="make the peers' environments first")
-    chosen = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """See README.md in this folder."""
+    chosen = parser().parse_args()
     torch.set_num_threads(1)
     names = list(ROUNDS) if chosen.model == "all" else [chosen.model]
     peers = list(PEERS) if chosen.peers is None else chosen.peers
@@ -105,7 +118,7 @@ def main() -> None:
         for peer in peers:
             install(peer)
     rounds = chosen.rounds or (2 if chosen.quick else None)
-    publish(run(names, rounds, peers, 3 if chosen.quick else 15), chosen.json)
+    publish(run(names, rounds, peers, chosen.quick), chosen.json)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import torch
 
 def allow_import() -> torch.library.Library:
     """Declare the operators that torchvision looks for; keep the result alive."""
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
         with contextlib.suppress(RuntimeError):  # the real one is there
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
     return library
