@@ -7,15 +7,20 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ssfl.algorithms.base import Algorithm, Probe
+from ssfl.algorithms.dispfl import DisPFL, MaskSearch
 from ssfl.algorithms.fedavg import FedAvg
+from ssfl.algorithms.local_training import LocalTraining
 from ssfl.algorithms.random_masks import ClientwiseRandomMask, SharedRandomMask
+from ssfl.algorithms.sparsyfed import SparsyFed
 from ssfl.algorithms.ssfl import SSFL, Discovery
 from ssfl.core.optim import CosineRestarts, ExponentialDecay, FitSpec
 from ssfl.core.saliency import CRITERIA
 from ssfl.engine.batched import BatchedExecutor
+from ssfl.engine.driver import Progress
 from ssfl.engine.executors import Executor, SequentialExecutor
 from ssfl.engine.local import ClientRunner
 from tests.engine.support import Rig, float_data, make_rig, make_runner, tiny_net
@@ -33,6 +38,10 @@ def _ssfl(criterion: str = "ssfl", batches: int = 1, mask_round: int = 0, **sett
     chosen = CRITERIA[criterion]
     probe = Probe(chosen.score, batches, 8, chosen.training_mode)
     return SSFL(FIT, PER_ROUND, Discovery(probe, DENSITY, **settings), mask_round)
+
+
+def _dispfl(grow: str, **settings: Any) -> DisPFL:
+    return DisPFL(FIT, DENSITY, MaskSearch(0.5, grow), neighbour_count=2, **settings)
 
 
 ALGORITHMS: Mapping[str, Callable[[], Algorithm[Any]]] = {
@@ -53,8 +62,22 @@ ALGORITHMS: Mapping[str, Callable[[], Algorithm[Any]]] = {
     "random_global": lambda: SharedRandomMask(FIT, PER_ROUND, DENSITY),
     "random_layerwise": lambda: SharedRandomMask(FIT, PER_ROUND, DENSITY, "layerwise"),
     "random_clientwise": lambda: ClientwiseRandomMask(FIT, PER_ROUND, DENSITY),
+    "dispfl": lambda: _dispfl("gradient"),
+    "dispfl_random_growth": lambda: _dispfl("random", topology="ring"),
+    "dispfl_full": lambda: _dispfl("gradient", topology="full", different_initial=False),
+    "dispfl_fair": lambda: _dispfl("random", per_round=PER_ROUND),
+    "sparsyfed": lambda: SparsyFed(FIT, PER_ROUND, DENSITY),
+    "sparsyfed_dense_activations": lambda: SparsyFed(FIT, PER_ROUND, DENSITY, prune_activations=False),
+    "local": lambda: LocalTraining(FIT),
+    "local_fair": lambda: LocalTraining(PLAIN_FIT, PER_ROUND),
 }
-SHARED_MASK = tuple(name for name in ALGORITHMS if not name.startswith(("fedavg", "random_clientwise")))
+PERSONAL = tuple(name for name in ALGORITHMS if name.startswith(("dispfl", "local")))
+"""Without a global model: what counts is each client's own."""
+GLOBAL = tuple(name for name in ALGORITHMS if name not in PERSONAL)
+SHARED_MASK = tuple(
+    name for name in GLOBAL if not name.startswith(("fedavg", "random_clientwise", "sparsyfed"))
+)
+"""One mask for all, of a constant density."""
 NETS = ("group", "batch")
 EXECUTORS: Mapping[str, Callable[[ClientRunner], Executor]] = {
     "sequential": SequentialExecutor,
@@ -69,9 +92,10 @@ class Finished:
     """A run that is over."""
 
     rig: Rig
-    weights: Tensor
-    downlink_bytes: int
-    uplink_bytes: int
+    models: Tensor
+    """The global one [P], or the clients' own [K, P]."""
+    bytes: tuple[int, int, int]
+    """Down, up and between clients."""
 
 
 def new_rig(name: str, net: str, executor: str = REFERENCE, wire: bool = False, seed: int = 7) -> Rig:
@@ -81,14 +105,35 @@ def new_rig(name: str, net: str, executor: str = REFERENCE, wire: bool = False, 
     return make_rig(method, data, module, seed, wire, executor=EXECUTORS[executor](runner))
 
 
+def models_of(rig: Rig, progress: Progress) -> Tensor:
+    """What a run has trained: the global model [P], or every client's own [K, P] as it remembers it."""
+    weights = rig.algorithm.weights_to_evaluate(progress.state, rig.context)
+    return kept_models(rig) if weights is None else weights
+
+
+def kept_models(rig: Rig) -> Tensor:
+    """Each client's own model [K, P]; the initial one for clients that were never asked."""
+    states, (task,) = rig.recorder.client_states(), rig.algorithm.tasks.values()
+    rows = []
+    for client in rig.context.clients:
+        kept = task.kept_model(states[client]) if client in states else None
+        rows.append(rig.theta if kept is None else kept)
+    return torch.stack(rows)
+
+
+def run_to_end(rig: Rig, rounds: int = ROUNDS) -> Tensor:
+    """All rounds, from the beginning; what was trained."""
+    return models_of(rig, rig.loop.run(rig.loop.start(rig.theta, rounds)))
+
+
 @cache
 def finished(name: str, net: str, executor: str = REFERENCE, wire: bool = False, seed: int = 7) -> Finished:
     """The same, run to its end once and kept."""
     rig = new_rig(name, net, executor, wire, seed)
     try:
-        weights = rig.run(ROUNDS)
+        models = run_to_end(rig)
     finally:
         rig.executor.close()
     assert rig.loop.progress is not None
     ledger = rig.loop.progress.ledger
-    return Finished(rig, weights, ledger.downlink_bytes, ledger.uplink_bytes)
+    return Finished(rig, models, (ledger.downlink_bytes, ledger.uplink_bytes, ledger.peer_bytes))

@@ -7,13 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from ssfl.core.codec import decode, encode
 from ssfl.core.payloads import nbytes
 from ssfl.engine.checkpoint import Checkpoints
 from ssfl.engine.driver import Progress
-from tests.contract.table import ALGORITHMS, EXECUTORS, NETS, REFERENCE, ROUNDS, finished, new_rig
+from tests.contract.table import (
+    ALGORITHMS,
+    EXECUTORS,
+    NETS,
+    REFERENCE,
+    finished,
+    models_of,
+    new_rig,
+    run_to_end,
+)
 from tests.engine.support import Event, float_data, make_rig, tiny_net
 
 TIMES = {
@@ -38,8 +46,8 @@ def timeless(events: list[Event]) -> list[dict[str, Any]]:
 @every_executor
 def test_the_wire_changes_no_bit(name: str, net: str, executor: str) -> None:
     here, wired = finished(name, net, executor), finished(name, net, executor, wire=True)
-    assert here.weights.equal(wired.weights)
-    assert (here.downlink_bytes, here.uplink_bytes) == (wired.downlink_bytes, wired.uplink_bytes)
+    assert here.models.equal(wired.models)
+    assert here.bytes == wired.bytes
     assert timeless(here.rig.events) == timeless(wired.rig.events)
 
 
@@ -48,8 +56,8 @@ def test_the_wire_changes_no_bit(name: str, net: str, executor: str) -> None:
 @every_executor
 def test_every_executor_computes_the_same(name: str, net: str, executor: str) -> None:
     reference, other = finished(name, net, REFERENCE), finished(name, net, executor)
-    torch.testing.assert_close(other.weights, reference.weights, rtol=0, atol=1e-10)
-    assert (other.downlink_bytes, other.uplink_bytes) == (reference.downlink_bytes, reference.uplink_bytes)
+    torch.testing.assert_close(other.models, reference.models, rtol=0, atol=1e-10)
+    assert other.bytes == reference.bytes
     for ours, theirs in zip(other.rig.events, reference.rig.events, strict=True):
         assert ours["event"] == theirs["event"]
         for field in ("phase", "round", "train_flops", "density", "global_accuracy", "client_accuracy"):
@@ -63,7 +71,7 @@ def test_bytes_are_a_function_of_the_payload(name: str, net: str) -> None:
     payloads = run.rig.recorder.payloads()
     lengths = [len(encode(p)) for p in payloads]
     assert lengths == [nbytes(p) for p in payloads]
-    assert sum(lengths) == run.downlink_bytes + run.uplink_bytes
+    assert sum(lengths) == sum(run.bytes)
     for payload in payloads:
         assert encode(decode(encode(payload))) == encode(payload)
 
@@ -72,13 +80,13 @@ def test_bytes_are_a_function_of_the_payload(name: str, net: str) -> None:
 @every_net
 def test_the_same_seed_gives_the_same_bits(name: str, net: str) -> None:
     again = new_rig(name, net)
-    assert again.run(ROUNDS).equal(finished(name, net).weights)
+    assert run_to_end(again).equal(finished(name, net).models)
     assert timeless(again.events) == timeless(finished(name, net).rig.events)
 
 
 @every_row
 def test_another_seed_gives_another_model(name: str) -> None:
-    assert not finished(name, "group", seed=8).weights.equal(finished(name, "group").weights)
+    assert not finished(name, "group", seed=8).models.equal(finished(name, "group").models)
 
 
 @every_row
@@ -96,16 +104,14 @@ def test_resuming_anywhere_is_never_having_stopped(name: str, tmp_path: Path) ->
         return 0.0
 
     first.loop.save = save
-    assert first.run(ROUNDS).equal(finished(name, net).weights)
+    assert run_to_end(first).equal(finished(name, net).models)
     whole = timeless(first.events)
     assert len(kept) == len([e for e in whole if e["event"] in ("round", "phase")])
     for number, progress in enumerate(kept):
         fresh = new_rig(name, net)
         fresh.recorder.restore(progress.client_states)
         end = fresh.loop.run(progress)
-        weights = fresh.algorithm.weights_to_evaluate(end.state, fresh.context)
-        assert weights is not None
-        assert weights.equal(finished(name, net).weights), f"after exchange {number}"
+        assert models_of(fresh, end).equal(finished(name, net).models), f"after exchange {number}"
         assert timeless(fresh.events) == whole[len(whole) - len(fresh.events) :]
         assert first.loop.progress is not None
         assert end.ledger == first.loop.progress.ledger
@@ -114,6 +120,6 @@ def test_resuming_anywhere_is_never_having_stopped(name: str, tmp_path: Path) ->
 @every_row
 def test_one_client_alone(name: str) -> None:
     alone = make_rig(ALGORITHMS[name](), float_data((9,)), tiny_net("batch"), wire=True)
-    weights: Tensor = alone.run(2)
-    assert bool(weights.isfinite().all())
-    assert not weights.equal(alone.theta)
+    models = run_to_end(alone, 2).view(-1)
+    assert bool(models.isfinite().all())
+    assert not models.equal(alone.theta)
