@@ -58,23 +58,28 @@ def choose(config: Config, parts: Parts, ranks: int = 1) -> Choice:
     engine = config.engine
     cohort = -(-cohort_size(config) // ranks)
     workers = int(engine.workers) if engine.workers != "auto" else _cores(config)
-    block = int(engine.block) if engine.block != "auto" else min(cohort, LARGEST_BLOCK)
     if engine.executor == "batched":
         _refuse_unbatchable(parts)
-    if engine.executor != "auto" and engine.memory_format != "auto":
-        return Choice(engine.executor, workers, block, engine.memory_format)
+    if "auto" not in (engine.executor, engine.memory_format, engine.block):
+        return Choice(engine.executor, workers, int(engine.block), engine.memory_format)
+    block = int(engine.block) if engine.block != "auto" else min(cohort, LARGEST_BLOCK)
     times = measured(parts, config.training.batch_size, block)
-    executor = (
-        engine.executor if engine.executor != "auto" else fastest(config, parts, times, workers, cohort)
-    )
+    asked = engine.executor
+    estimates = estimated_seconds(config, parts, times, workers, cohort)
+    executor = asked if asked != "auto" else min(estimates, key=lambda name: estimates[name])
+    if executor == "blocks in processes":
+        executor, block = "processes", min(block, -(-cohort // workers))
+    elif executor != "batched" and engine.block == "auto":
+        block = 1
     # A block runs in the layout that vmap makes of it; another memory format would only be undone.
-    usual = "contiguous" if executor == "batched" else times.memory_format
-    asked = engine.memory_format
-    return Choice(executor, workers, block, usual if asked == "auto" else asked)
+    usual = "contiguous" if block > 1 else times.memory_format
+    return Choice(executor, workers, block, usual if engine.memory_format == "auto" else engine.memory_format)
 
 
-def fastest(config: Config, parts: Parts, times: StepTimes, workers: int, cohort: int) -> str:
-    """The executor with the shortest estimated run of `cohort` clients a round.
+def estimated_seconds(
+    config: Config, parts: Parts, times: StepTimes, workers: int, cohort: int
+) -> dict[str, float]:
+    """Seconds of the whole run with `cohort` clients a round, by executor.
 
     A forward pass, which is all that an evaluation needs, counts a third of a step.
     """
@@ -87,14 +92,17 @@ def fastest(config: Config, parts: Parts, times: StepTimes, workers: int, cohort
     alone += sum(
         parts.federation.num_clients for t in parts.algorithm.tasks.values() if t.probe and not t.fit
     )
-    estimates = {"sequential": (steps + alone) * times.best_alone}
-    if times.batched is not None and not config.engine.compaction:
-        estimates["batched"] = steps * times.batched + alone * times.best_alone
+    alone *= times.best_alone
+    waves = -(-cohort // workers) / cohort
+    estimates = {"sequential": steps * times.best_alone + alone}
     if workers > 1:
-        waves = -(-cohort // workers) / cohort
-        shared = steps * waves + alone / workers
-        estimates["processes"] = WORKER_START_SECONDS + shared * times.best_alone
-    return min(estimates, key=lambda name: estimates[name])
+        shared = WORKER_START_SECONDS + alone / workers
+        estimates["processes"] = shared + steps * times.best_alone * waves
+    if times.batched is not None and not config.engine.compaction:
+        estimates["batched"] = steps * times.batched + alone
+        if workers > 1 and config.engine.block == "auto":
+            estimates["blocks in processes"] = shared + steps * times.batched * waves
+    return estimates
 
 
 def measured(parts: Parts, batch_size: int, block: int) -> StepTimes:
@@ -129,7 +137,7 @@ def _local_executor(parts: Parts, runner: ClientRunner) -> Executor:
     keep_freed_memory()
     torch.set_num_threads(int(engine.threads))
     if engine.executor == "processes":
-        return ProcessExecutor(runner, int(engine.workers))
+        return ProcessExecutor(runner, int(engine.workers), block=int(engine.block))
     if engine.executor == "batched":
         return BatchedExecutor(runner, int(engine.block))
     return SequentialExecutor(runner)

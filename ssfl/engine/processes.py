@@ -58,13 +58,24 @@ class Worker:
 
 
 class ProcessExecutor:
-    """Jobs over `workers` processes; a worker that dies is replaced and its job computed again."""
+    """Jobs over `workers` processes, `block` clients at a time; a dead worker is replaced, its jobs computed again.
 
-    def __init__(self, runner: ClientRunner, workers: int, say: Callable[[str], None] | None = None) -> None:
+    block 1: one client after the other, the sequential executor's bits. More: each worker is a batched executor, for
+    models so small that a step is all overhead.
+    """
+
+    def __init__(
+        self,
+        runner: ClientRunner,
+        workers: int,
+        say: Callable[[str], None] | None = None,
+        block: int = 1,
+    ) -> None:
         self.runner = runner
+        self.block = block
         self._say = say or (lambda text: print(text, file=sys.stderr))
         self._down = Arena()
-        self._setup = dumps(("runner", runner), self._down)
+        self._setup = dumps(("runner", (runner, block)), self._down)
         self._setup_used = self._down.used
         self._workers: list[Worker] = []
         try:
@@ -82,9 +93,16 @@ class ProcessExecutor:
         """One outcome a job, in the jobs' order; the longest jobs start first."""
         examples = self.runner.federation.examples
         by_size = sorted(range(len(jobs)), key=lambda i: (-examples(jobs[i].instruction.client), i))
-        for number, (reply, state, _) in self._map([("job", j) for j in jobs], by_size):
-            old = jobs[number].state
-            yield Outcome(reply, old if state is None else state)
+        groups = [by_size[i : i + self.block] for i in range(0, len(jobs), self.block)]
+        requests = [("jobs", [jobs[i] for i in group]) for group in groups]
+        ready: dict[int, Outcome] = {}
+        given = 0
+        for number, answers in self._map(requests, range(len(requests))):
+            for index, (reply, state) in zip(groups[number], answers, strict=True):
+                ready[index] = Outcome(reply, jobs[index].state if state is None else state)
+            while given in ready:
+                yield ready.pop(given)
+                given += 1
 
     def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The test set in slices of whole evaluation batches, one slice a worker."""
@@ -188,7 +206,10 @@ class ProcessExecutor:
         old.close()
         code = old.process.returncode
         kind, body = request
-        what = f"client {body.instruction.client} ({body.phase})" if kind == "job" else "the evaluation"
+        what = "the evaluation"
+        if kind == "jobs":
+            clients = ", ".join(str(job.instruction.client) for job in body)
+            what = f"client {clients} ({body[0].phase})"
         if deaths >= MAX_DEATHS:
             raise WorkerError(
                 f"{deaths} worker processes died at {what}, the last with exit code {code}; "

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ssfl.engine.batched import BatchedExecutor
+from ssfl.engine.executors import SequentialExecutor
 from ssfl.engine.local import ClientRunner, Job
 from ssfl.engine.memory import keep_freed_memory
 from ssfl.engine.shared import Arena, Receiver, dumps
@@ -33,50 +34,47 @@ def _die_with_parent(lifeline: int) -> None:
 
 
 def serve(channel: Connection, down: Arena, up: Arena) -> None:
-    """Answer requests until the parent says stop or goes away."""
+    """Answer requests until the parent goes away."""
 
     def resolve(handle: Any) -> Tensor:
         _, offset, shape, dtype = handle
         return down.get(offset, shape, dtype)
 
-    runner: ClientRunner | None = None
+    executor: SequentialExecutor | BatchedExecutor | None = None
     while True:
         try:
             raw = channel.recv_bytes()
         except (EOFError, OSError):
             return
         kind, body = Receiver(raw, resolve).load()
-        if kind == "stop":
-            return
         up.reset()
         try:
-            if kind == "runner":
-                runner = private(body)
+            if executor is None:
+                executor = prepared(*body)
                 answer: Any = None
             else:
-                assert runner is not None
-                answer = _answer(runner, kind, body)
+                answer = _answer(executor, kind, body)
             message = ("done", answer)
         except Exception as error:  # whatever fails here is the parent's to report, with its kind and text
             message = ("failed", error)
         channel.send_bytes(dumps(message, up, known=down.holds))
 
 
-def private(runner: ClientRunner) -> ClientRunner:
-    """Give the network its own memory: it came as views of the parent's shared block."""
+def prepared(runner: ClientRunner, block: int) -> SequentialExecutor | BatchedExecutor:
+    """This worker's executor; its network gets memory of its own: it came as views of the parent's shared block."""
     runner.module.load_state_dict({k: v.clone() for k, v in runner.module.state_dict().items()}, assign=True)
-    return runner
+    return BatchedExecutor(runner, block) if block > 1 else SequentialExecutor(runner)
 
 
-def _answer(runner: ClientRunner, kind: str, body: Any) -> Any:
-    start = time.perf_counter()
-    if kind == "job":
-        job: Job = body
-        outcome = runner.run(job)
-        state = None if outcome.state is job.state else outcome.state
-        return outcome.reply, state, time.perf_counter() - start
-    theta, first, last = body
-    return runner.predict_rows(theta, first, last)
+def _answer(executor: SequentialExecutor | BatchedExecutor, kind: str, body: Any) -> Any:
+    if kind == "predict":
+        theta, first, last = body
+        return executor.runner.predict_rows(theta, first, last)
+    jobs: list[Job] = body
+    return [
+        (outcome.reply, None if outcome.state is job.state else outcome.state)
+        for job, outcome in zip(jobs, executor.run(jobs), strict=True)
+    ]
 
 
 if __name__ == "__main__":
