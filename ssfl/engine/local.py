@@ -6,6 +6,7 @@ This is the plainest executor's inside, the reference that every faster way must
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -110,7 +111,8 @@ class ClientRunner:
             task = None
         key = 0 if task is None else id(task)
         if key not in self._flat:
-            module = self.module if task is None else task.prepare(self.module)
+            # A copy to prepare: two flat memories under one module would leave the first without effect.
+            module = self.module if task is None else task.prepare(copy.deepcopy(self.module))
             self._flat[key] = FlatModule(module, self.layout)
         return self._flat[key]
 
