@@ -15,7 +15,7 @@ PACKAGE = ROOT / "ssfl"
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
     "algorithms": {"core"},
-    "engine": {"core", "algorithms", "data"},
+    "engine": {"core", "algorithms"},
     "deploy": {"core", "algorithms", "engine", "data"},
     "data": {"core"},
     "models": {"core"},

@@ -115,7 +115,7 @@ class Federation:
         board = progress.scoreboard
         if board is not None:
             board = board.updated({r.client: r.report.tallies["trained"] for r in replies if _tested(r)})
-        event = exchange_fields(plan, replies)
+        event = exchange_fields(plan, replies) | received_fields(replies)
         event |= self._mask_fields(progress.state, state)
         clock = replace(progress.clock, round=progress.clock.round + plan.timed)
         closing = self.algorithm.configure_round(state, clock, self.context) is None
@@ -184,6 +184,16 @@ def global_fields(losses: Tensor, hits: Tensor, test_set: TestSet) -> dict[str, 
         "global_loss": tally.loss,
         "global_class_accuracy": tally.class_accuracy,
     }
+
+
+def received_fields(replies: Sequence[ClientReply]) -> dict[str, Any]:
+    """Mean accuracy of the models as received (after averaging, before training), for methods that test them.
+
+    DisPFL's authors report it beside the accuracy after training.
+    """
+    tallies = [r.report.tallies["received"] for r in replies if "received" in r.report.tallies]
+    tested = [t.accuracy for t in tallies if t.examples]
+    return {"received_accuracy_mean": sum(tested) / len(tested)} if tested else {}
 
 
 def empty_layer_warning(names: Sequence[str]) -> str:
