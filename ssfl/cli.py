@@ -1,4 +1,4 @@
-"""The command line: run, resume, sweep, report, partition.
+"""The command line: run, resume, sweep, report, table, partition.
 
 Every verb imports what it needs when it is called, so that help and a mistyped key are answered at once: torch is
 loaded only when there is something to compute. Exit codes: 0 done, 1 failed, 2 bad input, 130 stopped by Ctrl-C.
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ssfl.config import Config
 
 CONSOLES = ("auto", "rich", "plain", "quiet", "json")
+LAUNCHERS = ("local", "submitit", "ray")
+TABLE_FORMATS = ("text", "markdown", "csv", "latex")
 
 EXAMPLES = """\
 examples:
@@ -29,7 +31,9 @@ examples:
   ssfl run preset=digits algorithm=fedavg               another method
   ssfl run preset=digits algorithm.params.mode=random_global
   ssfl sweep preset=digits algorithm=ssfl,fedavg model.dense_ratio=0.5,0.1
+  ssfl sweep --jobs 2 --into outputs/mine preset=digits algorithm=ssfl,dispfl experiment.seed=1,2,3
   ssfl report outputs/digits/*                          table and plots of finished runs
+  ssfl table outputs/mine                               mean and spread over seeds, the paper's numbers beside
   ssfl resume outputs/digits/TIME                       go on after a crash or Ctrl-C
   ssfl partition preset=digits dataset.partition_alpha=0.1
 
@@ -87,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
         "ssfl", description="Salient sparse federated learning.", epilog=EXAMPLES, formatter_class=shape
     )
     parser.add_argument("--version", action="version", version=f"ssfl {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="{run,resume,sweep,report,partition}")
+    verbs = parser.add_subparsers(dest="verb", metavar="{run,resume,sweep,report,table,partition}")
 
     run = verbs.add_parser("run", help="train once", epilog=EXAMPLES, formatter_class=shape)
     run.add_argument("words", nargs="*", metavar="KEY=VALUE", help=_WORDS)
@@ -104,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "words", nargs="*", metavar="KEY=A,B", help=f"{_WORDS}; lists a,b and range(1,4) multiply"
     )
-    sweep.add_argument("--resume", type=Path, metavar="DIR", help="go on with this sweep folder")
+    _add_sweep_options(sweep)
     sweep.set_defaults(call=_sweep)
 
     report = verbs.add_parser("report", help="table and plots of runs")
@@ -116,6 +120,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(call=_report)
 
+    table = verbs.add_parser("table", help="mean and spread over seeds, the paper's numbers beside ours")
+    table.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="sweep or run folders, or above"
+    )
+    table.add_argument("--format", choices=TABLE_FORMATS, default="text", help="default: %(default)s")
+    table.add_argument(
+        "--paper", metavar="TABLE", help="published table, or none (default: from dataset and split)"
+    )
+    table.set_defaults(call=_table)
+
     partition = verbs.add_parser("partition", help="show which client owns what")
     partition.add_argument("words", nargs="*", metavar="KEY=VALUE", help=_WORDS)
     partition.add_argument(
@@ -123,6 +137,28 @@ def build_parser() -> argparse.ArgumentParser:
     )
     partition.set_defaults(call=_partition)
     return parser
+
+
+def _add_sweep_options(sweep: argparse.ArgumentParser) -> None:
+    sweep.add_argument(
+        "--into", type=Path, metavar="DIR", help="begin this folder, or go on where it was left"
+    )
+    sweep.add_argument("--resume", type=Path, metavar="DIR", help="go on with this sweep folder")
+    sweep.add_argument(
+        "--jobs", type=_count, metavar="N", help="cells at a time (default: 1; on a cluster all at once)"
+    )
+    sweep.add_argument(
+        "--launcher", choices=LAUNCHERS, default="local", help="submitit: Slurm; default: local"
+    )
+    sweep.add_argument(
+        "--launcher-option", action="append", default=[], metavar="KEY=VALUE", help="such as timeout_min=240"
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: allowed: a whole number from 1")
+    return int(text)
 
 
 def _load(words: Sequence[str]) -> Config:
@@ -164,14 +200,24 @@ def _partition(arguments: argparse.Namespace) -> int:
 
 def _sweep(arguments: argparse.Namespace) -> int:
     from ssfl.config import ConfigError
-    from ssfl.sweep import resume_sweep, start_sweep
+    from ssfl.sweep import Place, resume_sweep, start_sweep
 
+    place = Place(arguments.launcher, arguments.jobs, tuple(arguments.launcher_option))
     if arguments.resume is None:
-        return start_sweep(arguments.words)
-    if arguments.words:
+        return start_sweep(arguments.words, place=place, into=arguments.into)
+    if arguments.words or arguments.into:
         raise ConfigError("sweep", "sweep --resume DIR takes no further words: the folder knows them")
     _need_folder(arguments.resume)
-    return resume_sweep(arguments.resume)
+    return resume_sweep(arguments.resume, place=place)
+
+
+def _table(arguments: argparse.Namespace) -> int:
+    for folder in arguments.folders:
+        _need_folder(folder)
+    from ssfl.report.table import paper_table
+
+    print(paper_table(arguments.folders, arguments.format, arguments.paper), end="")
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,287 @@
+"""Where cells run: several at a time here, and on clusters that are stand-ins (neither Slurm nor Ray exists here)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssfl import cli, sweep
+from ssfl.config import ConfigError
+from ssfl.sweep_process import LauncherError, Local, Tail, launcher
+
+CELL = """
+import json, os, pathlib, sys, time
+verb, *words = sys.argv[1:]
+said = {w.partition("=")[0]: w.partition("=")[2].strip("'") for w in words}
+begin = time.time()
+cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+time.sleep(float(os.environ.get("CELL_SECONDS", "0")))
+if verb == "run":
+    folder = pathlib.Path(said["experiment.output_dir"]) / said["wandb.exp_name"] / "20300101-000000"
+    folder.mkdir(parents=True)
+else:
+    folder = pathlib.Path(words[0])
+(folder / "config.yaml").write_text("")
+print(json.dumps({"event": "round", "round": 30, "global_accuracy": 0.25}))
+if os.environ.get("FAIL_FIRST") and verb == "run": sys.exit(int(os.environ["FAIL_FIRST"]))
+(folder / "model.safetensors").write_text("")
+(folder / "when.json").write_text(json.dumps([begin, time.time(), cores]))
+"""
+WORDS = ["preset=digits", "experiment.seed=1,2,3"]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A stand-in for the program that runs a cell; no comparison is drawn."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cell.py").write_text(CELL)
+
+    def compare(folders: Sequence[Path], out: Path) -> int:
+        return 0
+
+    monkeypatch.setattr(sweep, "compare", compare)
+    return [sys.executable, str(tmp_path / "cell.py")]
+
+
+def _when(folder: Path) -> list[list[float]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("runs/*/*/when.json"))]
+
+
+def _most_at_once(spans: Sequence[Sequence[float]]) -> int:
+    return max(sum(begin <= other[0] < end for other in spans) for begin, end, _ in spans)
+
+
+@pytest.mark.parametrize(("jobs", "most"), [(1, 1), (2, 2)])
+def test_so_many_cells_at_a_time(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, jobs: int, most: int
+) -> None:
+    monkeypatch.setenv("CELL_SECONDS", "1")
+    assert sweep.start_sweep(WORDS, command, sweep.Place(jobs=jobs), Path("out")) == 0
+    spans = _when(Path("out"))
+    assert len(spans) == 3
+    assert _most_at_once(spans) == most
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+        assert all(span[2] in (cores // jobs, -(-cores // jobs), 1) for span in spans)
+
+
+def test_into_begins_goes_on_and_refuses(command: list[str]) -> None:
+    out = Path("out")
+    assert sweep.start_sweep(WORDS, command, into=out) == 0
+    before = _when(out)
+    assert sweep.start_sweep(WORDS, command, into=out) == 0
+    assert _when(out) == before
+    with pytest.raises(ConfigError, match=r"holds another sweep.*experiment\.seed=1,2,3"):
+        sweep.start_sweep([*WORDS, "training.comm_round=2"], command, into=out)
+    Path("full").mkdir()
+    (Path("full") / "mine.txt").write_text("")
+    with pytest.raises(ConfigError, match="no sweep"):
+        sweep.start_sweep(WORDS, command, into=Path("full"))
+    assert [path.name for path in Path("full").iterdir()] == ["mine.txt"]
+
+
+class _SubmititJob:
+    def __init__(self, code: int | Exception) -> None:
+        self._code, self._asked, self.cancelled = code, 0, False
+
+    def done(self) -> bool:
+        self._asked += 1
+        return self._asked > 2
+
+    def result(self) -> int:
+        if isinstance(self._code, Exception):
+            raise self._code
+        return self._code
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class _AutoExecutor:
+    """What is documented of submitit.AutoExecutor; a submitted function runs at once."""
+
+    made: list[_AutoExecutor] = []  # noqa: RUF012
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.parameters, self.jobs = folder, dict[str, Any](), list[_SubmititJob]()
+        self.lose_first = False
+        _AutoExecutor.made.append(self)
+
+    def update_parameters(self, **parameters: Any) -> None:
+        if "no_such" in parameters:
+            raise NameError("Unknown argument(s): no_such")
+        self.parameters |= parameters
+
+    def submit(self, function: Callable[..., int], *words: Any) -> _SubmititJob:
+        lost = bool(os.environ.get("LOSE_FIRST")) and not self.jobs
+        self.jobs.append(_SubmititJob(RuntimeError("node lost") if lost else function(*words)))
+        return self.jobs[-1]
+
+
+@pytest.fixture
+def submitit(monkeypatch: pytest.MonkeyPatch) -> list[_AutoExecutor]:
+    """A stand-in for the package; the list holds the executors that were made."""
+    monkeypatch.setattr(_AutoExecutor, "made", [])
+    module = types.ModuleType("submitit")
+    module.AutoExecutor = _AutoExecutor  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "submitit", module)
+    return _AutoExecutor.made
+
+
+def test_submitit_gets_every_cell_and_its_options(command: list[str], submitit: list[_AutoExecutor]) -> None:
+    place = sweep.Place("submitit", options=("timeout_min=240", "slurm_partition=gpu"))
+    assert sweep.start_sweep(WORDS, command, place, Path("out")) == 0
+    (executor,) = submitit
+    assert executor.parameters == {"name": "ssfl", "timeout_min": 240, "slurm_partition": "gpu"}
+    assert Path(executor.folder) == Path("out/submitit")
+    assert len(executor.jobs) == len(_when(Path("out"))) == 3
+
+
+@pytest.mark.parametrize("variable", [("FAIL_FIRST", "1"), ("FAIL_FIRST", "130"), ("LOSE_FIRST", "yes")])
+def test_what_a_cluster_loses_is_tried_once_more(
+    command: list[str],
+    submitit: list[_AutoExecutor],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variable: tuple[str, str],
+) -> None:
+    monkeypatch.setenv(*variable)  # 130: the cluster took the node back, nobody pressed Ctrl-C here
+    assert sweep.start_sweep(WORDS, command, sweep.Place("submitit"), Path("out")) == 0
+    tried = 6 if variable[0] == "FAIL_FIRST" else 4
+    assert len(submitit[0].jobs) == tried
+    assert capsys.readouterr().err.count("trying once more") == tried - 3
+
+
+class _Ray(types.ModuleType):
+    """What is documented of Ray's tasks; a task runs at once."""
+
+    def __init__(self) -> None:
+        super().__init__("ray")
+        self.said: dict[str, Any] = {}
+        self.cancelled: list[object] = []
+
+    def init(self, **words: Any) -> None:
+        self.said["init"] = words
+
+    def remote(self, function: Callable[..., int]) -> Any:
+        def options(**words: Any) -> Any:
+            self.said["options"] = words
+            return types.SimpleNamespace(remote=lambda *arguments: [function(*arguments)])
+
+        return types.SimpleNamespace(options=options)
+
+    def wait(self, references: list[list[int]], timeout: float) -> tuple[list[list[int]], list[list[int]]]:
+        assert timeout == 0
+        return references, []
+
+    def get(self, reference: list[int]) -> int:
+        return reference[0]
+
+    def cancel(self, reference: object) -> None:
+        self.cancelled.append(reference)
+
+
+def test_ray_gets_every_cell_and_its_options(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = _Ray()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    place = sweep.Place("ray", jobs=2, options=("address=auto", "num_cpus=4"))
+    assert sweep.start_sweep(WORDS, command, place, Path("out")) == 0
+    assert ray.said["init"]["address"] == "auto"
+    assert ray.said["options"] == {"max_retries": 0, "num_cpus": 4}
+    assert len(_when(Path("out"))) == 3
+
+
+def test_stopping_takes_back_what_is_queued(submitit: list[_AutoExecutor], tmp_path: Path) -> None:
+    place = launcher("submitit", tmp_path, 2, ())
+    place.start([sys.executable, "-c", ""], tmp_path / "log.txt")
+    place.stop()
+    assert submitit[0].jobs[0].cancelled
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--launcher", "submitit"], "pip install submitit"),
+        (["--launcher", "ray"], "pip install ray"),
+        (["--launcher-option", "timeout_min=4"], "takes no options"),
+        (["--launcher", "ray", "--launcher-option", "cpus"], "give KEY=VALUE"),
+    ],
+)
+def test_a_place_that_is_not_to_be_had_is_one_line(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("submitit", "ray"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    assert cli.main(["sweep", *words, *WORDS]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_option_that_submitit_refuses(submitit: list[_AutoExecutor], tmp_path: Path) -> None:
+    with pytest.raises(LauncherError, match="no_such"):
+        launcher("submitit", tmp_path, 1, ("no_such=1",))
+
+
+def test_local_leaves_no_process_behind(tmp_path: Path) -> None:
+    place = Local(2)
+    patient = "import time; print('up', flush=True); time.sleep(60)"
+    stubborn = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); {patient}"
+    jobs = [
+        place.start([sys.executable, "-c", code], tmp_path / f"{i}.txt")
+        for i, code in enumerate([stubborn, patient])
+    ]
+    until = time.monotonic() + 20
+    while time.monotonic() < until and not all(
+        (tmp_path / f"{i}.txt").read_text().startswith("up") for i in (0, 1)
+    ):
+        time.sleep(0.05)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssfl.sweep_process.CLEAN_END_SECONDS", 0.5)
+        place.stop()
+    assert all(job.done() for job in jobs)
+    assert jobs[0].exit_code() == -9
+    for job in jobs:
+        with pytest.raises(ProcessLookupError):
+            os.kill(job.pid, 0)
+
+
+def test_a_tail_gives_whole_lines_once(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_bytes(b"of an earlier attempt\n")
+    tail = Tail(path)
+    with path.open("ab") as log:
+        log.write(b"one\ntw")
+        log.flush()
+        assert list(tail.lines()) == ["one"]
+        log.write(b"o\n\xff\n")
+        log.flush()
+        assert list(tail.lines()) == ["two", "�"]
+    assert list(tail.lines()) == []
+    assert list(Tail(tmp_path / "later.txt").lines()) == []
+
+
+def test_help_names_the_places() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ssfl", "sweep", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert all(word in done.stdout for word in ("--jobs", "--into", "submitit", "ray"))
