@@ -95,7 +95,7 @@ class TimedExchange:
         self.restore = self.simulator.restore
 
     def __call__(self, plan: RoundPlan) -> list[ClientReply]:
-        replies = self.simulator(plan)
+        replies = list(self.simulator(plan))
         self.client_seconds = sum(r.report.wall_seconds for r in replies)
         return replies
 

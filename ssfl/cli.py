@@ -7,6 +7,7 @@ loaded only when there is something to compute. Exit codes: 0 done, 1 failed, 2 
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 import traceback
@@ -145,6 +146,9 @@ def _add_sweep_options(sweep: argparse.ArgumentParser) -> None:
     )
     sweep.add_argument("--resume", type=Path, metavar="DIR", help="go on with this sweep folder")
     sweep.add_argument(
+        "--lines", type=Path, metavar="FILE", help="words to add, one product a line (# starts a remark)"
+    )
+    sweep.add_argument(
         "--jobs", type=_count, metavar="N", help="cells at a time (default: 1; on a cluster all at once)"
     )
     sweep.add_argument(
@@ -204,11 +208,25 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     place = Place(arguments.launcher, arguments.jobs, tuple(arguments.launcher_option))
     if arguments.resume is None:
-        return start_sweep(arguments.words, place=place, into=arguments.into)
-    if arguments.words or arguments.into:
+        lines = _read_lines(arguments.lines) if arguments.lines else ()
+        return start_sweep(arguments.words, place=place, into=arguments.into, lines=lines)
+    if arguments.words or arguments.into or arguments.lines:
         raise ConfigError("sweep", "sweep --resume DIR takes no further words: the folder knows them")
     _need_folder(arguments.resume)
     return resume_sweep(arguments.resume, place=place)
+
+
+def _read_lines(path: Path) -> list[list[str]]:
+    from ssfl.config import ConfigError
+
+    try:
+        lines = [shlex.split(line, comments=True) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ConfigError("--lines", f"{path}: cannot be read ({error})") from None
+    found = [line for line in lines if line]
+    if not found:
+        raise ConfigError("--lines", f"{path}: holds no words; give KEY=VALUE words, one product a line")
+    return found
 
 
 def _table(arguments: argparse.Namespace) -> int:

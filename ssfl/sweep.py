@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import final
 
-from ssfl.config import Config, ConfigError, sweep_cells
+from ssfl.config import Config, ConfigError, config_digest, load_config, sweep_cells
+from ssfl.config.sweeps import Cell
 from ssfl.report.progress import SweepProgress
 from ssfl.sweep_process import Job, Launcher, Tail, check_launcher, launcher
 
@@ -52,6 +53,7 @@ def start_sweep(
     command: Sequence[str] = SSFL,
     place: Place = Place(),
     into: Path | None = None,
+    lines: Sequence[Sequence[str]] = (),
 ) -> int:
     """Check every cell, make the folder, run them all. Exit code: 0, or 1 where a cell failed twice.
 
@@ -61,6 +63,8 @@ def start_sweep(
         place: where, and how many at a time.
         into: this very folder: begun where it does not exist, gone on with where it holds the same sweep. None:
             a new folder OUTPUT_DIR/EXP_NAME/sweep-TIME.
+        lines: several products in one sweep: each line's words come after the common `words`. For what a product
+            cannot say, such as a learning rate of its own for each method.
 
     Raises:
         ConfigError: a cell is impossible, there is nothing to sweep, or `into` holds something else; nothing has
@@ -68,7 +72,8 @@ def start_sweep(
         LauncherError: the place is not to be had; nothing has been written either.
     """
     check_launcher(place.launcher, place.options)
-    found, notes = sweep_cells(words)
+    found, notes = _all_cells(words, lines) if lines else sweep_cells(words)
+    asked = [*words, *(" ".join(line) for line in lines)]
     names = _names([cell.label for cell in found])
     cells = [
         SweepCell(name, cell.label, cell.overrides, cell.config.training.comm_round)
@@ -76,8 +81,8 @@ def start_sweep(
     ]
     for note in notes:
         print(f"note: {note}")
-    folder = _new_folder(found[0].config) if into is None else _this_folder(into, words)
-    text = json.dumps({"words": list(words), "cells": [asdict(cell) for cell in cells]}, indent=1)
+    folder = _new_folder(found[0].config) if into is None else _this_folder(into, asked)
+    text = json.dumps({"words": asked, "cells": [asdict(cell) for cell in cells]}, indent=1)
     (folder / CELLS).write_text(text + "\n", encoding="utf-8")
     return _run_cells(folder, cells, command, place)
 
@@ -104,6 +109,30 @@ def compare(folders: Sequence[Path], out: Path) -> int:
 
     print(write_report(folders, out))
     return 0
+
+
+def _all_cells(words: Sequence[str], lines: Sequence[Sequence[str]]) -> tuple[list[Cell], list[str]]:
+    """The cells of every line's product, labelled with the line's own words too; equal ones once."""
+    cells: dict[str, Cell] = {}
+    notes: list[str] = []
+    for line in lines:
+        fixed = " ".join(word for word in line if not _lists_values(word))
+        try:
+            found, said = sweep_cells([*words, *line])
+        except ConfigError as error:
+            if "nothing to sweep" not in str(error):
+                raise
+            found, said = [Cell("", (*words, *line), load_config([*words, *line]))], []
+        notes += said
+        for cell in found:
+            label = f"{fixed} {cell.label}".strip()
+            cells.setdefault(config_digest(cell.config), Cell(label, cell.overrides, cell.config))
+    return list(cells.values()), notes
+
+
+def _lists_values(word: str) -> bool:
+    """Whether the product names the value itself."""
+    return any(sign in word for sign in (",", "range(", "choice("))
 
 
 def _new_folder(config: Config) -> Path:

@@ -7,7 +7,7 @@ gradient -> transform_gradient -> clip -> SGD -> project_weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -197,9 +197,9 @@ class Algorithm(Protocol, Generic[State]):
         ...
 
     def aggregate(
-        self, state: State, plan: RoundPlan, replies: Sequence[ClientReply], context: ServerContext
+        self, state: State, plan: RoundPlan, replies: Iterable[ClientReply], context: ServerContext
     ) -> State:
-        """The next state, from any non-empty subset of the planned replies, sorted by client."""
+        """The next state, in one pass over any non-empty subset of the planned replies, sorted by client."""
         ...
 
     def weights_to_evaluate(self, state: State, context: ServerContext) -> Tensor | None:

@@ -50,6 +50,6 @@ def broadcast(
     return RoundPlan(phase, tuple(Instruction(c, (payload,)) for c in clients), clock, timed)
 
 
-def dense_mean(replies: Sequence[ClientReply]) -> Tensor:
+def dense_mean(replies: Iterable[ClientReply]) -> Tensor:
     """FedAvg: the n_k-weighted mean of dense replies, [P]."""
     return weighted_mean((dense_values(r.payload.parts[WEIGHTS]), r.examples) for r in replies)

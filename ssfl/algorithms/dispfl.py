@@ -8,7 +8,7 @@ move the mask a little (drop the smallest weights, grow others). There is no ser
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -219,11 +219,12 @@ class DisPFL:
         return (Payload(state.published[client].parts, SERVER), *posts)
 
     def aggregate(
-        self, state: DisPFLState, plan: RoundPlan, replies: Sequence[ClientReply], context: ServerContext
+        self, state: DisPFLState, plan: RoundPlan, replies: Iterable[ClientReply], context: ServerContext
     ) -> DisPFLState:
         """Put the new models on the board; averaging is the clients' work."""
-        published = dict(state.published) | {r.client: r.payload for r in replies}
-        joined = sorted({*state.joined, *(r.client for r in replies)})
+        news = {r.client: r.payload for r in replies}
+        published = dict(state.published) | news
+        joined = sorted({*state.joined, *news})
         return replace(state, published=published, joined=tuple(joined))
 
     def weights_to_evaluate(self, state: DisPFLState, context: ServerContext) -> Tensor | None:

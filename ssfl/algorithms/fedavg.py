@@ -7,7 +7,7 @@ initial learning rate, 0.1 (0.2 % apart).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -94,7 +94,7 @@ class FedAvg:
         return None
 
     def aggregate(
-        self, state: FedAvgState, plan: RoundPlan, replies: Sequence[ClientReply], context: ServerContext
+        self, state: FedAvgState, plan: RoundPlan, replies: Iterable[ClientReply], context: ServerContext
     ) -> FedAvgState:
         """The mean of the replies; fine-tuning leaves the global model alone."""
         if plan.phase == "fine_tune":

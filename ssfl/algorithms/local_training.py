@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -103,7 +103,7 @@ class LocalTraining:
         self,
         state: LocalTrainingState,
         plan: RoundPlan,
-        replies: Sequence[ClientReply],
+        replies: Iterable[ClientReply],
         context: ServerContext,
     ) -> LocalTrainingState:
         """Nothing but who has started."""

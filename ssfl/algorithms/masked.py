@@ -5,7 +5,7 @@ The mask is broadcast once (`StoreMask`); from then on values travel without ind
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -130,7 +130,7 @@ def masked_plan(
     return broadcast("train", sample_clients(context, per_round, clock), payload, clock)
 
 
-def masked_aggregate(state: MaskedState, support: Support, replies: Sequence[ClientReply]) -> MaskedState:
+def masked_aggregate(state: MaskedState, support: Support, replies: Iterable[ClientReply]) -> MaskedState:
     """The n_k-weighted mean of values, in the packed space; zero off the mask."""
-    values = [(support.values(r.payload.parts[WEIGHTS]), r.examples) for r in replies]
+    values = ((support.values(r.payload.parts[WEIGHTS]), r.examples) for r in replies)
     return replace(state, theta=support.scatter(weighted_mean(values)))

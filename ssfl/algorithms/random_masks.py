@@ -6,7 +6,7 @@ own, the control for alignment.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -84,7 +84,7 @@ class SharedRandomMask:
         return masked_plan(state, self.memo.of(state.bits, context.layout), self.per_round, clock, context)
 
     def aggregate(
-        self, state: MaskedState, plan: RoundPlan, replies: Sequence[ClientReply], context: ServerContext
+        self, state: MaskedState, plan: RoundPlan, replies: Iterable[ClientReply], context: ServerContext
     ) -> MaskedState:
         """As SSFL's second phase."""
         assert state.bits is not None
@@ -179,7 +179,7 @@ class ClientwiseRandomMask:
         self,
         state: ClientwiseState,
         plan: RoundPlan,
-        replies: Sequence[ClientReply],
+        replies: Iterable[ClientReply],
         context: ServerContext,
     ) -> ClientwiseState:
         """FedAvg over models with different zeros."""

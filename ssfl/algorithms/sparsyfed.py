@@ -7,7 +7,7 @@ upload the global top-k of |v| is kept. The server averages plainly, so its mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -159,7 +159,7 @@ class SparsyFed:
         return broadcast("train", sample_clients(context, self.per_round, clock), payload, clock)
 
     def aggregate(
-        self, state: SparsyFedState, plan: RoundPlan, replies: Sequence[ClientReply], context: ServerContext
+        self, state: SparsyFedState, plan: RoundPlan, replies: Iterable[ClientReply], context: ServerContext
     ) -> SparsyFedState:
         """FedAvg of v, zeros included; not pruned again."""
         return replace(state, theta=dense_mean(replies))

@@ -7,7 +7,7 @@ Where the authors' code and text differ, `docs/algorithms/ssfl.md` says what we 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,7 +62,7 @@ class Discovery:
     floor_density: float = 0.0
     """Least share kept in every layer, a guard against layers left empty; 0: none, as in the paper."""
 
-    def mask(self, replies: Sequence[ClientReply], context: ServerContext) -> Tensor:
+    def mask(self, replies: Iterable[ClientReply], context: ServerContext) -> Tensor:
         """Bits [N]: top-k of s = sum_k p_k s_k, a mean of absolute values (README, phase 1, steps 2 and 3)."""
         weigh = self.weighting == "examples"
         scores = weighted_mean(
@@ -148,7 +148,7 @@ class SSFL:
         return masked_plan(state, support, self.per_round, clock, context)
 
     def aggregate(
-        self, state: MaskedState, plan: RoundPlan, replies: Sequence[ClientReply], context: ServerContext
+        self, state: MaskedState, plan: RoundPlan, replies: Iterable[ClientReply], context: ServerContext
     ) -> MaskedState:
         """Scores become the mask and the model is cut to it; trained values are averaged by n_k."""
         if plan.phase == "warmup":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from ssfl.algorithms.base import Algorithm, ClientReply, ClientState, Clock, Rou
 from ssfl.core.layout import layer_densities
 from ssfl.core.masks import empty_layers
 from ssfl.core.metrics import Tally
-from ssfl.engine.ledger import Ledger, exchange_fields
+from ssfl.engine.ledger import Ledger, Meter, exchange_fields
 from ssfl.engine.local import DivergedError
 from ssfl.engine.scoreboard import Scoreboard
 
@@ -22,8 +22,8 @@ from ssfl.engine.scoreboard import Scoreboard
 class Exchange(Protocol):
     """Carries a plan to the clients and their replies back; knows what clients remember (for checkpoints)."""
 
-    def __call__(self, plan: RoundPlan) -> list[ClientReply]:
-        """Replies of a non-empty subset of the plan's clients, sorted by client."""
+    def __call__(self, plan: RoundPlan) -> Iterable[ClientReply]:
+        """Replies of a non-empty subset of the plan's clients, sorted by client, as they become ready."""
         ...
 
     def client_states(self) -> Mapping[int, ClientState]:
@@ -107,15 +107,17 @@ class Federation:
     def step(self, progress: Progress, plan: RoundPlan) -> Progress:
         """One exchange and what follows from it."""
         start = time.perf_counter()
-        replies = self.exchange(plan)
-        trained = time.perf_counter()
+        meter = Meter()
+        replies = meter.watch(self.exchange(plan))
         state = self.algorithm.aggregate(progress.state, plan, replies, self.context)
+        for _ in replies:
+            pass  # acknowledgements that the algorithm did not read; all must arrive
         self._check(state, plan)
         aggregated = time.perf_counter()
         board = progress.scoreboard
         if board is not None:
-            board = board.updated({r.client: r.report.tallies["trained"] for r in replies if _tested(r)})
-        event = exchange_fields(plan, replies) | received_fields(replies)
+            board = board.updated(meter.tallies("trained"))
+        event = exchange_fields(plan, meter)
         event |= self._mask_fields(progress.state, state)
         clock = replace(progress.clock, round=progress.clock.round + plan.timed)
         closing = self.algorithm.configure_round(state, clock, self.context) is None
@@ -124,8 +126,8 @@ class Federation:
         evaluated = time.perf_counter()
         progress = Progress(state, clock, board, progress.ledger.plus(event), self.exchange.client_states())
         event |= {
-            "training_seconds": trained - start,
-            "aggregation_seconds": aggregated - trained,
+            "training_seconds": meter.waited_seconds,
+            "aggregation_seconds": aggregated - start - meter.waited_seconds,
             "evaluation_seconds": evaluated - aggregated,
             "checkpoint_seconds": progress.ledger.checkpoint_seconds,
         }
@@ -186,23 +188,9 @@ def global_fields(losses: Tensor, hits: Tensor, test_set: TestSet) -> dict[str, 
     }
 
 
-def received_fields(replies: Sequence[ClientReply]) -> dict[str, Any]:
-    """Mean accuracy of the models as received (after averaging, before training), for methods that test them.
-
-    DisPFL's authors report it beside the accuracy after training.
-    """
-    tallies = [r.report.tallies["received"] for r in replies if "received" in r.report.tallies]
-    tested = [t.accuracy for t in tallies if t.examples]
-    return {"received_accuracy_mean": sum(tested) / len(tested)} if tested else {}
-
-
 def empty_layer_warning(names: Sequence[str]) -> str:
     """What to do when a mask kills whole layers."""
     return (
         f"the mask keeps nothing of {', '.join(names)}: no signal passes there; "
         "raise model.dense_ratio or set algorithm.params.min_layer_density"
     )
-
-
-def _tested(reply: ClientReply) -> bool:
-    return "trained" in reply.report.tallies

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from ssfl.algorithms.base import ClientReply, RoundPlan
+from ssfl.algorithms.base import ClientReply, ClientReport, RoundPlan
+from ssfl.core.metrics import Tally
 from ssfl.core.payloads import (
     CHECKSUM_BYTES,
     HEADER_BYTES,
@@ -38,8 +40,35 @@ class Ledger:
         )
 
 
-def exchange_fields(plan: RoundPlan, replies: Sequence[ClientReply]) -> dict[str, Any]:
-    """The event of one exchange, without evaluation and times.
+@dataclass
+class Meter:
+    """Weighs replies on their way to the aggregation, so that no more of them need be held than it holds."""
+
+    reports: dict[int, ClientReport] = field(default_factory=dict)
+    uplink_bytes: int = 0
+    waited_seconds: float = 0.0
+    """Time until replies were there, as opposed to what the aggregation did with them."""
+
+    def watch(self, replies: Iterable[ClientReply]) -> Iterator[ClientReply]:
+        """The same replies, weighed."""
+        source = iter(replies)
+        while True:
+            start = time.perf_counter()
+            reply = next(source, None)
+            self.waited_seconds += time.perf_counter() - start
+            if reply is None:
+                return
+            self.reports[reply.client] = reply.report
+            self.uplink_bytes += nbytes(reply.payload)
+            yield reply
+
+    def tallies(self, when: str) -> dict[int, Tally]:
+        """The clients' own tests of that moment."""
+        return {k: r.tallies[when] for k, r in self.reports.items() if when in r.tallies}
+
+
+def exchange_fields(plan: RoundPlan, meter: Meter) -> dict[str, Any]:
+    """The event of one exchange, without global evaluation and times.
 
     Each inbox payload is charged to the edge sender -> client: the server's to downlink_bytes, other clients' to
     peer_bytes; replies are uplink_bytes.
@@ -54,17 +83,18 @@ def exchange_fields(plan: RoundPlan, replies: Sequence[ClientReply]) -> dict[str
                 down += sizes[id(payload)]
             else:
                 peer += sizes[id(payload)]
+    reports = list(meter.reports.values())
     fields: dict[str, Any] = {
         "event": "round" if plan.timed else "phase",
         "phase": plan.phase,
         "round": plan.clock.round if plan.timed else plan.clock.round - 1,
-        "clients": len(replies),
-        "train_loss": _mean_loss(replies),
+        "clients": len(reports),
+        "train_loss": _mean_loss(reports),
         "downlink_bytes": down,
-        "uplink_bytes": sum(nbytes(r.payload) for r in replies),
-        "train_flops": sum(r.report.train_flops for r in replies),
+        "uplink_bytes": meter.uplink_bytes,
+        "train_flops": sum(r.train_flops for r in reports),
     }
-    return fields | ({"peer_bytes": peer} if peer else {})
+    return fields | ({"peer_bytes": peer} if peer else {}) | _received_fields(meter)
 
 
 def dense_payload_bytes(parameters: int, bytes_per_value: int = 4) -> int:
@@ -72,7 +102,13 @@ def dense_payload_bytes(parameters: int, bytes_per_value: int = 4) -> int:
     return HEADER_BYTES + PART_HEADER_BYTES + 1 + parameters * bytes_per_value + CHECKSUM_BYTES
 
 
-def _mean_loss(replies: Sequence[ClientReply]) -> float | None:
-    told = [(r.report.train_loss, r.examples) for r in replies if r.report.train_loss is not None]
+def _mean_loss(reports: Sequence[ClientReport]) -> float | None:
+    told = [(r.train_loss, r.examples) for r in reports if r.train_loss is not None]
     weight = sum(n for _, n in told)
     return sum(loss * n for loss, n in told) / weight if weight else None
+
+
+def _received_fields(meter: Meter) -> dict[str, Any]:
+    # DisPFL's authors report the models as averaged, before training, beside those after it.
+    tested = [t.accuracy for t in meter.tallies("received").values() if t.examples]
+    return {"received_accuracy_mean": sum(tested) / len(tested)} if tested else {}

@@ -90,9 +90,14 @@ class ProcessExecutor:
         return self.runner.layout
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
-        """One outcome a job, in the jobs' order; the longest jobs start first."""
+        """One outcome a job, in the jobs' order; where clients train, the longest jobs start first.
+
+        Other phases ask every client and cost them the same: in order, so that few outcomes wait for an earlier one.
+        """
         examples = self.runner.federation.examples
-        by_size = sorted(range(len(jobs)), key=lambda i: (-examples(jobs[i].instruction.client), i))
+        by_size = list(range(len(jobs)))
+        if jobs and self.runner.tasks[jobs[0].phase].fit is not None:
+            by_size.sort(key=lambda i: -examples(jobs[i].instruction.client))
         groups = [by_size[i : i + self.block] for i in range(0, len(jobs), self.block)]
         requests = [("jobs", [jobs[i] for i in group]) for group in groups]
         ready: dict[int, Outcome] = {}

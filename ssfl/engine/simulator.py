@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from ssfl.algorithms.base import ClientReply, Instruction, RoundPlan
@@ -24,18 +25,16 @@ class Simulator:
         self.wire = wire
         self.store = ClientStore() if store is None else store
 
-    def __call__(self, plan: RoundPlan) -> list[ClientReply]:
-        """All replies, sorted by client."""
+    def __call__(self, plan: RoundPlan) -> Iterator[ClientReply]:
+        """All replies, sorted by client, each as soon as it and those before it are ready."""
         instructions = sorted(plan.instructions, key=lambda i: i.client)
         jobs = [
             Job(plan.phase, self._delivered(i), self.store.get(i.client), plan.clock) for i in instructions
         ]
-        replies = []
         for job, outcome in zip(jobs, self.executor.run(jobs), strict=True):
             if outcome.state is not job.state:
                 self.store.put(outcome.reply.client, outcome.state)
-            replies.append(replace(outcome.reply, payload=self._crossed(outcome.reply.payload)))
-        return replies
+            yield replace(outcome.reply, payload=self._crossed(outcome.reply.payload))
 
     def client_states(self) -> ClientStates:
         """What every client remembers now, or the file that holds it; tensors are never changed in place."""

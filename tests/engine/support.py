@@ -123,7 +123,7 @@ class Recorder:
     passed: list[tuple[RoundPlan, list[ClientReply]]] = field(default_factory=list)
 
     def __call__(self, plan: RoundPlan) -> list[ClientReply]:
-        replies = self.inner(plan)
+        replies = list(self.inner(plan))
         self.passed.append((plan, replies))
         return replies
 

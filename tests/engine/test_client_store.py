@@ -265,7 +265,7 @@ def most_bytes(clients: int, folder: Path, budget: int, cohort: int = 20) -> int
     inbox = (Payload({"w": DenseValues(torch.zeros(1))}),)
     for round_, first in enumerate([*range(0, clients, cohort), *range(0, min(clients, 200), cohort)]):
         instructions = tuple(Instruction(c, inbox) for c in range(first, first + cohort))
-        simulator(RoundPlan("train", instructions, Clock(round_ + 1, 10**6)))
+        list(simulator(RoundPlan("train", instructions, Clock(round_ + 1, 10**6))))
         told = simulator.client_states()  # the loop holds the last snapshot, as here
         if round_ % 40 == 0:
             executor.count()

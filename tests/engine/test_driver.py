@@ -17,7 +17,7 @@ from ssfl.core.metrics import Tally
 from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.core.payloads import DenseValues, Payload, nbytes
 from ssfl.core.saliency import magnitude, snip
-from ssfl.engine.ledger import Ledger, dense_payload_bytes, exchange_fields
+from ssfl.engine.ledger import Ledger, Meter, dense_payload_bytes, exchange_fields
 from ssfl.engine.scoreboard import Scoreboard
 from tests.engine.support import float_data, make_rig, tiny_net
 
@@ -114,7 +114,10 @@ def test_bytes_are_charged_to_the_edge_they_cross() -> None:
     server, peer = Payload({"w": DenseValues(torch.zeros(5))}), Payload({"w": DenseValues(torch.zeros(3))}, 1)
     plan = RoundPlan("train", (Instruction(0, (server, peer)), Instruction(2, (server,))), Clock(4, 9))
     up = Payload({}, 0)
-    fields = exchange_fields(plan, [reply(0, 1.0, 1, up), reply(2, 4.0, 3, up), reply(3, None, 9, up)])
+    sent = [reply(0, 1.0, 1, up), reply(2, 4.0, 3, up), reply(3, None, 9, up)]
+    meter = Meter()
+    assert list(meter.watch(sent)) == sent
+    fields = exchange_fields(plan, meter)
     assert fields["downlink_bytes"] == 2 * (22 + 20)
     assert fields["peer_bytes"] == 22 + 12
     assert fields["uplink_bytes"] == 3 * 14
@@ -122,7 +125,7 @@ def test_bytes_are_charged_to_the_edge_they_cross() -> None:
     assert fields["train_flops"] == 130
     ledger = Ledger().plus(fields).plus(fields)
     assert (ledger.downlink_bytes, ledger.peer_bytes) == (2 * 84, 2 * 34)
-    assert exchange_fields(replace(plan, timed=False), [])["round"] == 3
+    assert exchange_fields(replace(plan, timed=False), Meter())["round"] == 3
 
 
 def test_a_dense_models_bytes_by_arithmetic() -> None:

@@ -1,0 +1,297 @@
+"""Worker processes: the sequential executor's bits, whatever dies; nothing left behind, nothing growing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssfl.algorithms.base import Algorithm, ClientTask, Clock, Instruction, Probe
+from ssfl.algorithms.dispfl import DisPFL
+from ssfl.algorithms.fedavg import FedAvg
+from ssfl.algorithms.local_training import LocalTraining
+from ssfl.algorithms.random_masks import ClientwiseRandomMask
+from ssfl.algorithms.sparsyfed import SparsyFed
+from ssfl.algorithms.ssfl import SSFL, Discovery
+from ssfl.core.layout import Layout
+from ssfl.core.optim import ExponentialDecay, FitSpec
+from ssfl.core.payloads import DenseValues, Payload, dense_values
+from ssfl.core.saliency import snip
+from ssfl.engine.executors import Executor, SequentialExecutor
+from ssfl.engine.local import ClientRunner, DivergedError, Job, Outcome
+from ssfl.engine.processes import MAX_DEATHS, ProcessExecutor, WorkerError
+from tests.engine.faults import (
+    VICTIM,
+    Echo,
+    KillAlways,
+    KillOnce,
+    Raise,
+    alive,
+    eventually,
+    rss_bytes,
+)
+from tests.engine.support import Rig, float_data, make_rig, make_runner, tiny_net
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = (11, 9, 1, 5, 6) * 4
+FIT = FitSpec(1, 8, ExponentialDecay(0.1, 0.99), momentum=0.9, clip_norm=10.0)
+WILD = FitSpec(1, 8, ExponentialDecay(1e30, 1.0))
+METHODS: Mapping[str, Callable[[], Algorithm[Any]]] = {
+    "fedavg": lambda: FedAvg(FIT, 7),
+    "fedavg_ft": lambda: FedAvg(FIT, 3, fine_tune=FIT),
+    "ssfl": lambda: SSFL(FIT, 7, Discovery(Probe(snip), 0.3)),
+    "random_clientwise": lambda: ClientwiseRandomMask(FIT, 7, 0.3),
+    "dispfl": lambda: DisPFL(FIT, 0.3, neighbour_count=3),
+    "sparsyfed": lambda: SparsyFed(FIT, 7, 0.3),
+    "sparsyfed_dense": lambda: SparsyFed(FIT, 7, 0.3, prune_activations=False),
+    "local": lambda: LocalTraining(FIT),
+    "wild": lambda: FedAvg(WILD, 7),
+}
+
+
+@dataclass
+class Named:
+    """One method's view of an executor that serves many: its phases carry its name."""
+
+    inner: Executor
+    name: str
+
+    @property
+    def layout(self) -> Layout:
+        return self.inner.layout
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        return self.inner.run([replace(j, phase=f"{self.name}/{j.phase}") for j in jobs])
+
+    def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inner.predict(theta)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@dataclass
+class Pool:
+    """The workers of this file's tests, and what was said about them."""
+
+    executor: ProcessExecutor
+    runner: ClientRunner
+    marker: Path
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def pids(self) -> list[int]:
+        return [w.process.pid for w in self.executor._workers]
+
+
+def runner_of(tasks: Mapping[str, ClientTask]) -> ClientRunner:
+    return make_runner(float_data(SIZES), tiny_net("batch"), tasks, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    marker = tmp_path_factory.mktemp("pool") / "killed"
+    tasks: dict[str, ClientTask] = {
+        f"{name}/{phase}": task for name, make in METHODS.items() for phase, task in make().tasks.items()
+    }
+    tasks |= {"echo": Echo(), "raise": Raise(), "kill_once": KillOnce(marker=str(marker))}
+    runner = runner_of(tasks)
+    said: list[str] = []
+    executor = ProcessExecutor(runner, 2, said.append)
+    yield Pool(executor, runner, marker, said)
+    executor.close()
+
+
+def rig_of(name: str, executor: Executor) -> Rig:
+    return make_rig(
+        METHODS[name](),
+        float_data(SIZES),
+        tiny_net("batch"),
+        dtype=torch.float32,
+        executor=Named(executor, name),
+    )
+
+
+def run_rig(rig: Rig) -> tuple[Any, Mapping[int, Mapping[str, Tensor]]]:
+    progress = rig.loop.run(rig.loop.start(rig.theta, 2))
+    return progress.state, rig.recorder.client_states()
+
+
+def echo_jobs(phase: str, clients: Sequence[int], size: int = 40) -> list[Job]:
+    weights = torch.arange(float(size))
+    return [
+        Job(phase, Instruction(c, (Payload({"w": DenseValues(weights + c)}),)), {}, Clock(1, 1))
+        for c in clients
+    ]
+
+
+def check_echoes(outcomes: Sequence[Outcome], clients: Sequence[int], size: int = 40) -> None:
+    assert [o.reply.client for o in outcomes] == list(clients)
+    for client, outcome in zip(clients, outcomes, strict=True):
+        doubled = 2 * (torch.arange(float(size)) + client)
+        assert dense_values(outcome.reply.payload.parts["w"]).equal(doubled)
+        assert outcome.state["memory"].equal(doubled)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "wild"])
+def test_the_sequential_executors_bits(name: str, pool: Pool) -> None:
+    here, there = rig_of(name, SequentialExecutor(pool.runner)), rig_of(name, pool.executor)
+    (state, memories), (other_state, other_memories) = run_rig(here), run_rig(there)
+    ours = here.algorithm.weights_to_evaluate(state, here.context)
+    theirs = there.algorithm.weights_to_evaluate(other_state, there.context)
+    assert (ours is None) == (theirs is None)
+    assert ours is None or (theirs is not None and ours.equal(theirs))
+    assert memories.keys() == other_memories.keys()
+    for client, memory in memories.items():
+        assert memory.keys() == other_memories[client].keys()
+        assert all(memory[k].equal(other_memories[client][k]) for k in memory)
+    for one, two in zip(here.events, there.events, strict=True):
+        assert {k: v for k, v in one.items() if "seconds" not in k} == {
+            k: v for k, v in two.items() if "seconds" not in k
+        }
+
+
+def test_a_mask_that_all_clients_were_sent_is_one_tensor(pool: Pool) -> None:
+    _, memories = run_rig(rig_of("ssfl", pool.executor))
+    assert len(memories) == len(SIZES)
+    assert len({m["mask"].data_ptr() for m in memories.values()}) == 1
+
+
+def test_predictions_are_the_sequential_ones(pool: Pool) -> None:
+    theta = pool.runner.layout.flatten(tiny_net("batch", seed=3))
+    for ours, theirs in zip(
+        pool.executor.predict(theta), SequentialExecutor(pool.runner).predict(theta), strict=True
+    ):
+        assert ours.equal(theirs)
+
+
+def test_outcomes_come_in_the_jobs_order(pool: Pool) -> None:
+    clients = [7, 2, 19, 0, 11, 4]
+    check_echoes(list(pool.executor.run(echo_jobs("echo", clients))), clients)
+    assert list(pool.executor.run([])) == []
+
+
+def test_a_worker_killed_in_mid_round_is_named_and_replaced(pool: Pool) -> None:
+    before, told = pool.pids, len(pool.said)
+    pool.marker.unlink(missing_ok=True)
+    check_echoes(list(pool.executor.run(echo_jobs("kill_once", range(6)))), range(6))
+    (line,) = pool.said[told:]
+    assert f"died at client {VICTIM} (kill_once)" in line
+    assert "exit code -9" in line
+    assert "replaced" in line
+    assert len(set(before) & set(pool.pids)) == 1
+    assert all(map(alive, pool.pids))
+
+
+def test_a_worker_killed_between_rounds_is_replaced(pool: Pool) -> None:
+    before = pool.pids
+    os.kill(before[0], signal.SIGKILL)
+    assert eventually(lambda: not alive(before[0]), 10)
+    check_echoes(list(pool.executor.run(echo_jobs("echo", range(4)))), range(4))
+    assert before[0] not in pool.pids
+    assert all(map(alive, pool.pids))
+
+
+def test_an_exception_comes_back_with_its_type_and_the_workers_go_on(pool: Pool) -> None:
+    before = pool.pids
+    with pytest.raises(ArithmeticError, match="client 2: bad data"):
+        list(pool.executor.run(echo_jobs("raise", range(6))))
+    check_echoes(list(pool.executor.run(echo_jobs("echo", range(6)))), range(6))
+    assert pool.pids == before
+
+
+def test_outcomes_that_nobody_takes_do_not_come_later(pool: Pool) -> None:
+    for _ in range(5):
+        next(iter(pool.executor.run(echo_jobs("echo", range(8), 50_000))))
+        check_echoes(list(pool.executor.run(echo_jobs("echo", range(3)))), range(3))
+
+
+def test_a_loss_that_is_not_finite_names_client_and_round(pool: Pool) -> None:
+    with pytest.raises(DivergedError, match=r"client \d+ in round [12]|after round"):
+        run_rig(rig_of("wild", pool.executor))
+
+
+def test_workers_do_not_see_ctrl_c(pool: Pool) -> None:
+    before = pool.pids
+    for pid in before:
+        os.kill(pid, signal.SIGINT)
+    check_echoes(list(pool.executor.run(echo_jobs("echo", range(4)))), range(4))
+    assert pool.pids == before
+
+
+def test_shared_memory_has_no_name(pool: Pool) -> None:
+    list(pool.executor.run(echo_jobs("echo", range(4))))
+    for pid in pool.pids:
+        assert "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()
+    blocks = [pool.executor._down, *(w.up for w in pool.executor._workers)]
+    for block in blocks:
+        assert os.readlink(f"/proc/self/fd/{block.fd}").startswith("/memfd:")
+
+
+def test_many_rounds_grow_nothing(pool: Pool) -> None:
+    """1 MB a payload, two clients: a leak of one tensor a round would be 150 MB over the 150 rounds measured."""
+    jobs = echo_jobs("echo", range(2), 250_000)
+    pids = [os.getpid(), *pool.pids]
+
+    def rounds(count: int) -> tuple[list[int], int]:
+        for _ in range(count):
+            list(pool.executor.run(jobs))
+        return [rss_bytes(p) for p in pids], len(os.listdir("/proc/self/fd"))
+
+    before, files_before = rounds(50)
+    after, files_after = rounds(150)
+    assert max(b - a for a, b in zip(before, after, strict=True)) < 40_000_000
+    assert files_after <= files_before
+
+
+def test_a_job_that_kills_every_worker_stops_the_run_and_close_ends_all() -> None:
+    files = len(os.listdir("/proc/self/fd"))
+    said: list[str] = []
+    executor = ProcessExecutor(runner_of({"kill_always": KillAlways()}), 1, said.append)
+    pids = [w.process.pid for w in executor._workers]
+    with pytest.raises(WorkerError, match=rf"{MAX_DEATHS} worker processes died at client 2 \(kill_always\)"):
+        list(executor.run(echo_jobs("kill_always", [VICTIM])))
+    assert len(said) == MAX_DEATHS - 1
+    executor.close()
+    executor.close()
+    assert not any(map(alive, pids))
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+WAITING = """
+import sys
+from ssfl.engine.processes import ProcessExecutor
+from tests.engine.faults import Wait
+from tests.engine.test_processes import echo_jobs, runner_of
+
+executor = ProcessExecutor(runner_of({"wait": Wait()}), 2)
+print(*[w.process.pid for w in executor._workers], flush=True)
+list(executor.run(echo_jobs("wait", range(4))))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "terminated"])
+def test_workers_end_with_their_parent(number: signal.Signals) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", WAITING], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    with parent:
+        assert parent.stdout is not None
+        workers = [int(w) for w in parent.stdout.readline().split()]
+        assert len(workers) == 2
+        assert all(map(alive, workers))
+        parent.send_signal(number)
+        assert parent.wait(20) == -number
+    assert eventually(lambda: not any(map(alive, workers)), 10)
