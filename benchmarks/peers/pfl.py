@@ -64,7 +64,7 @@ def main() -> None:
     model = PyTorchModel(module, torch.optim.SGD, torch.optim.SGD(module.parameters(), lr=1.0))
     backend = SimulatedBackend(data, data, [WeightByDatapoints()])
     rounds = NNAlgorithmParams(
-        10**9, evaluation_frequency=0, train_cohort_size=work.cohort, val_cohort_size=None
+        10**9, evaluation_frequency=10**9, train_cohort_size=work.cohort, val_cohort_size=None
     )
     local = NNTrainHyperParams(BATCH_SIZE, local_num_epochs=1, local_learning_rate=LR)
     if gate.wait(lambda: accuracy_of(module, arrays)):
