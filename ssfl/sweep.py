@@ -11,13 +11,14 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import final
 
-from ssfl.config import Config, ConfigError, config_digest, load_config, sweep_cells
+from ssfl.config import Config, ConfigError, ConfigWarning, config_digest, load_config, sweep_cells
 from ssfl.config.sweeps import Cell
 from ssfl.report.progress import SweepProgress
 from ssfl.sweep_process import Job, Launcher, Tail, check_launcher, launcher
@@ -122,7 +123,11 @@ def _all_cells(words: Sequence[str], lines: Sequence[Sequence[str]]) -> tuple[li
         except ConfigError as error:
             if "nothing to sweep" not in str(error):
                 raise
-            found, said = [Cell("", (*words, *line), load_config([*words, *line]))], []
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore", ConfigWarning
+                )  # an ignored key is normal here, as in a product
+                found, said = [Cell("", (*words, *line), load_config([*words, *line]))], []
         notes += said
         for cell in found:
             label = f"{fixed} {cell.label}".strip()

@@ -89,6 +89,40 @@ def test_into_begins_goes_on_and_refuses(command: list[str]) -> None:
     assert [path.name for path in Path("full").iterdir()] == ["mine.txt"]
 
 
+def test_lines_are_products_of_their_own(command: list[str]) -> None:
+    lines = [
+        ["algorithm=ssfl", "optimizer.lr=0.1", "experiment.seed=1,2"],
+        ["algorithm=fedavg", "optimizer.lr=0.3"],
+        [
+            "algorithm=fedavg",
+            "optimizer.lr=0.3",
+            "model.dense_ratio=0.2",
+        ],  # computes the same as the line before
+    ]
+    assert sweep.start_sweep(["preset=digits"], command, into=Path("out"), lines=lines) == 0
+    cells = json.loads((Path("out") / "sweep.json").read_text())["cells"]
+    assert [cell["name"] for cell in cells] == ["ssfl_lr0.1_seed1", "ssfl_lr0.1_seed2", "fedavg_lr0.3"]
+    assert cells[2]["overrides"] == ["preset=digits", "algorithm=fedavg", "optimizer.lr=0.3"]
+    with pytest.raises(ConfigError, match="holds another sweep"):
+        sweep.start_sweep(["preset=digits"], command, into=Path("out"), lines=lines[:1])
+
+
+def test_lines_come_from_a_file(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("cells.txt").write_text("# remark\n\nalgorithm=ssfl experiment.seed=1,2  # two\nalgorithm=fedavg\n")
+    seen: list[object] = []
+
+    def start(words: Sequence[str], **rest: object) -> int:
+        seen.append((words, rest["lines"]))
+        return 0
+
+    monkeypatch.setattr(sweep, "start_sweep", start)
+    assert cli.main(["sweep", "--lines", "cells.txt", "preset=digits"]) == 0
+    assert seen == [(["preset=digits"], [["algorithm=ssfl", "experiment.seed=1,2"], ["algorithm=fedavg"]])]
+    Path("empty.txt").write_text("# nothing\n")
+    assert cli.main(["sweep", "--lines", "empty.txt", "preset=digits"]) == 2
+    assert cli.main(["sweep", "--lines", "absent.txt", "preset=digits"]) == 2
+
+
 class _SubmititJob:
     def __init__(self, code: int | Exception) -> None:
         self._code, self._asked, self.cancelled = code, 0, False
