@@ -85,13 +85,13 @@ def test_a_rank_dies_and_the_run_resumes_in_one_process(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     run = start(tmp_path, "main.py", *words(two))
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240  # two imports of torch on a busy machine
         while rounds_done(two) < 2:
             assert run.poll() is None, run.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.02)
         os.kill(rank_processes(run.pid)[1], signal.SIGKILL)
-        _, said = run.communicate(timeout=30)  # the other rank does not wait for the dead one
+        _, said = run.communicate(timeout=90)  # the other rank does not wait for the dead one
     finally:
         run.kill()
         run.wait()
