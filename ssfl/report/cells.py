@@ -86,7 +86,7 @@ def _planned(path: Path) -> Iterator[_Planned]:
             words = tuple(word for word in cell["overrides"] if not word.startswith(_SEED))
             grouped.setdefault(words, []).append(cell)
         for words, members in grouped.items():
-            runs = [_best(path.parent / "runs" / cell["name"]) for cell in members]
+            runs = [best_run(path.parent / "runs" / cell["name"]) for cell in members]
             plain = " ".join(word for word in members[0]["label"].split() if not word.startswith(_SEED))
             seeds = tuple(
                 word.removeprefix(_SEED)
@@ -101,7 +101,7 @@ def _planned(path: Path) -> Iterator[_Planned]:
         raise RunError(f"{path}: cannot be read as a sweep ({error}); is it whole?") from None
 
 
-def _best(folder: Path) -> Run | None:
+def best_run(folder: Path) -> Run | None:
     """The finished run of a cell, else the one that came farthest; None where nothing was started."""
     runs = [load_run(path.parent) for path in sorted(folder.glob(f"[!.]*/{METRICS}"))]
     return max(runs, key=lambda run: (run.finished is not None, run.rounds_done), default=None)

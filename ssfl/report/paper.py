@@ -168,7 +168,7 @@ TABLES: Mapping[str, PaperTable] = {
     ),
     "tinyimagenet": PaperTable(
         "Tiny-ImageNet, ResNet18, 50 % sparsity",
-        {**_CIFAR10, "dataset.name": "tinyimagenet"},
+        {**_CIFAR10, "model.name": "tiny_resnet18", "dataset.name": "tinyimagenet"},
         (Published("SSFL", 0.5, 19.4, "global", False, UNSTATED, f"{SUMMARY}: best of those compared"),),
         (_SEEDS, _SPREAD, "every other method's accuracy", "the hyperparameters: CIFAR-10's are taken"),
     ),
