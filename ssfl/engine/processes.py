@@ -44,11 +44,16 @@ class Worker:
     lifeline: int
     ready: bool = False
     """Whether it has answered the setup message."""
+    unwanted: int = 0
+    """Answers still to come that nobody waits for: their round broke off."""
 
     def close(self) -> None:
-        """End the process: ask, then insist; free what connects us."""
-        for end in (self.channel.close, lambda: os.close(self.lifeline)):
-            end()  # end of file on either makes the worker leave
+        """End the process: ask, then insist; free what connects us. Harmless when repeated."""
+        if self.lifeline < 0:
+            return
+        self.channel.close()  # end of file here or on the lifeline makes the worker leave
+        os.close(self.lifeline)
+        self.lifeline = -1
         try:
             self.process.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
@@ -136,25 +141,31 @@ class ProcessExecutor:
         answers: dict[int, Any] = {}
         deaths: dict[int, int] = {}
         given = 0
-        while given < len(requests):
+        try:
+            while given < len(requests):
+                for worker in self._workers:
+                    if worker.number not in busy and waiting:
+                        busy[worker.number] = waiting.pop()
+                        self._send(worker, busy[worker.number][1])
+                for number in self._heard(busy):
+                    answer = self._receive(number, sent)
+                    if answer is _NONE_YET:
+                        continue
+                    request = busy.pop(number)
+                    if answer is _DIED:
+                        deaths[request[0]] = deaths.get(request[0], 0) + 1
+                        self._replace(number, requests[request[0]], deaths[request[0]])
+                        waiting.append(request)
+                    elif isinstance(answer, _Failure):
+                        raise answer.error
+                    else:
+                        answers[request[0]] = answer
+                while given in answers:
+                    yield given, answers.pop(given)
+                    given += 1
+        finally:  # after an error, or where the outcomes are not wanted to the end
             for worker in self._workers:
-                if worker.number not in busy and waiting:
-                    busy[worker.number] = waiting.pop()
-                    self._send(worker, busy[worker.number][1])
-            for number in self._heard(busy):
-                answer = self._receive(number, sent)
-                if answer is _READY:
-                    continue
-                request = busy.pop(number)
-                if answer is _DIED:
-                    deaths[request[0]] = deaths.get(request[0], 0) + 1
-                    self._replace(number, requests[request[0]], deaths[request[0]])
-                    waiting.append(request)
-                else:
-                    answers[request[0]] = answer
-            while given in answers:
-                yield given, answers.pop(given)
-                given += 1
+                worker.unwanted += worker.number in busy
 
     def _heard(self, busy: dict[int, tuple[int, bytes]]) -> list[int]:
         channels = {self._workers[n].channel: n for n in busy}
@@ -178,12 +189,15 @@ class ProcessExecutor:
             raw = worker.channel.recv_bytes()
         except (EOFError, OSError):
             return _DIED
+        if worker.ready and worker.unwanted:
+            worker.unwanted -= 1
+            return _NONE_YET
         kind, answer = Receiver(raw, resolve).load()
         if kind == "failed":
-            raise answer
+            return _Failure(answer)
         if not worker.ready:
             worker.ready = True
-            return _READY
+            return _NONE_YET
         return answer
 
     # ── workers ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -192,7 +206,7 @@ class ProcessExecutor:
         lifeline, held = os.pipe()
         up = Arena()
         fds = (theirs.fileno(), self._down.fd, up.fd, lifeline)
-        command = [sys.executable, "-m", "ssfl.engine.worker", *map(str, fds)]
+        command = [sys.executable, "-m", "ssfl.engine.worker_start", *map(str, fds)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)
         with _interrupts_held():
@@ -234,5 +248,12 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """A request that raised in the worker."""
+
+    error: Exception
+
+
 _DIED = object()
-_READY = object()
+_NONE_YET = object()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,19 +15,11 @@ from ssfl.engine.memory import keep_freed_memory
 from ssfl.engine.shared import Arena, Receiver, dumps
 
 
-def main(arguments: list[str]) -> None:
-    """`worker CONNECTION DOWN_ARENA UP_ARENA LIFELINE`: file descriptors inherited from the parent."""
-    channel, down, up, lifeline = map(int, arguments)
+def main(channel: int, down: int, up: int) -> None:
+    """Serve over file descriptors inherited from the parent: a connection and two arenas."""
     keep_freed_memory()
     torch.set_num_threads(1)
-    threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
     serve(Connection(channel), Arena(down), Arena(up))
-
-
-def _die_with_parent(lifeline: int) -> None:
-    """The parent holds the other end; end of file means that it is gone, however it went."""
-    os.read(lifeline, 1)
-    os._exit(1)
 
 
 def serve(channel: Connection, down: Arena, up: Arena) -> None:
@@ -75,7 +64,3 @@ def _answer(executor: SequentialExecutor | BatchedExecutor, kind: str, body: Any
         (outcome.reply, None if outcome.state is job.state else outcome.state)
         for job, outcome in zip(jobs, executor.run(jobs), strict=True)
     ]
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
