@@ -65,7 +65,9 @@ class Line:
         ]
 
 
-def paper_table(folders: Sequence[Path], style: Format = "text", paper: str | None = None) -> str:
+def paper_table(
+    folders: Sequence[Path], style: Format = "text", paper: str | None = None, anchor: str = "command"
+) -> str:
     """The table of all sweeps and runs among and below `folders`.
 
     Args:
@@ -73,6 +75,7 @@ def paper_table(folders: Sequence[Path], style: Format = "text", paper: str | No
         style: text | markdown | csv (plain numbers in base units) | latex (needs booktabs).
         paper: which published table stands beside it (a name of `ssfl.report.paper.TABLES`, or none); None: found
             from the folder's name, else from data set and split; none where they differ between the runs.
+        anchor: what the Markdown links to, followed by -NUMBER: unique on a page with several tables.
 
     Raises:
         RunError: nothing there, damaged files, or an unknown published table.
@@ -87,8 +90,8 @@ def paper_table(folders: Sequence[Path], style: Format = "text", paper: str | No
     notes = _notes(found, table)
     if style == "latex":
         return _latex(lines, notes)
-    text = draw(HEAD, [_linked(line, style) for line in lines], style, None, text_columns=(1, 2, 6))
-    return text + "\n" + _below(lines, notes, style)
+    text = draw(HEAD, [_linked(line, style, anchor) for line in lines], style, None, text_columns=(1, 2, 6))
+    return text + "\n" + _below(lines, notes, style, anchor)
 
 
 def _line(number: int, setting: Setting, table: str | None) -> Line:
@@ -172,21 +175,21 @@ def _differences(runs: Sequence[Run], table: str) -> list[str]:
     ]
 
 
-def _linked(line: Line, style: Format) -> list[str]:
+def _linked(line: Line, style: Format, anchor: str) -> list[str]:
     cells = line.cells()
     if style == "markdown" and line.command:
-        cells[0] = f"[{line.number}](#command-{line.number})"
+        cells[0] = f"[{line.number}](#{anchor}-{line.number})"
     return cells
 
 
-def _below(lines: Sequence[Line], notes: Sequence[str], style: Format) -> str:
+def _below(lines: Sequence[Line], notes: Sequence[str], style: Format, anchor: str) -> str:
     commands = [line for line in lines if line.command]
     if style == "text":
         text = "".join(f"{line.number:>3}  {line.command}\n" for line in commands)
         return text + "\n" + "".join(f"{note}\n" for note in notes)
     text = "".join(f"- {note}\n" for note in notes) + "\nCommands:\n\n"
     return text + "".join(
-        f'- <a id="command-{line.number}"></a>{line.number}: `{line.command}`\n' for line in commands
+        f'- <a id="{anchor}-{line.number}"></a>{line.number}: `{line.command}`\n' for line in commands
     )
 
 

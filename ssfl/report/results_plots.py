@@ -1,0 +1,80 @@
+"""Two more pictures, for pages of results: accuracy against training FLOPs, and against sparsity."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from itertools import accumulate
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from ssfl.report.labels import density, labels
+from ssfl.report.plots import METRICS
+from ssfl.report.plots import _accuracy as accuracy_curves
+from ssfl.report.runs import Run, is_evaluated
+from ssfl.report.style import COLOURS, MARKERS, Group, legend_below, look, new_figure, say_nothing_there
+
+Point = tuple[float, float, float]
+"""Sparsity, mean accuracy, sample standard deviation (shares; nan-free: 0 for a single seed)."""
+
+
+def accuracy_against_flops(runs: Sequence[Run]) -> Figure:
+    """Both accuracies over the training FLOPs spent so far by all clients together, in teraFLOPs (1e12)."""
+    return accuracy_curves(runs, evaluated_teraflops, "training of all clients so far (TFLOPs)")
+
+
+def evaluated_teraflops(run: Run) -> list[float]:
+    """TeraFLOPs of training until each evaluation."""
+    spent = accumulate((row.get("train_flops") or 0.0) / 1e12 for row in run.exchanges)
+    return [total for total, row in zip(spent, run.exchanges) if is_evaluated(row)]
+
+
+def accuracy_against_sparsity(runs: Sequence[Run]) -> Figure:
+    """Both accuracies over the sparsity (1 - density): mean and sample standard deviation over finished seeds."""
+    with look():
+        figure = new_figure(10, 4.6)
+        panels = figure.subplots(1, 2, sharey=True)
+        groups = _by_label(runs)
+        for axes, (metric, title) in zip(panels, METRICS):
+            for group in groups:
+                _points(axes, group, sparsity_points(group.runs, metric))
+            axes.set_title(title)
+            axes.set_xlabel("sparsity: share of the prunable weights left out")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(PercentFormatter(1, decimals=0))
+            if not axes.containers:
+                say_nothing_there(axes, "not evaluated")
+        panels[0].set_ylabel("accuracy")
+        legend_below(figure, groups, [group.label for group in groups])
+    return figure
+
+
+def sparsity_points(runs: Sequence[Run], metric: str) -> list[Point]:
+    """A point for each density that finished runs have, from dense to sparse; unfinished runs are left out."""
+    found: dict[float, list[float]] = {}
+    for run in runs:
+        value, kept = run.last_evaluation().get(metric), density(run)
+        if run.finished and value is not None and kept is not None:
+            found.setdefault(round(1 - kept, 9), []).append(value)
+    return [
+        (sparsity, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+        for sparsity, values in sorted(found.items())
+    ]
+
+
+def _by_label(runs: Sequence[Run]) -> list[Group]:
+    members: dict[str, list[Run]] = {}
+    for run, label in zip(runs, labels(runs, with_density=False)):
+        members.setdefault(label, []).append(run)
+    return [
+        Group(label, COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], tuple(found))
+        for i, (label, found) in enumerate(members.items())
+    ]
+
+
+def _points(axes: Axes, group: Group, points: Sequence[Point]) -> None:
+    if points:
+        xs, ys, spreads = zip(*points)
+        axes.errorbar(xs, ys, yerr=spreads, color=group.colour, marker=group.marker, capsize=3, linewidth=1.5)
