@@ -1,0 +1,156 @@
+"""Runs through the real command line, as processes that can be killed at a chosen moment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+ROUNDS = 5
+WORDS = (
+    "preset=digits",
+    f"training.comm_round={ROUNDS}",
+    "training.epochs=1",
+    "training.client_num_per_round=4",
+    "engine.executor=sequential",
+    "engine.memory_format=contiguous",
+    "tracking.console=quiet",
+    "checkpoint.every_rounds=1",
+)
+TIMEOUT = 240
+"""Seconds that no step needs, however busy the machine."""
+
+KILLED_AT_FILE = """
+import os, signal, sys
+left, place = int(sys.argv.pop(1)), sys.argv.pop(1)
+
+def count(event, arguments):
+    global left
+    if event in ("open", "os.rename", "os.remove", "os.mkdir") and str(arguments[0]).startswith(place):
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(count)
+from ssfl.cli import main
+raise SystemExit(main())
+"""
+"""ssfl, dying as by kill -9 just before the n-th thing that it does to a file below a folder."""
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+
+
+def start(root: Path, *words: str | Path, program: Sequence[str] = ("-m", "ssfl")) -> subprocess.Popen[str]:
+    """A process of `ssfl WORDS` in `root`, in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, *program, *map(str, words)],
+        cwd=root,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def start_run(root: Path, *words: str) -> subprocess.Popen[str]:
+    return start(root, "run", *WORDS, *words)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit code and what it said."""
+    out, err = process.communicate(timeout=TIMEOUT)
+    return process.returncode, out, err
+
+
+def resumed(root: Path, folder: Path) -> tuple[int, str, str]:
+    return ended(start(root, "resume", folder))
+
+
+def killed(process: subprocess.Popen[str], number: signal.Signals = signal.SIGKILL) -> tuple[int, str, str]:
+    """Ended by a signal."""
+    process.send_signal(number)
+    return ended(process)
+
+
+def killed_at_file(root: Path, count: int, *words: str | Path) -> int:
+    """The exit code of `ssfl WORDS`, killed at the `count`-th file operation below root/outputs if it gets there."""
+    program = ("-c", KILLED_AT_FILE, str(count), str(root / "outputs"))
+    return ended(start(root, *words, program=program))[0]
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Until it holds; fails when the process ends first, or after TIMEOUT."""
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert process.poll() is None, ended(process)
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def listens(process: subprocess.Popen[str]) -> bool:
+    """Whether the command line's own handler of SIGTERM is in place."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+    return False
+
+
+def folders(root: Path) -> list[Path]:
+    """The run folders under root; hidden ones are none."""
+    return sorted(p for p in root.glob("outputs/digits/*") if not p.name.startswith("."))
+
+
+def only(root: Path) -> Path:
+    (folder,) = folders(root)
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """Whole lines of metrics.jsonl."""
+    path = folder / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def told(root: Path, event: str) -> int:
+    """How many rows of a kind the runs below root have written."""
+    return sum(row["event"] == event for folder in folders(root) for row in rows(folder))
+
+
+def results(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a run's exchanges, without times."""
+    for row in rows(folder):
+        if row["event"] in ("round", "phase"):
+            yield {k: v for k, v in row.items() if "seconds" not in k}
+
+
+def check_same_end(folder: Path, whole: Path) -> None:
+    """A run that was stopped ended as one that never was: the same bytes, the same rows, none twice."""
+    names = [n for n in ("model.safetensors", "client_models.safetensors") if (whole / n).exists()]
+    assert names
+    for name in names:
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    assert list(results(folder)) == list(results(whole))
+    kinds = [row["event"] for row in rows(folder)]
+    assert kinds.count("run_started") == kinds.count("run_finished") == 1
+    assert not list(folder.glob(".*.new")) + list((folder / "checkpoints").glob(".*"))
+
+
+def said_how_to_go_on(err: str, folder: Path) -> bool:
+    """The resume command is there, and no traceback."""
+    return f"ssfl resume {folder.relative_to(folder.parents[2])}" in err and "Traceback" not in err
