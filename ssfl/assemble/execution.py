@@ -18,12 +18,13 @@ from ssfl.config.validate import refuse
 from ssfl.engine.batched import BatchedExecutor, UnbatchableError, check_batchable
 from ssfl.engine.calibrate import StepTimes, time_steps
 from ssfl.engine.checkpoint import write_atomically
+from ssfl.engine.device import NoDeviceError, device_of, resolved_device, set_arithmetic
 from ssfl.engine.executors import Executor, SequentialExecutor
 from ssfl.engine.local import Arithmetic, ClientRunner
 from ssfl.engine.memory import keep_freed_memory
 from ssfl.engine.processes import ProcessExecutor
 from ssfl.engine.ranks import Link, RankedExecutor
-from ssfl.engine.torchrun import local_ranks
+from ssfl.engine.torchrun import local_ranks, started_by_torchrun
 
 WORKER_START_SECONDS = 4.0
 """What starting worker processes costs, mostly `import torch`."""
@@ -49,7 +50,8 @@ def resolve_engine(config: Config, parts: Parts, ranks: int = 1) -> Config:
     torch.set_num_threads(1)
     choice = choose(config, parts, ranks)
     threads = 1 if config.engine.threads == "auto" else config.engine.threads
-    engine = replace(config.engine, device="cpu", threads=threads, **asdict(choice))
+    device = resolved_device(config.engine.device)
+    engine = replace(config.engine, device=device, threads=threads, **asdict(choice))
     return replace(config, engine=engine)
 
 
@@ -60,6 +62,8 @@ def choose(config: Config, parts: Parts, ranks: int = 1) -> Choice:
     workers = int(engine.workers) if engine.workers != "auto" else _cores(config)
     if engine.executor == "batched":
         _refuse_unbatchable(parts)
+    if resolved_device(engine.device) != "cpu":
+        return _choice_on_device(config, parts, cohort)
     if "auto" not in (engine.executor, engine.memory_format, engine.block):
         return Choice(engine.executor, workers, int(engine.block), engine.memory_format)
     block = int(engine.block) if engine.block != "auto" else min(cohort, LARGEST_BLOCK)
@@ -74,6 +78,38 @@ def choose(config: Config, parts: Parts, ranks: int = 1) -> Choice:
     # A block runs in the layout that vmap makes of it; another memory format would only be undone.
     usual = "contiguous" if block > 1 else times.memory_format
     return Choice(executor, workers, block, usual if engine.memory_format == "auto" else engine.memory_format)
+
+
+def _choice_on_device(config: Config, parts: Parts, cohort: int) -> Choice:
+    """A device is one worker: blocks of clients where the network can, in the memory format of its convolutions.
+
+    Not measured but ruled, because on a device small operations wait for their launches, which blocks share.
+    """
+    engine = config.engine
+    if engine.executor == "processes":
+        raise refuse("engine.executor", "processes", "a CUDA device is one worker; use batched or sequential")
+    executor = engine.executor
+    if executor == "auto":
+        executor = "batched" if cohort > 1 and not engine.compaction and _batchable(parts) else "sequential"
+    block = min(cohort, LARGEST_BLOCK) if executor == "batched" else 1
+    usual = "channels_last" if len(parts.federation.input_shape) == 3 else "contiguous"
+    return Choice(
+        executor,
+        1,
+        block if engine.block == "auto" else int(engine.block),
+        usual if engine.memory_format == "auto" else engine.memory_format,
+    )
+
+
+def device_here(config: Config) -> torch.device:
+    """This process's device: experiment.gpu, or under torchrun the local rank's. Raises ConfigError in one line."""
+    number = config.experiment.gpu
+    if started_by_torchrun():
+        number = int(os.environ.get("LOCAL_RANK", "0"))
+    try:
+        return device_of(resolved_device(config.engine.device), number)
+    except NoDeviceError as error:
+        raise refuse("experiment.gpu", number, str(error)) from error
 
 
 def estimated_seconds(
@@ -146,11 +182,14 @@ def _local_executor(parts: Parts, runner: ClientRunner) -> Executor:
 def runner_of(parts: Parts) -> ClientRunner:
     """One client's work, configured."""
     engine = parts.config.engine
-    arithmetic = Arithmetic(engine.precision, channels_last=engine.memory_format == "channels_last")
+    device = device_here(parts.config)
+    set_arithmetic(device, engine.precision)
+    last = engine.memory_format == "channels_last"
+    arithmetic = Arithmetic(engine.precision, channels_last=last, device=device)
     seed = parts.config.experiment.seed
     return ClientRunner(
         parts.module,
-        parts.federation,
+        parts.federation.to(device),
         parts.algorithm.tasks,
         seed,
         arithmetic=arithmetic,
@@ -176,6 +215,14 @@ def _refuse_unbatchable(parts: Parts) -> None:
         check_batchable(parts.module)
     except UnbatchableError as error:
         raise refuse("engine.executor", "batched", str(error)) from error
+
+
+def _batchable(parts: Parts) -> bool:
+    try:
+        check_batchable(parts.module)
+    except UnbatchableError:
+        return False
+    return True
 
 
 def _cache_path(parts: Parts, batch_size: int, block: int) -> Path:

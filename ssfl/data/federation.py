@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -14,6 +14,8 @@ from ssfl.data.partition import PartitionSpec, partition
 from ssfl.data.preprocess import Augmentation, Preprocess
 from ssfl.data.split import Rows, split_by_site, split_test
 
+_AUGMENTED_AT_ONCE_ON_DEVICE = 1 << 14
+"""On a device few large operations: an epoch of the paper's client at once; 16 KB of index an image of 32x32."""
 _AUGMENTED_AT_ONCE = 128
 """Images per gather: enough to spread its cost over small batches, few enough to stay in the processor's cache."""
 
@@ -30,6 +32,14 @@ class Federation:
     preprocess: Preprocess
     train_parts: tuple[Tensor, ...]
     test_parts: tuple[Tensor, ...]
+
+    def to(self, device: torch.device) -> Federation:
+        """The same federation with its examples on the device; who owns which row stays the host's."""
+        if self.arrays.train_x.device == device:
+            return self
+        names = ("train_x", "train_y", "test_x", "test_y")
+        arrays = replace(self.arrays, **{name: getattr(self.arrays, name).to(device) for name in names})
+        return replace(self, arrays=arrays, preprocess=self.preprocess.to(device))
 
     @property
     def num_clients(self) -> int:
@@ -58,7 +68,11 @@ class Federation:
         draws = None
         if generator is not None and self.preprocess.augments and self.arrays.train_x.dtype == torch.uint8:
             draws = self.preprocess.draw(len(rows), generator)
-        step = batch_size * max(1, _AUGMENTED_AT_ONCE // batch_size)
+        device, at_once = self.arrays.train_x.device, _AUGMENTED_AT_ONCE
+        if device.type != "cpu":  # the whole order and its draws cross together, not batch by batch
+            rows, at_once = rows.to(device), _AUGMENTED_AT_ONCE_ON_DEVICE
+            draws = None if draws is None else Augmentation(*(d.to(device) for d in draws))
+        step = batch_size * max(1, at_once // batch_size)
         for start in range(0, len(rows), step):
             x, y = self._augmented(rows, draws, slice(start, start + step))
             for block_x, block_y in zip(torch.split(x, batch_size), torch.split(y, batch_size)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
@@ -60,6 +61,13 @@ class Preprocess:
         """Whether `augment` changes anything."""
         return self.crop_padding > 0 or self.flip
 
+    def to(self, device: torch.device) -> Preprocess:
+        """The same, with its constants on the device, so that no batch brings them there again."""
+        moved = copy.copy(self)
+        object.__setattr__(moved, "_mean", self._mean.to(device))
+        object.__setattr__(moved, "_std", self._std.to(device))
+        return moved
+
     def normalise(self, x: Tensor) -> Tensor:
         """(x / 255 - mean) / std for uint8 x, (x - mean) / std for floats; float32, a new tensor of x's shape."""
         shape = (1, -1) + (1,) * (x.dim() - 2)
@@ -97,8 +105,8 @@ class Preprocess:
     def _source_pixels(self, augmentation: Augmentation, height: int, width: int) -> Tensor:
         """int64 [B, H * W]: which pixel of the padded image, row by row, each output pixel comes from."""
         offsets, flips = augmentation
-        rows = offsets[:, :1] + torch.arange(height)
-        columns = offsets[:, 1:] + torch.arange(width)
+        rows = offsets[:, :1] + torch.arange(height, device=offsets.device)
+        columns = offsets[:, 1:] + torch.arange(width, device=offsets.device)
         columns = torch.where(flips[:, None], columns.flip(1), columns)
         padded_width = width + 2 * self.crop_padding
         return (rows[:, :, None] * padded_width + columns[:, None, :]).flatten(1)

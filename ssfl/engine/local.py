@@ -35,6 +35,7 @@ from ssfl.core.net import Batch, FlatNet
 from ssfl.core.optim import FitSpec, sgd_step_
 from ssfl.core.rng import stream
 from ssfl.engine.compaction import compacted, live_channels, training_plan
+from ssfl.engine.device import CPU, EVALUATION_BATCH_ON_DEVICE, layer_draws, on_device, on_host
 from ssfl.engine.flat_module import FlatModule
 from ssfl.engine.order import BatchOrder, SeededOrder
 from ssfl.engine.source import DataSource
@@ -56,11 +57,16 @@ class Arithmetic:
     """Memory format of images."""
     dtype: torch.dtype = torch.float32
     """Type of the flat vectors; float64 where equality is tested."""
+    device: torch.device = CPU
+    """Where networks, weights and batches lie; payloads are the host's."""
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context in which networks run."""
         if self.precision == "bf16":
-            return torch.autocast("cpu", dtype=torch.bfloat16)
+            # No cache of cast weights: a captured step would replay the cast of one step's weights for ever.
+            return torch.autocast(
+                self.device.type, dtype=torch.bfloat16, cache_enabled=self.device.type == "cpu"
+            )
         return contextlib.nullcontext()
 
 
@@ -96,7 +102,7 @@ class ClientRunner:
     """Leave out what zero weights multiply (`compaction.py`): the same results, but for the order of sums."""
 
     def __post_init__(self) -> None:
-        self.module.to(self.arithmetic.dtype)
+        self.module.to(self.arithmetic.device, self.arithmetic.dtype)
         self.layout = Layout.of(self.module)
         self.costs: tuple[LayerCost, ...] = layer_costs(self.module, self.federation.input_shape)
         self.batch_order: BatchOrder = self.order or SeededOrder(self.seed)
@@ -125,7 +131,8 @@ class ClientRunner:
         """The whole client. Raises DivergedError when its loss is not finite."""
         start = time.perf_counter()
         task, context = self.tasks[job.phase], self.context(job)
-        work = task.receive(job.instruction.inbox, job.state, context)
+        received = task.receive(job.instruction.inbox, job.state, context)
+        work = on_device(received, self.arithmetic.device)
         tallies = self.tallies(task, "received", work, context)
         loss: float | None = None
         if task.fit is not None:
@@ -133,9 +140,10 @@ class ClientRunner:
             check_finite(loss, context)
         tallies |= self.tallies(task, "trained", work, context)
         probed = self.probe(task, task.probe, work, context) if task.probe is not None else None
-        payload, state = task.reply(work, probed, job.state, context)
+        told = on_host(work, received, task)
+        payload, state = task.reply(told, None if probed is None else probed.cpu(), job.state, context)
         report = ClientReport(
-            context.examples, loss, tallies, self.flops(task, work, context), time.perf_counter() - start
+            context.examples, loss, tallies, self.flops(task, told, context), time.perf_counter() - start
         )
         return Outcome(ClientReply(context.client, payload, report), state)
 
@@ -145,24 +153,19 @@ class ClientRunner:
 
         Layers that draw (dropout) draw from a stream named by client and round.
         """
-        # The generator's own methods: torch.manual_seed walks every device and formats a stack, 0.2 ms a client.
-        generator = torch.default_generator
-        before = generator.get_state()
-        generator.manual_seed(stream(self.seed, "layers", context.client, context.clock.round).initial_seed())
+        seed = stream(self.seed, "layers", context.client, context.clock.round).initial_seed()
         plan = training_plan(task, work["theta"], work, self.layout) if self.compaction else {}
-        try:
-            with compacted(self.flat(task).module, plan):
-                return self._fit(task, spec, work, context)
-        finally:
-            generator.set_state(before)
+        with layer_draws(self.arithmetic.device, seed), compacted(self.flat(task).module, plan):
+            return float(self.train(task, spec, work, context))
 
-    def _fit(self, task: ClientTask, spec: FitSpec, work: Work, context: ClientContext) -> float:
+    def train(self, task: ClientTask, spec: FitSpec, work: Work, context: ClientContext) -> Tensor:
+        """The local epochs of `fit`; the mean loss stays on the device, so that nothing here waits for it."""
         flat = self.flat(task)
         flat.load(work["theta"])
         flat.module.train()
         gradient_of = self._plain_gradient if _plain(task) else self._objective_gradient
         velocity = torch.zeros_like(flat.gradient) if spec.momentum else None
-        loss_sum, seen = torch.zeros((), dtype=torch.float64), 0
+        loss_sum, seen = torch.zeros((), dtype=torch.float64, device=flat.theta.device), 0
         for epoch in range(spec.epochs):
             lr = spec.schedule(context.clock.round, epoch)
             loss_sum.zero_()
@@ -170,15 +173,16 @@ class ClientRunner:
             for batch in self.train_batches(context, epoch, spec.batch_size):
                 loss = gradient_of(task, flat, work, batch)
                 with torch.no_grad():
-                    gradient = task.transform_gradient(flat.gradient, flat.trained, work)
-                    sgd_step_(flat.trained, gradient, velocity, spec, lr)
-                    projected = task.project_weights(flat.trained, work)
-                    if projected.data_ptr() != flat.trained.data_ptr():
-                        flat.trained.copy_(projected)
+                    trained = flat.trained
+                    gradient = task.transform_gradient(flat.gradient, trained, work)
+                    sgd_step_(trained, gradient, velocity, spec, lr)
+                    projected = task.project_weights(trained, work)
+                    if projected is not trained:
+                        trained.copy_(projected)
                 loss_sum += loss * len(batch[1])
                 seen += len(batch[1])
         work["theta"] = flat.theta.clone()
-        return float(loss_sum) / max(seen, 1)
+        return loss_sum / max(seen, 1)
 
     def _plain_gradient(self, task: ClientTask, flat: FlatModule, work: Work, batch: Batch) -> Tensor:
         """Mean cross-entropy and its gradient into `flat.gradient`, through the module itself."""
@@ -209,9 +213,15 @@ class ClientRunner:
     def to_compute(self, batch: Batch) -> Batch:
         """A batch in the type and memory format of the computation."""
         x, y = batch
+        device, dtype = self.arithmetic.device, self.arithmetic.dtype
         if self.arithmetic.channels_last and x.dim() == 4:
-            return x.to(self.arithmetic.dtype, memory_format=torch.channels_last), y
-        return x.to(self.arithmetic.dtype), y
+            return x.to(device, dtype, memory_format=torch.channels_last), y.to(device)
+        return x.to(device, dtype), y.to(device)
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Examples of an evaluation's forward pass; on a device large ones, so that it is busy."""
+        return EVALUATION_BATCH if self.arithmetic.device.type == "cpu" else EVALUATION_BATCH_ON_DEVICE
 
     # ── probe ────────────────────────────────────────────────────────────────────────────────────────────────────
     def probe(self, task: ClientTask, probe: Probe, work: Work, context: ClientContext) -> Tensor:
@@ -219,7 +229,7 @@ class ClientRunner:
         flat = self.flat(task)
         flat.module.train(probe.training_mode)
         net = FlatNet(flat.module, self.layout)
-        total = torch.zeros(self.layout.trained_size, dtype=self.arithmetic.dtype)
+        total = torch.zeros_like(flat.gradient)
         for batch in self.probe_batches(probe, context):
             total += probe.saliency(net, work["theta"], batch)
         return total / probe.batches
@@ -255,12 +265,12 @@ class ClientRunner:
     def predict(
         self, theta: Tensor, client: int | None, task: ClientTask | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Per-example losses, hits and labels [B], in the order of the split."""
-        return self._predict(theta, self.federation.test_batches(client, EVALUATION_BATCH), task)
+        """Per-example losses, hits and labels [B], in the order of the split and the host's memory."""
+        return self._predict(theta, self.federation.test_batches(client, self.evaluation_batch), task)
 
     def predict_rows(self, theta: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Losses and hits of the test rows first..last-1: a slice of the whole test set's `predict`."""
-        batches = self.federation.test_rows(first, last, EVALUATION_BATCH)
+        batches = self.federation.test_rows(first, last, self.evaluation_batch)
         return self._predict(theta, batches, None)[:2]
 
     def _predict(
@@ -281,7 +291,7 @@ class ClientRunner:
                 labels.append(y)
         if not labels:
             return torch.zeros(0), torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
-        return torch.cat(losses), torch.cat(hits), torch.cat(labels)
+        return torch.cat(losses).cpu(), torch.cat(hits).cpu(), torch.cat(labels).cpu()
 
     def flops(self, task: ClientTask, work: Work, context: ClientContext) -> int:
         """Training FLOPs of this job: 3 forwards an example; a mask [T] in the work counts only what it keeps."""
