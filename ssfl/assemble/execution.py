@@ -64,6 +64,8 @@ def choose(config: Config, parts: Parts, ranks: int = 1) -> Choice:
         _refuse_unbatchable(parts)
     if resolved_device(engine.device) != "cpu":
         return _choice_on_device(config, parts, cohort)
+    if engine.executor == "sequential" and engine.block == "auto":
+        engine = replace(engine, block=1)
     if "auto" not in (engine.executor, engine.memory_format, engine.block):
         return Choice(engine.executor, workers, int(engine.block), engine.memory_format)
     block = int(engine.block) if engine.block != "auto" else min(cohort, LARGEST_BLOCK)
