@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-ROUNDS = 5
+ROUNDS = 4
 WORDS = (
     "preset=digits",
     f"training.comm_round={ROUNDS}",

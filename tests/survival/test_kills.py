@@ -37,13 +37,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("whole")
     code, out, err = ended(start_run(root))
     assert (code, err) == (0, "")
-    assert "finished" in out
+    assert "finished, 4 rounds" in out
     folder = only(root)
     assert [r["round"] for r in rows(folder) if r["event"] == "round"] == list(range(1, ROUNDS + 1))
     return folder
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_killed_again_and_again_at_random_file_operations(seed: int, whole: Path, tmp_path: Path) -> None:
     """Of some forty: the folder's making, rows, both files of a checkpoint and their renames, the export's."""
     draw = random.Random(seed)
