@@ -7,7 +7,7 @@ that is compared.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -94,10 +94,11 @@ class TimedExchange:
         self.client_states = self.simulator.client_states
         self.restore = self.simulator.restore
 
-    def __call__(self, plan: RoundPlan) -> list[ClientReply]:
-        replies = list(self.simulator(plan))
-        self.client_seconds = sum(r.report.wall_seconds for r in replies)
-        return replies
+    def __call__(self, plan: RoundPlan) -> Iterator[ClientReply]:
+        self.client_seconds = 0.0
+        for reply in self.simulator(plan):
+            self.client_seconds += reply.report.wall_seconds
+            yield reply
 
 
 class Ours:
