@@ -37,40 +37,41 @@ not certain).
 """
 
 
-def write_results(experiments: Path, docs: Path) -> Path:
+def write_results(experiments: Path, docs: Path, draw: bool = True) -> Path:
     """Write docs/results.md and its pictures (docs/images/results/*.png); gives the page's path.
 
     Args:
         experiments: folders with `results/small` and `results/paper` as `ssfl.report.collect` leaves them.
         docs: the documentation's folder.
+        draw: False leaves the pictures as they are and writes the page alone, which is quick.
 
     Raises:
         RunError: there are no experiments, or their files are damaged.
     """
-    folders = sorted(path.parent for path in experiments.glob("*/README.md"))
+    folders = sorted(path for path in experiments.glob("[!._]*/") if path.is_dir())
     if not folders:
-        raise RunError(f"{experiments}: no experiment here (no folder with a README.md)")
+        raise RunError(f"{experiments}: no experiment here (no folder in it)")
     images = docs / "images" / "results"
-    for old in images.glob("*.png"):  # none of an experiment that is gone
+    for old in images.glob("*.png") if draw else ():  # none of an experiment that is gone
         old.unlink()
-    sections = [_section(folder, docs, images) for folder in folders]
+    sections = [_section(folder, images, draw) for folder in folders]
     page = docs / "results.md"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(HEAD + "".join(sections), encoding="utf-8")
     return page
 
 
-def _section(folder: Path, docs: Path, images: Path) -> str:
+def _section(folder: Path, images: Path, draw: bool) -> str:
     name = folder.name
-    title = TABLES[name].title if name in TABLES else _title(folder / "README.md")
-    text = f"\n## {title}\n\n[experiments/{name}](../experiments/{name}/README.md)\n"
+    where = f"[experiments/{name}](../experiments/{name})"
     if name not in TABLES:
-        return text
+        return f"\n## {name}\n\nA study of our own, with a page of its own: {where}.\n"
+    text = f"\n## {TABLES[name].title}\n\n{where}\n"
     for stage, heading in STAGES.items():
         text += f"\n### {heading}\n\n"
         results = folder / "results" / stage
         if (results / SWEEP).is_file():
-            text += _stage(results, name, stage, images)
+            text += _stage(results, name, stage, images, draw)
         else:
             text += f"Not run yet: `bash experiments/{name}/run_{stage}.sh`.\n"
         if stage == "small":
@@ -78,17 +79,14 @@ def _section(folder: Path, docs: Path, images: Path) -> str:
     return text
 
 
-def _title(readme: Path) -> str:
-    return readme.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-
-
-def _stage(results: Path, name: str, stage: str, images: Path) -> str:
+def _stage(results: Path, name: str, stage: str, images: Path, draw: bool) -> str:
     text = paper_table([results], "markdown", name, anchor=f"{name}-{stage}")
     runs = in_order(load_runs([results])) if any(results.glob("runs/*/*/metrics.jsonl")) else []
-    for kind, (draw, words) in _pictures(runs).items():
-        images.mkdir(parents=True, exist_ok=True)
+    for kind, (picture, words) in _pictures(runs).items():
         path = images / f"{name}_{stage}_{kind}.png"
-        draw(runs).savefig(path, dpi=100)
+        if draw:
+            images.mkdir(parents=True, exist_ok=True)
+            picture(runs).savefig(path, dpi=100)
         text += f"\n![{words}](images/results/{path.name})\n"
     return text
 

@@ -110,15 +110,15 @@ def test_the_page_has_numbers_where_there_are_some_and_commands_where_not(tmp_pa
     experiments, docs = tmp_path / "experiments", tmp_path / "docs"
     for name in ("cifar10_dir03", "tinyimagenet", "of_my_own"):
         (experiments / name).mkdir(parents=True)
-        (experiments / name / "README.md").write_text(f"# The title of {name}\n")
     collect(_sweep(tmp_path / "sweep"), experiments / "cifar10_dir03" / "results" / "small")
     page = write_results(experiments, docs).read_text()
+    (experiments / ".hidden").mkdir()
     ours, own, tiny = page.split("\n## ")[1:]
     assert ours.startswith("CIFAR-10, ResNet18, Dirichlet 0.3")
     assert "2 of 2" in ours
     assert "Not run yet: `bash experiments/cifar10_dir03/run_paper.sh`" in ours
     assert "not tuned yet" in ours
-    assert own.startswith("The title of of_my_own")
+    assert own.startswith("of_my_own\n")
     assert tiny.count("Not run yet") == 2
     assert "%" not in tiny.replace("50 % sparsity", "")
     pictures = sorted(path.name for path in (docs / "images" / "results").iterdir())
