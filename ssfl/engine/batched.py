@@ -20,10 +20,9 @@ from ssfl.algorithms.base import ClientContext, ClientReply, ClientReport, Clien
 from ssfl.core.layout import Layout
 from ssfl.core.net import Batch, FlatNet, Statistics
 from ssfl.core.optim import FitSpec, sgd_step_
+from ssfl.engine.device import on_device, on_host, stacked
+from ssfl.engine.device_block import IGNORED, StaticTrainer, static_task
 from ssfl.engine.local import ClientRunner, Job, Outcome, check_finite
-
-IGNORED = -100
-"""cross_entropy's own ignore_index: the label of padding."""
 
 
 class UnbatchableError(ValueError):
@@ -46,10 +45,15 @@ class Block:
 class BatchedExecutor:
     """Blocks of `block` clients, each computed as one; evaluation, probes and replies client by client."""
 
-    def __init__(self, runner: ClientRunner, block: int) -> None:
+    def __init__(
+        self, runner: ClientRunner, block: int, static: bool | None = None, graphs: bool = True
+    ) -> None:
+        """static: steps of one shape throughout (`device_block.py`); None: on a device. graphs: capture them."""
         check_batchable(runner.module)
         self.runner = runner
         self.block = block
+        self.static = runner.arithmetic.device.type != "cpu" if static is None else static
+        self._trainer = StaticTrainer(runner, graphs)
 
     @property
     def layout(self) -> Layout:
@@ -77,45 +81,52 @@ class BatchedExecutor:
     def _run_block(self, task: ClientTask, spec: FitSpec, jobs: Sequence[Job]) -> Iterator[Outcome]:
         start = time.perf_counter()
         runner = self.runner
+        device = runner.arithmetic.device
         contexts = [runner.context(j) for j in jobs]
         works = [task.receive(j.instruction.inbox, j.state, c) for j, c in zip(jobs, contexts, strict=True)]
-        received = [runner.tallies(task, "received", w, c) for w, c in zip(works, contexts, strict=True)]
-        losses = self._fit(task, spec, works, contexts)
+        tested = [
+            runner.tallies(task, "received", on_device(w, device), c) if "received" in task.evaluate else {}
+            for w, c in zip(works, contexts, strict=True)
+        ]
+        stack = stacked(works, device)
+        losses = self._fit(task, spec, stack, contexts)
         seconds = (time.perf_counter() - start) / len(jobs)
-        for job, context, work, tally, loss in zip(jobs, contexts, works, received, losses, strict=True):
+        for k, (job, context, received, tally, loss) in enumerate(
+            zip(jobs, contexts, works, tested, losses, strict=True)
+        ):
             check_finite(loss, context)
+            work = _own(stack, k, received, task)
             tallies = tally | runner.tallies(task, "trained", work, context)
-            probed = None if task.probe is None else runner.probe(task, task.probe, work, context)
-            payload, state = task.reply(work, probed, job.state, context)
-            flops = runner.flops(task, work, context)
+            probed = None if task.probe is None else runner.probe(task, task.probe, work, context).cpu()
+            told = on_host(work, received, task)
+            payload, state = task.reply(told, probed, job.state, context)
+            flops = runner.flops(task, told, context)
             report = ClientReport(context.examples, loss, tallies, flops, seconds)
             yield Outcome(ClientReply(context.client, payload, report), state)
 
     def _fit(
-        self, task: ClientTask, spec: FitSpec, works: list[Work], contexts: list[ClientContext]
+        self, task: ClientTask, spec: FitSpec, stack: Work, contexts: list[ClientContext]
     ) -> list[float]:
-        """Train all clients of the block; each one's theta goes to its work; mean losses of the last epoch."""
+        """Train all clients of the block in stack["theta"] [K, P]; mean losses of the last epoch."""
         runner, size = self.runner, self.runner.layout.trained_size
+        coupled = size < runner.layout.size or type(task).prepare is not ClientTask.prepare
+        if self.static and static_task(task, coupled):
+            return self._trainer.fit(task, spec, stack, contexts)
+        device = runner.arithmetic.device
         module = runner.flat(task).module
         module.train()
         net = FlatNet(module, runner.layout)
-        block = Block(
-            torch.stack([w["theta"] for w in works]),
-            {k: torch.stack([w[k] for w in works]) for k in works[0] if k != "theta"},
-            contexts,
-        )
-        coupled = size < runner.layout.size or type(task).prepare is not ClientTask.prepare
+        block = Block(stack["theta"], {k: t for k, t in stack.items() if k != "theta"}, contexts)
         velocity = torch.zeros_like(block.theta[:, :size]) if spec.momentum else None
-        sums = torch.zeros(len(works), dtype=torch.float64)
+        sums = torch.zeros(len(contexts), dtype=torch.float64, device=device)
         for epoch in range(spec.epochs):
             lr = spec.schedule(contexts[0].clock.round, epoch)
             sums.zero_()
             feeds = [runner.train_batches(c, epoch, spec.batch_size) for c in contexts]
             for group, batch, counts in aligned_batches(feeds, coupled):
-                losses = self._step(task, spec, net, block, velocity, group, batch, lr)
-                sums[group] += losses.double() * counts
-        for work, theta in zip(works, block.theta.unbind(0), strict=True):
-            work["theta"] = theta.clone()
+                rows = group.to(device)
+                losses = self._step(task, spec, net, block, velocity, rows, batch, lr)
+                sums[rows] += losses.double() * counts.to(device)
         return [s / c.examples for s, c in zip(sums.tolist(), contexts, strict=True)]
 
     def _step(
@@ -156,6 +167,13 @@ class BatchedExecutor:
             if velocity is not None and moved is not None:
                 velocity[group] = moved
         return losses.detach()
+
+
+def _own(stack: Work, client: int, received: Work, task: ClientTask) -> Work:
+    """One client's work after training, in memory of its own where it stays on the host."""
+    if stack["theta"].device.type != "cpu":
+        return {name: t[client] for name, t in stack.items()}
+    return {**received, **{name: stack[name][client].clone() for name in ("theta", *task.updates)}}
 
 
 def aligned_batches(
