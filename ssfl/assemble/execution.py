@@ -48,6 +48,11 @@ def resolve_engine(config: Config, parts: Parts, ranks: int = 1) -> Config:
     """
     keep_freed_memory()
     torch.set_num_threads(1)
+    if ranks > 1 and config.checkpoint.stop_after_seconds:
+        allowed = (
+            "one rank's clock cannot stop the others; leave it 0 under torchrun, stop by Ctrl-C and resume"
+        )
+        raise refuse("checkpoint.stop_after_seconds", config.checkpoint.stop_after_seconds, allowed)
     choice = choose(config, parts, ranks)
     threads = 1 if config.engine.threads == "auto" else config.engine.threads
     device = resolved_device(config.engine.device)

@@ -22,6 +22,7 @@ from ssfl.assemble.loop import (
     loop_of,
     undisturbed,
 )
+from ssfl.assemble.slices import SliceEnd, ending
 from ssfl.config import Config, cohort_size, config_from_yaml, config_to_yaml
 from ssfl.data.partition_view import show_table
 from ssfl.engine.checkpoint import Checkpoints
@@ -152,7 +153,8 @@ def _carry_on(parts: Parts, folder: Path, console: str | None, link: Link) -> in
 def _run_to_end(running: Running, saved: Progress | None) -> int:
     parts = running.parts
     simulator = Simulator(running.executor, store=running.store)
-    loop = loop_of(parts, simulator, running.executor, running.observers.record, running.save)
+    save = ending(running.save, parts.config.checkpoint.stop_after_seconds)
+    loop = loop_of(parts, simulator, running.executor, running.observers.record, save)
     try:
         if saved is None:
             running.observers.record(started_event(parts))
@@ -167,6 +169,9 @@ def _run_to_end(running: Running, saved: Progress | None) -> int:
     except KeyboardInterrupt:
         _stopped(running, loop.progress, "interrupted" if running.link.size == 1 else STOPPED_BY_TORCHRUN)
         return INTERRUPTED
+    except SliceEnd as end:
+        _stopped(running, end.progress, str(end))
+        return 0
     except (DivergedError, WorkerError, RankError) as error:
         _stopped(running, loop.progress, str(error))
         return FAILED

@@ -158,6 +158,7 @@ class CheckpointConfig:
 
     every_rounds: int = 10
     every_seconds: float = 120.0
+    stop_after_seconds: float = 0.0  # stop in order after the round in which they have passed; 0: never
 
 
 @final

@@ -94,6 +94,7 @@ RANGES: dict[str, Range] = {
     "engine.state_memory_mb": Range(0, also=("auto",)),
     "checkpoint.every_rounds": _WHOLE,
     "checkpoint.every_seconds": _WHOLE,
+    "checkpoint.stop_after_seconds": _WHOLE,
 }
 
 _NAME = re.compile(r"[\w.+=@-][\w.+=@, -]*")
