@@ -162,10 +162,28 @@ def _keep_to(pid: int, place: int, places: int) -> None:
         os.sched_setaffinity(pid, share)
 
 
-def run_command(command: Sequence[str], log: str) -> int:
-    """What a node of a cluster runs: the command to its end, its words to `log`; gives the exit code."""
+def run_command(command: Sequence[str], log: str, folder: str) -> int:
+    """What a node of a cluster runs: the command to its end, in `folder`, its words to `log`; gives the exit code.
+
+    A cancelled task (Ray raises KeyboardInterrupt in it) gives the cell time for its last checkpoint.
+    """
     with Path(log).open("ab") as copy:
-        return subprocess.run(command, stdout=copy, stderr=subprocess.STDOUT, check=False).returncode
+        process = subprocess.Popen(command, cwd=folder, stdout=copy, stderr=subprocess.STDOUT)
+    try:
+        return process.wait()
+    except BaseException:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(CLEAN_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        raise
+
+
+def _remote_words(command: Sequence[str], log: Path) -> tuple[list[str], str, str]:
+    """Arguments of `run_command`: a node's working directory may be another, so ours goes with them."""
+    return list(command), str(log.absolute()), str(Path.cwd())
 
 
 @final
@@ -184,9 +202,7 @@ class Submitit:
 
     def start(self, command: Sequence[str], log: Path) -> _SubmititJob:
         """Hand a job to the queue."""
-        self._jobs.append(
-            _SubmititJob(self._executor.submit(run_command, list(command), str(log.absolute())))
-        )
+        self._jobs.append(_SubmititJob(self._executor.submit(run_command, *_remote_words(command, log))))
         return self._jobs[-1]
 
     def stop(self) -> None:
@@ -229,7 +245,7 @@ class Ray:
 
     def start(self, command: Sequence[str], log: Path) -> _RayJob:
         """Hand a task to the cluster."""
-        self._jobs.append(_RayJob(self._ray, self._task.remote(list(command), str(log.absolute()))))
+        self._jobs.append(_RayJob(self._ray, self._task.remote(*_remote_words(command, log))))
         return self._jobs[-1]
 
     def stop(self) -> None:

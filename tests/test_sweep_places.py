@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -293,6 +294,29 @@ def test_local_leaves_no_process_behind(tmp_path: Path) -> None:
     for job in jobs:
         with pytest.raises(ProcessLookupError):
             os.kill(job.pid, 0)
+
+
+def test_a_cancelled_task_ends_its_cell_cleanly(tmp_path: Path) -> None:
+    code = "import time; print('up', flush=True); time.sleep(60)"
+    caller = (
+        "import sys\nfrom ssfl.sweep_process import run_command\n"
+        f"run_command([sys.executable, '-c', {code!r}], 'log.txt', '.')"
+    )
+    paths = os.pathsep.join(
+        filter(None, [str(Path(sweep.__file__).parents[1]), os.environ.get("PYTHONPATH")])
+    )
+    task = subprocess.Popen(
+        [sys.executable, "-c", caller],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        stderr=subprocess.DEVNULL,
+    )
+    log, until = tmp_path / "log.txt", time.monotonic() + 30
+    while time.monotonic() < until and not (log.exists() and log.read_text().startswith("up")):
+        time.sleep(0.05)
+    task.send_signal(signal.SIGINT)  # only the task: Ray raises KeyboardInterrupt there, not in the cell
+    task.wait(30)
+    assert "KeyboardInterrupt" in log.read_text()  # the cell was asked to end, not killed
 
 
 def test_a_tail_gives_whole_lines_once(tmp_path: Path) -> None:
