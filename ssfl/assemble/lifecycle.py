@@ -52,20 +52,26 @@ class Running:
     started: float
     link: Link
     store: ClientStore
+    done: tuple[Progress, int] | None = None
+    """The last exchange finished here and where metrics.jsonl stood after it; set together, as one."""
 
     def save(self, progress: Progress) -> float:
         """Offer a checkpoint; the seconds it took."""
+        self.done = (progress, self.writer.position)
         if not self.checkpoints.due(progress):
             return 0.0
         start = time.perf_counter()
-        self.save_now(progress)
+        self.save_now()
         return time.perf_counter() - start
 
-    def save_now(self, progress: Progress) -> None:
-        """Write a checkpoint with the position in metrics.jsonl that belongs to it."""
+    def save_now(self) -> None:
+        """Write a checkpoint of the last finished exchange, with the position in metrics.jsonl that belongs to it."""
+        if self.done is None:
+            return
+        progress, position = self.done
         spent = time.monotonic() - self.started
         self.store.flush()
-        self.checkpoints.save(progress, {"metrics_bytes": self.writer.position, "wall_seconds": spent})
+        self.checkpoints.save(progress, {"metrics_bytes": position, "wall_seconds": spent})
         self.store.keep(progress.client_states)
 
 
@@ -127,27 +133,35 @@ def _carry_on(parts: Parts, folder: Path, console: str | None, link: Link) -> in
     """Run from the folder's last checkpoint, or from the beginning, to the end."""
     if link.rank:
         return follow(parts, link)
-    with place.owned(folder):
-        checkpoints = Checkpoints(
-            folder / place.CHECKPOINTS,
-            parts.config.checkpoint.every_seconds,
-            parts.config.checkpoint.every_rounds,
-        )
-        saved = checkpoints.latest(parts.algorithm.records)
-        extra: dict[str, Any] = saved[1] if saved else {"metrics_bytes": 0, "wall_seconds": 0.0}
-        writer = JsonlWriter(folder / place.METRICS, keep_bytes=extra["metrics_bytes"])
-        observers = Broadcast((writer, *trackers_of(parts.config, folder, console)))
-        started = time.monotonic() - extra["wall_seconds"]
-        executor = executor_of(parts, link)
-        # Several ranks hold the same states, shared tensors alike, or they could not name them to one another.
-        budget = state_memory_bytes(parts.config) if link.size == 1 else None
-        store = ClientStore(folder / place.CLIENTS, budget)
-        running = Running(parts, folder, writer, observers, executor, checkpoints, started, link, store)
-        try:
-            return _run_to_end(running, saved[0] if saved else None)
-        finally:
-            executor.close()
-            observers.close()
+    try:
+        with place.owned(folder):
+            return _run_owned(parts, folder, console, link)
+    except KeyboardInterrupt:  # while workers start, or while the last files are written
+        say_how_to_go_on("interrupted", folder)
+        return INTERRUPTED
+
+
+def _run_owned(parts: Parts, folder: Path, console: str | None, link: Link) -> int:
+    checkpoints = Checkpoints(
+        folder / place.CHECKPOINTS,
+        parts.config.checkpoint.every_seconds,
+        parts.config.checkpoint.every_rounds,
+    )
+    saved = checkpoints.latest(parts.algorithm.records)
+    extra: dict[str, Any] = saved[1] if saved else {"metrics_bytes": 0, "wall_seconds": 0.0}
+    writer = JsonlWriter(folder / place.METRICS, keep_bytes=extra["metrics_bytes"])
+    observers = Broadcast((writer, *trackers_of(parts.config, folder, console)))
+    started = time.monotonic() - extra["wall_seconds"]
+    executor = executor_of(parts, link)
+    # Several ranks hold the same states, shared tensors alike, or they could not name them to one another.
+    budget = state_memory_bytes(parts.config) if link.size == 1 else None
+    store = ClientStore(folder / place.CLIENTS, budget)
+    running = Running(parts, folder, writer, observers, executor, checkpoints, started, link, store)
+    try:
+        return _run_to_end(running, saved[0] if saved else None)
+    finally:
+        executor.close()
+        observers.close()
 
 
 def _run_to_end(running: Running, saved: Progress | None) -> int:
@@ -182,15 +196,20 @@ def _run_to_end(running: Running, saved: Progress | None) -> int:
 
 
 def _stopped(running: Running, progress: Progress | None, reason: str) -> None:
-    """Save the last finished exchange and say how to go on."""
-    if progress is not None:
-        with undisturbed(running.link):
-            running.save_now(progress)
-    done = progress.clock.round - 1 if progress is not None else 0
+    """Save the last finished exchange and say how to go on. `progress`: the loop's, where none was finished here."""
+    with undisturbed(running.link):
+        running.save_now()
+    last = running.done[0] if running.done is not None else progress
+    done = last.clock.round - 1 if last is not None else 0
     running.observers.record({"event": "run_interrupted", "round": done, "reason": reason})
     running.observers.close()  # the progress bar leaves the terminal before the last words
-    print(f"ssfl: {reason}; stopped after round {done}", file=sys.stderr)
-    print(f"continue with: ssfl resume {running.folder}", file=sys.stderr)
+    say_how_to_go_on(f"{reason}; stopped after round {done}", running.folder)
+
+
+def say_how_to_go_on(reason: str, folder: Path) -> None:
+    """The last words of a run that can be resumed."""
+    print(f"ssfl: {reason}", file=sys.stderr)
+    print(f"continue with: ssfl resume {folder}", file=sys.stderr)
 
 
 def started_event(parts: Parts) -> dict[str, Any]:
