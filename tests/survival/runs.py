@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -153,4 +154,8 @@ def check_same_end(folder: Path, whole: Path) -> None:
 
 def said_how_to_go_on(err: str, folder: Path) -> bool:
     """The resume command is there, and no traceback."""
-    return f"ssfl resume {folder.relative_to(folder.parents[2])}" in err and "Traceback" not in err
+    place = re.escape(str(folder.relative_to(folder.parents[2])))
+    return (
+        bool(re.search(rf"continue with: ssfl resume \S*{place}$", err, re.MULTILINE))
+        and "Traceback" not in err
+    )
