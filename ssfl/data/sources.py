@@ -58,7 +58,7 @@ KNOWN: dict[str, KnownSet] = {
 }
 
 
-def load_arrays(name: str, data_dir: Path) -> Arrays:
+def load_arrays(name: str, data_dir: Path = Path("dataset")) -> Arrays:
     """The data set `name`, in memory.
 
     name: "digits", a name of KNOWN, "imagefolder:PATH" or an image folder's path, an .npz file's path, or NAME
