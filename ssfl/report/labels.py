@@ -8,7 +8,14 @@ from typing import Any
 
 from ssfl.report.runs import Run
 
-NAMES = {"ssfl": "SSFL", "fedavg": "FedAvg", "fedavg_ft": "FedAvg-FT", "dispfl": "DisPFL"}
+NAMES = {
+    "ssfl": "SSFL",
+    "fedavg": "FedAvg",
+    "fedavg_ft": "FedAvg-FT",
+    "dispfl": "DisPFL",
+    "sparsyfed": "SparsyFed",
+    "local": "local training",
+}
 
 _TOLD_ELSEWHERE = (
     "algorithm.name",
