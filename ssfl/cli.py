@@ -7,12 +7,13 @@ loaded only when there is something to compute. Exit codes: 0 done, 1 failed, 2 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,11 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.verb is None:
         parser.print_help()
         return 2
+    stops: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        stops.append(number)
+        raise KeyboardInterrupt
+
     for number in (
         signal.SIGINT,
         signal.SIGTERM,
     ):  # SIGINT too: a script's background job inherits it ignored
-        signal.signal(number, _as_interrupt)
+        signal.signal(number, stop)
     try:
         return int(arguments.call(arguments))
     except KeyboardInterrupt:
@@ -64,16 +71,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `ssfl report ... | head`
         sys.stderr.close()
         return 1
-    except ValueError as error:
-        if not is_input_error(error):
+    except Exception as error:
+        if stops:  # the interrupt broke an import half-way, and something else stumbled over that
+            print("ssfl: stopped", file=sys.stderr)
+            return 130
+        if not isinstance(error, ValueError) or not is_input_error(error):
             raise
         print(f"ssfl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
-def _as_interrupt(number: int, frame: object) -> None:
-    """Ctrl-C, or what a scheduler sends before it kills: both end a run cleanly."""
-    raise KeyboardInterrupt
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Ctrl-C waits while the large libraries are imported: some of their modules would swallow it."""
+    numbers = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def is_input_error(error: ValueError) -> bool:
@@ -178,7 +194,8 @@ def _load(words: Sequence[str]) -> Config:
 
 def _run(arguments: argparse.Namespace) -> int:
     config = _load(arguments.words)
-    from ssfl import assemble
+    with _signals_held():
+        from ssfl import assemble
 
     try:
         return assemble.run(config)
@@ -190,14 +207,16 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _resume(arguments: argparse.Namespace) -> int:
     _need_folder(arguments.folder)
-    from ssfl import assemble
+    with _signals_held():
+        from ssfl import assemble
 
     return assemble.resume(arguments.folder, arguments.console)
 
 
 def _partition(arguments: argparse.Namespace) -> int:
     config = _load(arguments.words)
-    from ssfl import assemble
+    with _signals_held():
+        from ssfl import assemble
 
     return assemble.show_partition(config, arguments.out)
 

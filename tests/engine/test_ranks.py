@@ -59,6 +59,9 @@ class Board:
         self.barrier = threading.Barrier(self.size, timeout=20)
 
 
+MAKING = threading.Lock()
+
+
 @dataclass
 class ThreadLink:
     """A link between threads of this process."""
@@ -100,8 +103,14 @@ def on_ranks(size: int, work: Callable[[Link], T]) -> list[T | Exception]:
 
 
 def ranked_rig(link: Link, method: str, norm: str = "group") -> Rig:
-    """The same run on every rank, over objects of its own."""
-    algorithm, data, module = METHODS[method](), float_data(), tiny_net(norm)
+    """The same run on every rank, over objects of its own.
+
+    Threads share PyTorch's default generator: networks are made one at a time, before any rank trains.
+    """
+    with MAKING:
+        algorithm, data, module = METHODS[method](), float_data(), tiny_net(norm)
+    if isinstance(link, ThreadLink):
+        link.board.barrier.wait()
     runner = make_runner(data, module, algorithm.tasks)
     executor = RankedExecutor(SequentialExecutor(runner), runner, link)
     return make_rig(algorithm, data, module, executor=executor)
