@@ -142,6 +142,10 @@ def validate(config: Config) -> None:
     _check_cohort(config)
     _check_rounds(config)
     _check_compaction(config)
+    if config.engine.compile:  # an option that changed nothing would be a lie in the run folder
+        raise refuse(
+            "engine.compile", "true", "must be false: no executor compiles yet (docs/performance.md)"
+        )
 
 
 def refuse(key: str, value: object, allowed: str) -> ConfigError:

@@ -50,6 +50,7 @@ REFUSED = [
     ("experiment.seed=x", "experiment.seed", "a whole number"),
     ("experiment.seed=-1", "experiment.seed", "at least 0"),
     ("engine.block=1.5", "engine.block", "a whole number"),
+    ("engine.compile=true", "engine.compile", "must be false"),
     ("engine.workers=two", "engine.workers", "or auto"),
     ("model.norm=layer", "model.norm", "group2"),
     ("model.name=${model.nme}", "model.name", "not found"),
