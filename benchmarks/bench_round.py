@@ -16,8 +16,9 @@ from benchmarks.overhead import overhead
 from benchmarks.peers.install import PEERS, install, peer_contestants
 from benchmarks.workload import Workload, workload
 
-OURS = "ssfl, 2 processes"
-BF16 = "ssfl, 2 processes, bf16"
+OURS = "ssfl, 2 threads"
+PROCESSES = "ssfl, 2 processes"
+BF16 = "ssfl, 2 threads, bf16"
 BATCHED = "ssfl, 32 clients a block"
 BARE_LOOP = "plain loop, 1 thread"
 BARE = "plain, 2 processes"
@@ -38,11 +39,14 @@ def contestants(work: Workload, peers: Sequence[str], quick: bool = False) -> li
         python_contestant(BARE_LOOP, "benchmarks.bare", name, "--cores", "1"),
         python_contestant(BARE, "benchmarks.bare", name),
         python_contestant("ssfl, sequential", "benchmarks.ours", name, "--executor", "sequential"),
-        python_contestant(OURS, "benchmarks.ours", name),
+        python_contestant(OURS, "benchmarks.ours", name, "--executor", "threads"),
+        python_contestant(PROCESSES, "benchmarks.ours", name, "--executor", "processes"),
         python_contestant(LIMIT, "benchmarks.limit", name),
     ]
     if has_bf16_arithmetic():
-        some.append(python_contestant(BF16, "benchmarks.ours", name, "--precision", "bf16"))
+        some.append(
+            python_contestant(BF16, "benchmarks.ours", name, "--executor", "threads", "--precision", "bf16")
+        )
     if quick:
         some = [c for c in some if c.name in (BARE, OURS, LIMIT)]
     return some + peer_contestants(work, peers)

@@ -39,6 +39,7 @@ from ssfl.engine.local import Arithmetic, ClientRunner
 from ssfl.engine.memory import keep_freed_memory
 from ssfl.engine.processes import ProcessExecutor
 from ssfl.engine.simulator import Simulator
+from ssfl.engine.threads import ThreadExecutor
 from ssfl.models import build_model
 from ssfl.models.small import MLP, SmallCNN
 
@@ -143,7 +144,9 @@ class Ours:
 
 
 def executor_of(name: str, runner: ClientRunner, workers: int, block: int) -> Executor:
-    """sequential, batched (the cohort as one block) or processes."""
+    """sequential, threads, batched (the cohort as one block) or processes."""
+    if name == "threads":
+        return ThreadExecutor(runner, workers)
     if name == "processes":
         return ProcessExecutor(runner, workers)
     if name == "batched":
@@ -163,7 +166,9 @@ def _unsaved(progress: Progress) -> float:
 def main() -> None:
     """One executor as a contestant."""
     parser = contestant_options("ssfl")
-    parser.add_argument("--executor", choices=["sequential", "batched", "processes"], default="processes")
+    parser.add_argument(
+        "--executor", choices=["sequential", "threads", "batched", "processes"], default="threads"
+    )
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--format", choices=["auto", "contiguous", "channels_last"], default="auto")
     options = parser.parse_args()

@@ -24,10 +24,13 @@ from ssfl.engine.local import Arithmetic, ClientRunner
 from ssfl.engine.memory import keep_freed_memory
 from ssfl.engine.processes import ProcessExecutor
 from ssfl.engine.ranks import Link, RankedExecutor
+from ssfl.engine.threads import ThreadExecutor, UnthreadableError, check_threadable
 from ssfl.engine.torchrun import local_ranks, started_by_torchrun
 
 WORKER_START_SECONDS = 4.0
 """What starting worker processes costs, mostly `import torch`."""
+TOGETHER = 1.1
+"""A step in one of several busy processes against one alone: they share caches and memory (docs/performance.md)."""
 LARGEST_BLOCK = 32
 
 
@@ -67,6 +70,8 @@ def choose(config: Config, parts: Parts, ranks: int = 1) -> Choice:
     workers = int(engine.workers) if engine.workers != "auto" else _cores(config)
     if engine.executor == "batched":
         _refuse_unbatchable(parts)
+    if engine.executor == "threads":
+        _refuse_unthreadable(parts)
     if resolved_device(engine.device) != "cpu":
         return _choice_on_device(config, parts, cohort)
     if engine.executor == "sequential" and engine.block == "auto":
@@ -74,7 +79,7 @@ def choose(config: Config, parts: Parts, ranks: int = 1) -> Choice:
     if "auto" not in (engine.executor, engine.memory_format, engine.block):
         return Choice(engine.executor, workers, int(engine.block), engine.memory_format)
     block = int(engine.block) if engine.block != "auto" else min(cohort, LARGEST_BLOCK)
-    times = measured(parts, config.training.batch_size, block)
+    times = measured(parts, config.training.batch_size, block, workers)
     asked = engine.executor
     estimates = estimated_seconds(config, parts, times, workers, cohort)
     executor = asked if asked != "auto" else min(estimates, key=lambda name: estimates[name])
@@ -93,8 +98,10 @@ def _choice_on_device(config: Config, parts: Parts, cohort: int) -> Choice:
     Not measured but ruled, because on a device small operations wait for their launches, which blocks share.
     """
     engine = config.engine
-    if engine.executor == "processes":
-        raise refuse("engine.executor", "processes", "a CUDA device is one worker; use batched or sequential")
+    if engine.executor in ("processes", "threads"):
+        raise refuse(
+            "engine.executor", engine.executor, "a CUDA device is one worker; use batched or sequential"
+        )
     executor = engine.executor
     if executor == "auto":
         executor = "batched" if cohort > 1 and not engine.compaction and _batchable(parts) else "sequential"
@@ -141,7 +148,9 @@ def estimated_seconds(
     estimates = {"sequential": steps * times.best_alone + alone}
     if workers > 1:
         shared = WORKER_START_SECONDS + alone / workers
-        estimates["processes"] = shared + steps * times.best_alone * waves
+        estimates["processes"] = shared + steps * times.best_alone * waves * TOGETHER
+    if times.threaded is not None:
+        estimates["threads"] = (steps * waves + alone / times.best_alone / workers) * times.threaded
     if times.batched is not None and not config.engine.compaction:
         estimates["batched"] = steps * times.batched + alone
         if workers > 1 and config.engine.block == "auto":
@@ -149,15 +158,15 @@ def estimated_seconds(
     return estimates
 
 
-def measured(parts: Parts, batch_size: int, block: int) -> StepTimes:
+def measured(parts: Parts, batch_size: int, block: int, workers: int) -> StepTimes:
     """Step times of this model on this machine, from the cache or measured now and told."""
-    path = _cache_path(parts, batch_size, block)
+    path = _cache_path(parts, batch_size, block, workers)
     if path.is_file():
         try:
             return StepTimes(**json.loads(path.read_text()))
         except (json.JSONDecodeError, TypeError):
             path.unlink(missing_ok=True)
-    times = time_steps(parts.module, parts.federation.input_shape, batch_size, block)
+    times = time_steps(parts.module, parts.federation.input_shape, batch_size, block, workers)
     _tell(times)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +182,8 @@ def executor_of(parts: Parts, link: Link | None = None) -> Executor:
     inner = _local_executor(parts, runner)
     if link is None or link.size == 1:
         return inner
-    return RankedExecutor(inner, runner, link, parts.config.engine.executor != "processes")
+    alone = parts.config.engine.executor not in ("processes", "threads")
+    return RankedExecutor(inner, runner, link, alone)
 
 
 def _local_executor(parts: Parts, runner: ClientRunner) -> Executor:
@@ -182,6 +192,8 @@ def _local_executor(parts: Parts, runner: ClientRunner) -> Executor:
     torch.set_num_threads(int(engine.threads))
     if engine.executor == "processes":
         return ProcessExecutor(runner, int(engine.workers), block=int(engine.block))
+    if engine.executor == "threads":
+        return ThreadExecutor(runner, int(engine.workers))
     if engine.executor == "batched":
         return BatchedExecutor(runner, int(engine.block))
     return SequentialExecutor(runner)
@@ -225,6 +237,13 @@ def _refuse_unbatchable(parts: Parts) -> None:
         raise refuse("engine.executor", "batched", str(error)) from error
 
 
+def _refuse_unthreadable(parts: Parts) -> None:
+    try:
+        check_threadable(parts.module, parts.federation.input_shape)
+    except UnthreadableError as error:
+        raise refuse("engine.executor", "threads", str(error)) from error
+
+
 def _batchable(parts: Parts) -> bool:
     try:
         check_batchable(parts.module)
@@ -233,7 +252,7 @@ def _batchable(parts: Parts) -> bool:
     return True
 
 
-def _cache_path(parts: Parts, batch_size: int, block: int) -> Path:
+def _cache_path(parts: Parts, batch_size: int, block: int, workers: int) -> Path:
     key = [
         processor(),
         os.cpu_count(),
@@ -243,6 +262,7 @@ def _cache_path(parts: Parts, batch_size: int, block: int) -> Path:
         list(parts.federation.input_shape),
         batch_size,
         block,
+        workers,
     ]
     name = hashlib.blake2b(json.dumps(key).encode(), digest_size=12).hexdigest()
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -254,6 +274,7 @@ def _tell(times: StepTimes) -> None:
         "contiguous": times.contiguous,
         "channels_last": times.channels_last,
         f"block of {times.block}": times.batched,
+        f"{times.workers} threads": times.threaded,
     }
     told = ", ".join(f"{name} {1e3 * s:.2f}" for name, s in forms.items() if s is not None)
     print(f"measured once on this machine, ms a client's step: {told}", file=sys.stderr)

@@ -138,7 +138,7 @@ class ExperimentConfig:
 class EngineConfig:
     """How the computing is done. None of it may change what is computed, precision excepted."""
 
-    executor: str = "auto"  # auto | sequential | batched | processes
+    executor: str = "auto"  # auto | sequential | threads | batched | processes
     workers: int | str = "auto"
     block: int | str = "auto"  # clients trained together by the batched executor
     precision: str = "fp32"  # fp32 | tf32 | bf16

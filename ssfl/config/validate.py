@@ -43,7 +43,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dataset.partition_method": ("dir", "patho", "dir_unbalanced", "iid", "natural"),
     "optimizer.client_optimizer": ("sgd",),
     "optimizer.scheduler": ("default", "cosine_annealing", "geometric"),
-    "engine.executor": ("auto", "sequential", "batched", "processes"),
+    "engine.executor": ("auto", "sequential", "threads", "batched", "processes"),
     "engine.precision": ("fp32", "tf32", "bf16"),
     "engine.device": ("auto", "cpu", "cuda"),
     "engine.memory_format": ("auto", "contiguous", "channels_last"),
@@ -209,5 +209,5 @@ def _check_rounds(config: Config) -> None:
 
 def _check_compaction(config: Config) -> None:
     if config.engine.compaction and config.engine.executor == "batched":
-        allowed = "leaves channels out client by client; use engine.executor=sequential or processes with it"
+        allowed = "leaves channels out client by client; use engine.executor=sequential, threads or processes with it"
         raise refuse("engine.compaction", "true", allowed)

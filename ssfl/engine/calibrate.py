@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +17,22 @@ from ssfl.core.layout import Layout
 from ssfl.core.net import Batch, FlatNet
 from ssfl.engine.batched import UnbatchableError, check_batchable
 from ssfl.engine.flat_module import FlatModule
+from ssfl.engine.threads import UnthreadableError, check_threadable
 
-STEPS = 5
+STEPS = 10
 SECONDS = 1.5
 """Each form is timed for so many steps, or until so many seconds have passed."""
+TRIES = 3
+"""Threads are timed so many times; the quickest try counts, of it the median step."""
+THREADS_BYTES = 4 << 30
+"""Threads are not tried where their networks, gradients and copies would take more."""
 BATCHED_PARAMETERS = 300_000
 """Above this size a block of clients was never faster than one after the other (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds of one client's step (forward, backward) on one thread, median of a few."""
+    """Seconds of one client's step (forward, backward) on one thread, the quickest of a few."""
 
     contiguous: float
     channels_last: float | None
@@ -34,6 +40,9 @@ class StepTimes:
     batched: float | None
     """Seconds a client and step in a block; None where a block cannot or need not be tried."""
     block: int
+    threaded: float | None = None
+    """Seconds of a step while `workers` threads each compute one; None where that cannot or need not be tried."""
+    workers: int = 1
 
     @property
     def best_alone(self) -> float:
@@ -47,7 +56,9 @@ class StepTimes:
         return "channels_last" if last is not None and last < 0.97 * self.contiguous else "contiguous"
 
 
-def time_steps(module: nn.Module, input_shape: tuple[int, ...], batch_size: int, block: int) -> StepTimes:
+def time_steps(
+    module: nn.Module, input_shape: tuple[int, ...], batch_size: int, block: int, workers: int = 1
+) -> StepTimes:
     """Measure on random data and a copy of the module; global random state and the module stay as they are."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch_size, *input_shape, generator=generator)
@@ -60,12 +71,16 @@ def time_steps(module: nn.Module, input_shape: tuple[int, ...], batch_size: int,
     last = None
     with torch.random.fork_rng(devices=[]):
         flat = FlatModule(copied, layout)
-        contiguous = _median_seconds(lambda: _step(flat, (x, y)))
+        contiguous = _quickest_seconds(lambda: _step(flat, (x, y)))
         if x.dim() == 4:
             image = x.to(memory_format=torch.channels_last)
-            last = _median_seconds(lambda: _step(flat, (image, y)))
+            last = _quickest_seconds(lambda: _step(flat, (image, y)))
         together = _block_seconds(copied, layout, (x, y), block)
-    return StepTimes(contiguous, last, together, block)
+        alone = StepTimes(contiguous, last, together, block)
+        if alone.memory_format == "channels_last":
+            x = x.to(memory_format=torch.channels_last)
+        threaded = _threads_seconds(module, layout, (x, y), workers)
+    return replace(alone, threaded=threaded, workers=workers)
 
 
 def _step(flat: FlatModule, batch: Batch) -> None:
@@ -89,14 +104,42 @@ def _block_seconds(module: nn.Module, layout: Layout, batch: Batch, block: int) 
         return torch.autograd.grad(losses.sum(), theta)[0]
 
     try:
-        return _median_seconds(step) / block
+        return _quickest_seconds(step) / block
     except RuntimeError:  # an operation without a batching rule: such a network trains alone
         return None
 
 
-def _median_seconds(step: Callable[[], object]) -> float:
+def _threads_seconds(module: nn.Module, layout: Layout, batch: Batch, workers: int) -> float | None:
+    """Seconds of a step beside those of the other threads: what they lose to Python's lock is in it."""
+    if workers < 2 or 16 * layout.size * workers > THREADS_BYTES:
+        return None
+    try:
+        check_threadable(module, tuple(batch[0].shape[1:]))
+    except UnthreadableError:
+        return None
+    together = threading.Barrier(workers)
+    seconds: list[list[float]] = [[] for _ in range(TRIES)]
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        flat = FlatModule(copy.deepcopy(module).train(), layout)
+        _step(flat, batch)
+        for attempt in seconds:
+            together.wait()
+            attempt.extend(_timings(lambda: _step(flat, batch)))
+
+    threads = [threading.Thread(target=work) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return min(map(statistics.median, seconds))
+
+
+def _quickest_seconds(step: Callable[[], object]) -> float:
+    """Other programs only ever add to a step's time."""
     step()
-    return statistics.median(_timings(step))
+    return min(_timings(step))
 
 
 def _timings(step: Callable[[], object]) -> Iterator[float]:

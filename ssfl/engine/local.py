@@ -9,7 +9,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,11 +40,16 @@ from ssfl.engine.flat_module import FlatModule
 from ssfl.engine.order import BatchOrder, SeededOrder
 from ssfl.engine.source import DataSource
 
-EVALUATION_BATCH = 256
+EVALUATION_BATCH = 64
+"""Examples of a forward pass on a CPU: as fast as 256 within 5 %, with a quarter of the memory."""
 
 
 class DivergedError(ArithmeticError):
     """A client's loss is not finite: names client, round and the way out."""
+
+
+def _go_on() -> None:
+    """Nobody breaks this work off."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ class ClientRunner:
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
     compaction: bool = False
     """Leave out what zero weights multiply (`compaction.py`): the same results, but for the order of sums."""
+    heed: Callable[[], None] = _go_on
+    """Called before every minibatch; raises to break off (`threads.py`)."""
 
     def __post_init__(self) -> None:
         self.module.to(self.arithmetic.device, self.arithmetic.dtype)
@@ -212,6 +219,7 @@ class ClientRunner:
 
     def to_compute(self, batch: Batch) -> Batch:
         """A batch in the type and memory format of the computation."""
+        self.heed()
         x, y = batch
         device, dtype = self.arithmetic.device, self.arithmetic.dtype
         if self.arithmetic.channels_last and x.dim() == 4:

@@ -23,6 +23,7 @@ from ssfl.engine.batched import BatchedExecutor
 from ssfl.engine.driver import Progress
 from ssfl.engine.executors import Executor, SequentialExecutor
 from ssfl.engine.local import ClientRunner
+from ssfl.engine.threads import ThreadExecutor
 from tests.engine.support import Rig, float_data, make_rig, make_runner, tiny_net
 
 ROUNDS = 3
@@ -82,6 +83,7 @@ NETS = ("group", "batch")
 EXECUTORS: Mapping[str, Callable[[ClientRunner], Executor]] = {
     "sequential": SequentialExecutor,
     "batched": lambda runner: BatchedExecutor(runner, block=2),
+    "threads": lambda runner: ThreadExecutor(runner, 2),
 }
 """A new executor is one entry here; the first is the reference."""
 REFERENCE = next(iter(EXECUTORS))

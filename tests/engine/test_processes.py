@@ -6,29 +6,26 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
-from ssfl.algorithms.base import Algorithm, ClientTask, Clock, Instruction, Probe
-from ssfl.algorithms.dispfl import DisPFL
-from ssfl.algorithms.fedavg import FedAvg
-from ssfl.algorithms.local_training import LocalTraining
-from ssfl.algorithms.random_masks import ClientwiseRandomMask
-from ssfl.algorithms.sparsyfed import SparsyFed
-from ssfl.algorithms.ssfl import SSFL, Discovery
-from ssfl.core.layout import Layout
-from ssfl.core.optim import ExponentialDecay, FitSpec
-from ssfl.core.payloads import DenseValues, Payload, dense_values
-from ssfl.core.saliency import snip
-from ssfl.engine.executors import Executor, SequentialExecutor
-from ssfl.engine.local import ClientRunner, DivergedError, Job, Outcome
+from ssfl.engine.executors import SequentialExecutor
+from ssfl.engine.local import ClientRunner, DivergedError
 from ssfl.engine.processes import MAX_DEATHS, ProcessExecutor, WorkerError
+from tests.engine.executors import (
+    METHODS,
+    SIZES,
+    check_echoes,
+    check_same_run,
+    echo_jobs,
+    rig_of,
+    run_rig,
+    runner_of,
+    tasks_of_all,
+)
 from tests.engine.faults import (
     VICTIM,
     Echo,
@@ -39,46 +36,11 @@ from tests.engine.faults import (
     eventually,
     rss_bytes,
 )
-from tests.engine.support import Rig, float_data, make_rig, make_runner, tiny_net
+from tests.engine.support import tiny_net
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = (11, 9, 1, 5, 6) * 4
-FIT = FitSpec(1, 8, ExponentialDecay(0.1, 0.99), momentum=0.9, clip_norm=10.0)
-WILD = FitSpec(1, 8, ExponentialDecay(1e30, 1.0))
-METHODS: Mapping[str, Callable[[], Algorithm[Any]]] = {
-    "fedavg": lambda: FedAvg(FIT, 7),
-    "fedavg_ft": lambda: FedAvg(FIT, 3, fine_tune=FIT),
-    "ssfl": lambda: SSFL(FIT, 7, Discovery(Probe(snip), 0.3)),
-    "random_clientwise": lambda: ClientwiseRandomMask(FIT, 7, 0.3),
-    "dispfl": lambda: DisPFL(FIT, 0.3, neighbour_count=3),
-    "sparsyfed": lambda: SparsyFed(FIT, 7, 0.3),
-    "sparsyfed_dense": lambda: SparsyFed(FIT, 7, 0.3, prune_activations=False),
-    "local": lambda: LocalTraining(FIT),
-    "wild": lambda: FedAvg(WILD, 7),
-}
-
-
-@dataclass
-class Named:
-    """One method's view of an executor that serves many: its phases carry its name."""
-
-    inner: Executor
-    name: str
-
-    @property
-    def layout(self) -> Layout:
-        return self.inner.layout
-
-    def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
-        return self.inner.run([replace(j, phase=f"{self.name}/{j.phase}") for j in jobs])
-
-    def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        return self.inner.predict(theta)
-
-    def close(self) -> None:
-        self.inner.close()
 
 
 @dataclass
@@ -95,16 +57,10 @@ class Pool:
         return [w.process.pid for w in self.executor._workers]
 
 
-def runner_of(tasks: Mapping[str, ClientTask]) -> ClientRunner:
-    return make_runner(float_data(SIZES), tiny_net("batch"), tasks, dtype=torch.float32)
-
-
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     marker = tmp_path_factory.mktemp("pool") / "killed"
-    tasks: dict[str, ClientTask] = {
-        f"{name}/{phase}": task for name, make in METHODS.items() for phase, task in make().tasks.items()
-    }
+    tasks = tasks_of_all()
     tasks |= {"echo": Echo(), "raise": Raise(), "kill_once": KillOnce(marker=str(marker))}
     runner = runner_of(tasks)
     said: list[str] = []
@@ -113,53 +69,9 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     executor.close()
 
 
-def rig_of(name: str, executor: Executor) -> Rig:
-    return make_rig(
-        METHODS[name](),
-        float_data(SIZES),
-        tiny_net("batch"),
-        dtype=torch.float32,
-        executor=Named(executor, name),
-    )
-
-
-def run_rig(rig: Rig) -> tuple[Any, Mapping[int, Mapping[str, Tensor]]]:
-    progress = rig.loop.run(rig.loop.start(rig.theta, 2))
-    return progress.state, rig.recorder.client_states()
-
-
-def echo_jobs(phase: str, clients: Sequence[int], size: int = 40) -> list[Job]:
-    weights = torch.arange(float(size))
-    return [
-        Job(phase, Instruction(c, (Payload({"w": DenseValues(weights + c)}),)), {}, Clock(1, 1))
-        for c in clients
-    ]
-
-
-def check_echoes(outcomes: Sequence[Outcome], clients: Sequence[int], size: int = 40) -> None:
-    assert [o.reply.client for o in outcomes] == list(clients)
-    for client, outcome in zip(clients, outcomes, strict=True):
-        doubled = 2 * (torch.arange(float(size)) + client)
-        assert dense_values(outcome.reply.payload.parts["w"]).equal(doubled)
-        assert outcome.state["memory"].equal(doubled)
-
-
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "wild"])
 def test_the_sequential_executors_bits(name: str, pool: Pool) -> None:
-    here, there = rig_of(name, SequentialExecutor(pool.runner)), rig_of(name, pool.executor)
-    (state, memories), (other_state, other_memories) = run_rig(here), run_rig(there)
-    ours = here.algorithm.weights_to_evaluate(state, here.context)
-    theirs = there.algorithm.weights_to_evaluate(other_state, there.context)
-    assert (ours is None) == (theirs is None)
-    assert ours is None or (theirs is not None and ours.equal(theirs))
-    assert memories.keys() == other_memories.keys()
-    for client, memory in memories.items():
-        assert memory.keys() == other_memories[client].keys()
-        assert all(memory[k].equal(other_memories[client][k]) for k in memory)
-    for one, two in zip(here.events, there.events, strict=True):
-        assert {k: v for k, v in one.items() if "seconds" not in k} == {
-            k: v for k, v in two.items() if "seconds" not in k
-        }
+    check_same_run(name, pool.runner, pool.executor)
 
 
 def test_a_mask_that_all_clients_were_sent_is_one_tensor(pool: Pool) -> None:
@@ -273,7 +185,7 @@ WAITING = """
 import sys
 from ssfl.engine.processes import ProcessExecutor
 from tests.engine.faults import Wait
-from tests.engine.test_processes import echo_jobs, runner_of
+from tests.engine.executors import echo_jobs, runner_of
 
 executor = ProcessExecutor(runner_of({"wait": Wait()}), 2)
 print(*[w.process.pid for w in executor._workers], flush=True)

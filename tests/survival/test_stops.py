@@ -105,3 +105,19 @@ def test_worker_processes_end_with_the_run_and_the_end_is_the_same(tmp_path: Pat
     assert not any(map(alive, workers))
     assert resumed(two, only(two))[0] == 0
     check_same_end(only(two), only(one), losses=False)
+
+
+def test_threads_stop_at_once_and_the_end_is_the_same(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for root in (one, two):
+        root.mkdir()
+    assert ended(start_run(one, "engine.executor=sequential", "engine.block=1"))[0] == 0
+    process = start_run(two, "engine.executor=threads", "engine.workers=2", "engine.block=1")
+    wait_until(lambda: told(two, "round") >= 1, process)
+    assert children(process.pid) == []
+    assert killed(process)[0] == -signal.SIGKILL
+    process = start(two, "resume", only(two))
+    wait_until(lambda: told(two, "round") >= 2, process)
+    checked_stop(killed(process, signal.SIGINT), two)
+    assert resumed(two, only(two))[0] == 0
+    check_same_end(only(two), only(one))
