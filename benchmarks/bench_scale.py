@@ -1,7 +1,7 @@
 """How a round's time and peak memory grow with clients, cohort and model; two worker processes, one step a client.
 
 Each setting is a run of its own (perceptron on 64 features, 16 examples a client). Slopes are those of log against
-log: 0 does not grow, 1 grows in proportion.
+log: 0 does not grow, 1 grows in proportion. "Without data" is memory less the clients' examples.
 """
 
 from __future__ import annotations
@@ -9,16 +9,21 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.contest import Score, contest, python_contestant
 from benchmarks.figures import Figure, options, publish, times
+from benchmarks.workload import BATCH_SIZE, FEATURES
 
 CLIENTS = (10, 100, 1_000, 10_000)
 COHORTS = (1, 10, 100)
 PARAMETERS = (10_000, 100_000, 1_000_000, 11_000_000)
 USUAL = (100, 10, 100_000)
+LARGE = 1_000_000
+"""Parameters at which a held reply (4 MB) would show beside what PyTorch itself takes."""
+EXAMPLE_BYTES = 4 * FEATURES + 8
+"""float32 inputs and an int64 label."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +39,33 @@ class Setting:
         """The workload's name."""
         return f"scale-{self.clients}-{self.cohort}-{self.parameters}"
 
+    @property
+    def data_bytes(self) -> int:
+        """All clients' training examples."""
+        return self.clients * BATCH_SIZE * EXAMPLE_BYTES
 
-def series(quick: bool) -> dict[str, list[Setting]]:
-    """What is varied, and its settings; the rest stays as USUAL."""
+
+@dataclass(frozen=True)
+class Series:
+    """Settings that differ in one thing, `varied` (a field of Setting)."""
+
+    name: str
+    varied: str
+    settings: list[Setting]
+
+
+def series(quick: bool) -> list[Series]:
+    """What is varied; the rest stays as USUAL, or the model LARGE."""
     clients, cohort, parameters = USUAL
     some_clients: Sequence[int] = (10, 10_000) if quick else CLIENTS
     some_cohorts: Sequence[int] = (1, 100) if quick else COHORTS
     some_sizes: Sequence[int] = (10_000, 1_000_000) if quick else PARAMETERS
-    return {
-        "clients": [Setting(n, cohort, parameters) for n in some_clients],
-        "cohort": [Setting(clients, n, parameters) for n in some_cohorts],
-        "parameters": [Setting(clients, cohort, n) for n in some_sizes],
-    }
+    return [
+        Series("clients", "clients", [Setting(n, cohort, parameters) for n in some_clients]),
+        Series("cohort", "cohort", [Setting(clients, n, parameters) for n in some_cohorts]),
+        Series("cohort, 1 M parameters", "cohort", [Setting(clients, n, LARGE) for n in some_cohorts]),
+        Series("parameters", "parameters", [Setting(clients, cohort, n) for n in some_sizes]),
+    ]
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -69,22 +89,35 @@ def measure(settings: Sequence[Setting], rounds: int, executor: str) -> dict[Set
 
 
 def figures(quick: bool, rounds: int, executor: str) -> list[Figure]:
-    """Time and memory of every setting, then a slope for each thing varied."""
+    """Time and memory of every setting, then slopes for each thing varied."""
     varied = series(quick)
-    scores = measure(list(dict.fromkeys(s for some in varied.values() for s in some)), rounds, executor)
+    scores = measure(list(dict.fromkeys(s for some in varied for s in some.settings)), rounds, executor)
     rows = []
     for setting, score in scores.items():
         rows.append(times(f"{setting.name}: round", score.seconds))
         rows.append(Figure(f"{setting.name}: peak memory", score.peak_bytes / 1e9, "GB"))
-    for what, settings in varied.items():
-        some = [s for s in settings if s in scores]
-        if len(some) > 1:
-            x = [float(getattr(s, what)) for s in some]
-            seconds = [times("", scores[s].seconds).value for s in some]
-            memory = [scores[s].peak_bytes for s in some]
-            rows.append(Figure(f"slope of time over {what}", slope(x, seconds), "log/log", n=len(some)))
-            rows.append(Figure(f"slope of memory over {what}", slope(x, memory), "log/log", n=len(some)))
+        without = score.peak_bytes - setting.data_bytes
+        rows.append(Figure(f"{setting.name}: peak memory without data", without / 1e9, "GB"))
+    for some in varied:
+        rows += slopes(some, scores)
     return rows
+
+
+def slopes(some: Series, scores: Mapping[Setting, Score]) -> list[Figure]:
+    """Of time, memory and memory without data over what is varied; nothing from fewer than two settings."""
+    settings = [s for s in some.settings if s in scores]
+    if len(settings) < 2:
+        return []
+    x = [float(getattr(s, some.varied)) for s in settings]
+    grows = {
+        "time": [times("", scores[s].seconds).value for s in settings],
+        "memory": [scores[s].peak_bytes for s in settings],
+        "memory without data": [scores[s].peak_bytes - s.data_bytes for s in settings],
+    }
+    n = len(settings)
+    return [
+        Figure(f"slope of {what} over {some.name}", slope(x, y), "log/log", n=n) for what, y in grows.items()
+    ]
 
 
 def parser() -> argparse.ArgumentParser:

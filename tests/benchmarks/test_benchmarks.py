@@ -18,7 +18,7 @@ from torch import nn
 
 from benchmarks import bench_core, bench_round, bench_scale
 from benchmarks.bare import PlainLoop
-from benchmarks.contest import Contestant, ContestantError, Seat, contest
+from benchmarks.contest import Contestant, ContestantError, Score, Seat, contest
 from benchmarks.figures import Figure, paired_ratio, publish, spread, table
 from benchmarks.limit import step_calls
 from benchmarks.machine import cpu_seconds, pss_bytes, tree
@@ -208,6 +208,21 @@ def test_this_process_uses_time_and_memory() -> None:
 def test_a_slope_of_growth() -> None:
     assert bench_scale.slope([1, 10, 100], [3, 30, 300]) == pytest.approx(1.0)
     assert bench_scale.slope([1, 10, 100], [5, 5, 5]) == pytest.approx(0.0)
+
+
+def test_slopes_of_a_series_leave_the_data_out() -> None:
+    """Times that double with each tenfold, memory that is the data and 1 GB: slopes log10(2) and 0."""
+    settings = [bench_scale.Setting(n, 10, 1000) for n in (10, 100, 1000)]
+    scores = {}
+    for doublings, setting in enumerate(settings):
+        data = setting.clients * 16 * (64 * 4 + 8)
+        scores[setting] = Score(0.0, [2.0**doublings] * 3, peak_bytes=1e9 + data)
+    series = bench_scale.Series("clients", "clients", settings)
+    time, memory, without = (row.value for row in bench_scale.slopes(series, scores))
+    assert time == pytest.approx(math.log10(2))
+    assert memory > 0
+    assert without == pytest.approx(0.0)
+    assert bench_scale.slopes(series, {settings[0]: scores[settings[0]]}) == []
 
 
 def test_what_a_share_of_bandwidth_is() -> None:
