@@ -8,8 +8,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 16
-"""Coordinates summed at a time: a float64 sum and a converted input of this size stay in the processor's cache."""
+CHUNK = 1 << 19
+"""Coordinates summed at a time: so many float32 sums stay in the processor's cache while the clients pass by."""
 TOGETHER = 16
 """Clients summed chunk by chunk: the sum then goes through memory once for all of them."""
 
@@ -18,41 +18,42 @@ def weighted_mean(items: Iterable[tuple[Tensor, float]]) -> Tensor:
     """sum_k w_k x_k / sum_k w_k over an iterable of (x_k [P], w_k > 0), holding one sum and 16 x_k at a time.
 
     FedAvg (McMahan et al. 2017, algorithm 1) with w_k = n_k; the saliency mean with p_k = n_k / sum n.
-    The sum runs in float64 so that the order of clients does not show in float32 results (to the last bit of
-    float32 in practice), then returns to the inputs' type. Raises ValueError on no items or no weight.
+    Sums run in the inputs' type over 16 clients and in float64 over such groups, in the items' order: replies come
+    sorted by client, so the bits are the same everywhere, and the error is at most 18 roundings of the inputs' type
+    (relative to sum w|x| / sum w) however many clients there are. Raises ValueError on no items or no weight.
     """
     source = iter(items)
     group = list(islice(source, TOGETHER))
     total = sum(w for _, w in group)
-    if len(group) < TOGETHER and total > 0:
-        out = torch.empty_like(group[0][0])
-        for piece, acc in _chunk_sums(group):
-            out[piece] = acc.div_(total)
-        return out
     if not group or total <= 0:
         raise ValueError("a mean over no clients: no reply arrived, or all of them hold no examples")
-    sums = torch.zeros(group[0][0].shape, dtype=torch.float64, device=group[0][0].device)
-    kind = group[0][0].dtype
+    mean = torch.empty_like(group[0][0])
+    if len(group) < TOGETHER:
+        shares = [(x, w / total) for x, w in group]
+        for piece in _pieces(mean):
+            _sum_into(mean[piece], piece, shares)
+        return mean
+    sums = torch.zeros_like(mean, dtype=torch.float64)
     while group:
-        for piece, acc in _chunk_sums(group):
-            sums[piece] += acc
+        for piece in _pieces(mean):
+            sums[piece] += _sum_into(mean[piece], piece, group)
         group = list(islice(source, TOGETHER))
         total += sum(w for _, w in group)
-    return sums.div_(total).to(kind)
+    return mean.copy_(sums.div_(total))
 
 
-def _chunk_sums(items: Sequence[tuple[Tensor, float]]) -> Iterator[tuple[slice, Tensor]]:
-    """sum_k w_k x_k in float64, piece by piece; a piece's tensor is used again for the next one."""
-    size, device = items[0][0].numel(), items[0][0].device
-    acc, wide = (torch.empty(min(CHUNK, size), dtype=torch.float64, device=device) for _ in range(2))
-    for start in range(0, size, CHUNK):
-        piece = slice(start, min(start + CHUNK, size))
-        here, converted = acc[: piece.stop - start], wide[: piece.stop - start]
-        here.zero_()
-        for x, w in items:
-            # Two steps, because adding float32 to float64 in one converts element by element.
-            here.add_(converted.copy_(x[piece]), alpha=w)
-        yield piece, here
+def _pieces(vector: Tensor) -> Iterator[slice]:
+    size = vector.numel()
+    return (slice(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK))
+
+
+def _sum_into(here: Tensor, piece: slice, items: Sequence[tuple[Tensor, float]]) -> Tensor:
+    """sum_k w_k x_k over one piece, written over `here`, one client after the other."""
+    first, weight = items[0]
+    torch.mul(first[piece], weight, out=here)
+    for x, w in items[1:]:
+        here.add_(x[piece], alpha=w)
+    return here
 
 
 def masked_mean(items: Iterable[tuple[Tensor, Tensor, float]]) -> tuple[Tensor, Tensor]:
