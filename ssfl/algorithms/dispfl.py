@@ -8,10 +8,12 @@ move the mask a little (drop the smallest weights, grow others). There is no ser
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, final
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ssfl.algorithms.base import (
@@ -40,7 +42,7 @@ from ssfl.core.evolve import (
 from ssfl.core.gossip import overlap_mean
 from ssfl.core.layout import Layout
 from ssfl.core.optim import FitSpec
-from ssfl.core.payloads import SERVER, Payload, SparseValues, dense_values, pack_sparse
+from ssfl.core.payloads import SERVER, Part, Payload, SparseValues, dense_values, pack_sparse
 from ssfl.core.rng import stream
 from ssfl.core.saliency import gradient as loss_gradient
 from ssfl.core.topology import TOPOLOGIES, neighbours
@@ -138,11 +140,41 @@ def own_part(inbox: Sequence[Payload], state: ClientState, context: ClientContex
     raise ValueError(f"client {context.client} holds no model yet: send it its initial model first")
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class FirstPost(Mapping[str, Part]):
+    """The initial model cut to a mask, made when it is looked at: between looks it takes a bit a coordinate.
+
+    theta: the common initial model [P]; packed: the mask [P], 8 coordinates a byte (uint8).
+    """
+
+    theta: Tensor
+    packed: Tensor
+
+    @staticmethod
+    def of(theta: Tensor, mask: Tensor) -> FirstPost:
+        """From theta [P] and a mask [P] (bool)."""
+        return FirstPost(theta, torch.from_numpy(np.packbits(mask.numpy())))
+
+    def __getitem__(self, name: str) -> SparseValues:
+        if name != WEIGHTS:
+            raise KeyError(name)
+        bits = np.unpackbits(self.packed.numpy(), count=self.theta.numel()).view(np.bool_)
+        return pack_sparse(self.theta, torch.from_numpy(bits).to(self.theta.device))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((WEIGHTS,))
+
+    def __len__(self) -> int:
+        return 1
+
+
 @dataclass(frozen=True)
 class DisPFLState:
     """Every client's last published model, and who has worked yet.
 
-    A simulation's notice board: in a deployment without a server each client holds its own entry.
+    A simulation's notice board: in a deployment without a server each client holds its own entry. Before a client
+    has worked its entry is a FirstPost; after it, a simulation's engine names what the client itself remembers.
     """
 
     published: Mapping[int, Payload]
@@ -184,21 +216,20 @@ class DisPFL:
     @property
     def records(self) -> tuple[type[Any], ...]:
         """What a checkpoint of the state holds."""
-        return (DisPFLState,)
+        return (DisPFLState, FirstPost)
 
     def initialize(self, theta: Tensor, context: ServerContext) -> DisPFLState:
         """The common initial model, cut to each client's mask: what round 1 averages."""
         published: dict[int, Payload] = {}
-        common = None if self.different_initial else self._initial_part(theta, context, ())
+        common = None if self.different_initial else self._first_post(theta, context, ())
         for client in context.clients:
-            part = common or self._initial_part(theta, context, (client,))
-            published[client] = Payload({WEIGHTS: part}, client)
+            post = common or self._first_post(theta, context, (client,))
+            published[client] = Payload(post, client)
         return DisPFLState(published)
 
-    def _initial_part(self, theta: Tensor, context: ServerContext, path: tuple[int, ...]) -> SparseValues:
+    def _first_post(self, theta: Tensor, context: ServerContext, path: tuple[int, ...]) -> FirstPost:
         generator = stream(context.seed, "mask", *path)
-        mask = erk_mask(context.layout, self.density, generator, self.erk_power_scale)
-        return pack_sparse(theta, mask.to(theta.device))
+        return FirstPost.of(theta, erk_mask(context.layout, self.density, generator, self.erk_power_scale))
 
     def configure_round(self, state: DisPFLState, clock: Clock, context: ServerContext) -> RoundPlan | None:
         """To everybody (or the cohort) what their neighbours published last; its own model at the first visit."""

@@ -20,6 +20,7 @@ from ssfl.engine.client_store import StoredState
 from ssfl.engine.driver import Progress
 from ssfl.engine.ledger import Ledger
 from ssfl.engine.records import Packer, unpack
+from ssfl.engine.remembered import Remembered
 from ssfl.engine.scoreboard import Scoreboard
 
 FORMAT = 1
@@ -30,6 +31,7 @@ COMMON_RECORDS = (
     Scoreboard,
     Progress,
     StoredState,
+    Remembered,
     Payload,
     DenseValues,
     MaskBits,

@@ -7,14 +7,16 @@ checkpoint need are removed after the next checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, final
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from ssfl.algorithms.base import ClientState
@@ -30,7 +32,11 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class StoredState(Mapping[str, Tensor]):
-    """A client's state on disk; a checkpoint holds this name of it. Every look at it reads the file."""
+    """A client's state on disk; a checkpoint holds this name of it.
+
+    A look at a tensor maps its file into memory for as long as that tensor lives: pages that the kernel may take back.
+    Pickled, it is the name still: a worker process reads for itself.
+    """
 
     file: str
     """Within the store's folder; empty when all tensors are shared."""
@@ -43,25 +49,48 @@ class StoredState(Mapping[str, Tensor]):
         return self
 
     def read(self) -> dict[str, Tensor]:
-        """All of it. Raises StoreError when the file is gone or damaged."""
+        """All of it, in memory. Raises StoreError when the file is gone or damaged."""
+        return {name: self[name].clone() if name not in self.shared else self.shared[name] for name in self}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self.shared:
+            return self.shared[name]
         if not self.file:
-            return dict(self.shared)
+            raise KeyError(name)
+        with self._opened() as file:
+            if name not in file.keys():  # noqa: SIM118 (no mapping)
+                raise KeyError(name)
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        if self.file:
+            with self._opened() as file:
+                yield from file.keys()
+        yield from self.shared
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
         path = getattr(self, "_folder", Path()) / self.file
         try:
-            return {**load(path.read_bytes()), **self.shared}
+            opened = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
             raise StoreError(
                 f"{path}: this client's state cannot be read ({error}); start the run anew"
             ) from error
+        with opened as file:
+            yield file
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self.read()[name]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.read())
+@final
+class Entry:
+    """What a client remembered after one exchange, wherever it lies now: whoever keeps this keeps no tensor."""
 
-    def __len__(self) -> int:
-        return len(self.read())
+    def __init__(self, state: ClientState) -> None:
+        self.state = state
 
 
 ClientStates = Mapping[int, ClientState]
@@ -76,8 +105,8 @@ class ClientStore:
     def __init__(self, folder: Path | None = None, memory_bytes: int | None = None) -> None:
         self.folder = folder
         self.budget = memory_bytes if folder is not None else None
-        self._memory: OrderedDict[int, ClientState] = OrderedDict()
-        self._disk: dict[int, StoredState] = {}
+        self._memory: OrderedDict[int, Entry] = OrderedDict()
+        self._disk: dict[int, tuple[Entry, StoredState]] = {}
         self._holders: Counter[int] = Counter()
         self._saved: deque[set[str]] = deque(maxlen=KEPT_CHECKPOINTS)
         self._unsynced: list[Path] = []
@@ -88,15 +117,22 @@ class ClientStore:
     def get(self, client: int) -> ClientState:
         """What the client remembers; nothing at first. Raises StoreError when its file is gone or damaged."""
         if client in self._disk:
-            return self._disk[client].read()
+            state = self._disk[client][1]
+            len(state)  # opens the file: what is wrong with it is said here
+            return state
         if client in self._memory:
             self._memory.move_to_end(client)
-        return self._memory.get(client, {})
+            return self._memory[client].state
+        return {}
+
+    def entry(self, client: int) -> Entry:
+        """What the client remembers now, also after it remembers something else. KeyError when it remembers nothing."""
+        return self._disk[client][0] if client in self._disk else self._memory[client]
 
     def put(self, client: int, state: ClientState) -> None:
         """The client remembers this now; others may go to disk for it."""
         self._forget(client)
-        self._memory[client] = state
+        self._memory[client] = Entry(state)
         for pointer, size in _storages(state).items():
             self.used_bytes += size if not self._holders[pointer] else 0
             self._holders[pointer] += 1
@@ -105,7 +141,8 @@ class ClientStore:
 
     def snapshot(self) -> ClientStates:
         """All states now, by client; it stays true whatever is put later. Tensors are never changed in place."""
-        both: dict[int, ClientState] = {**self._memory, **self._disk}
+        both: dict[int, ClientState] = {c: e.state for c, e in self._memory.items()}
+        both |= {c: stored for c, (_, stored) in self._disk.items()}
         return {client: both[client] for client in sorted(both)}
 
     def restore(self, states: ClientStates) -> None:
@@ -119,7 +156,7 @@ class ClientStore:
             self._saved.append(names)
         for client, state in states.items():
             if isinstance(state, StoredState):
-                self._hold(client, state.within(self._place()))
+                self._hold(client, Entry(state), state.within(self._place()))
             else:
                 self.put(client, state)
 
@@ -136,16 +173,19 @@ class ClientStore:
     def keep(self, states: ClientStates) -> None:
         """After a checkpoint of `states`: remove the files that no kept checkpoint and no client needs."""
         self._saved.append(_names(states))
-        needed = {s.file for s in self._disk.values()}.union(*self._saved)
+        needed = {s.file for _, s in self._disk.values()}.union(*self._saved)
         for path in self._files():
             if path.name not in needed:
                 path.unlink(missing_ok=True)
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────
     def _forget(self, client: int) -> None:
-        stored = self._disk.pop(client, None)
-        state = self._memory.pop(client, None) if stored is None else stored.shared
-        for pointer, size in _storages(state or {}).items():
+        state: ClientState = {}
+        if client in self._disk:
+            state = self._disk.pop(client)[1].shared
+        elif client in self._memory:
+            state = self._memory.pop(client).state
+        for pointer, size in _storages(state).items():
             self._holders[pointer] -= 1
             if not self._holders[pointer]:
                 del self._holders[pointer]
@@ -154,7 +194,8 @@ class ClientStore:
     def _spill(self, client: int) -> None:
         """One state to disk, but for what others hold too."""
         folder = self._place()
-        state = self._memory[client]
+        entry = self._memory[client]
+        state = entry.state
         own = {n: t for n, t in state.items() if self._holders[_pointer(t)] == 1}
         name = ""
         if own:
@@ -166,10 +207,11 @@ class ClientStore:
             self._unsynced.append(folder / name)
         self._forget(client)
         shared = {n: t for n, t in state.items() if n not in own}
-        self._hold(client, StoredState(name, shared).within(folder))
+        self._hold(client, entry, StoredState(name, shared).within(folder))
 
-    def _hold(self, client: int, stored: StoredState) -> None:
-        self._disk[client] = stored
+    def _hold(self, client: int, entry: Entry, stored: StoredState) -> None:
+        entry.state = stored
+        self._disk[client] = entry, stored
         for pointer, size in _storages(stored.shared).items():
             self.used_bytes += size if not self._holders[pointer] else 0
             self._holders[pointer] += 1

@@ -11,6 +11,7 @@ from ssfl.core.payloads import Payload
 from ssfl.engine.client_store import ClientStates, ClientStore
 from ssfl.engine.executors import Executor
 from ssfl.engine.local import Job
+from ssfl.engine.remembered import bind, without_tensors
 
 
 class Simulator:
@@ -28,13 +29,17 @@ class Simulator:
     def __call__(self, plan: RoundPlan) -> Iterator[ClientReply]:
         """All replies, sorted by client, each as soon as it and those before it are ready."""
         instructions = sorted(plan.instructions, key=lambda i: i.client)
+        for instruction in instructions:
+            bind(instruction, self.store)
         jobs = [
             Job(plan.phase, self._delivered(i), self.store.get(i.client), plan.clock) for i in instructions
         ]
         for job, outcome in zip(jobs, self.executor.run(jobs), strict=True):
+            client, payload = outcome.reply.client, self._crossed(outcome.reply.payload)
             if outcome.state is not job.state:
-                self.store.put(outcome.reply.client, outcome.state)
-            yield replace(outcome.reply, payload=self._crossed(outcome.reply.payload))
+                self.store.put(client, outcome.state)
+                payload = without_tensors(payload, outcome.state, self.store.entry(client))
+            yield replace(outcome.reply, payload=payload)
 
     def client_states(self) -> ClientStates:
         """What every client remembers now, or the file that holds it; tensors are never changed in place."""
