@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import sys
+import shutil
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 
 from ssfl.assemble.build import Parts
-from ssfl.assemble.folder import processor
+from ssfl.assemble.estimates import estimated_seconds, measured
 from ssfl.config import Config, cohort_size
 from ssfl.config.validate import refuse
 from ssfl.engine.batched import BatchedExecutor, UnbatchableError, check_batchable
-from ssfl.engine.calibrate import StepTimes, time_steps
-from ssfl.engine.checkpoint import write_atomically
 from ssfl.engine.device import NoDeviceError, device_of, resolved_device, set_arithmetic
 from ssfl.engine.executors import Executor, SequentialExecutor
 from ssfl.engine.local import Arithmetic, ClientRunner
@@ -27,10 +22,6 @@ from ssfl.engine.ranks import Link, RankedExecutor
 from ssfl.engine.threads import ThreadExecutor, UnthreadableError, check_threadable
 from ssfl.engine.torchrun import local_ranks, started_by_torchrun
 
-WORKER_START_SECONDS = 4.0
-"""What starting worker processes costs, mostly `import torch`."""
-TOGETHER = 1.1
-"""A step in one of several busy processes against one alone: they share caches and memory (docs/performance.md)."""
 LARGEST_BLOCK = 32
 
 
@@ -56,6 +47,8 @@ def resolve_engine(config: Config, parts: Parts, ranks: int = 1) -> Config:
             "one rank's clock cannot stop the others; leave it 0 under torchrun, stop by Ctrl-C and resume"
         )
         raise refuse("checkpoint.stop_after_seconds", config.checkpoint.stop_after_seconds, allowed)
+    if config.engine.compile:
+        _check_compiler(resolved_device(config.engine.device))
     choice = choose(config, parts, ranks)
     threads = 1 if config.engine.threads == "auto" else config.engine.threads
     device = resolved_device(config.engine.device)
@@ -104,7 +97,8 @@ def _choice_on_device(config: Config, parts: Parts, cohort: int) -> Choice:
         )
     executor = engine.executor
     if executor == "auto":
-        executor = "batched" if cohort > 1 and not engine.compaction and _batchable(parts) else "sequential"
+        whole = not engine.compaction and not engine.compile
+        executor = "batched" if cohort > 1 and whole and _batchable(parts) else "sequential"
     block = min(cohort, LARGEST_BLOCK) if executor == "batched" else 1
     # Blocks run in the layout that vmap makes of them; alone, convolutions are faster with channels last.
     usual = "channels_last" if block == 1 and len(parts.federation.input_shape) == 3 else "contiguous"
@@ -125,55 +119,6 @@ def device_here(config: Config) -> torch.device:
         return device_of(resolved_device(config.engine.device), number)
     except NoDeviceError as error:
         raise refuse("experiment.gpu", number, str(error)) from error
-
-
-def estimated_seconds(
-    config: Config, parts: Parts, times: StepTimes, workers: int, cohort: int
-) -> dict[str, float]:
-    """Seconds of the whole run with `cohort` clients a round, by executor.
-
-    A forward pass, which is all that an evaluation needs, counts a third of a step.
-    """
-    training = config.training
-    mean_examples = sum(parts.context.example_counts.values()) / max(len(parts.context.example_counts), 1)
-    rounds = training.comm_round
-    steps = training.epochs * -(-mean_examples // training.batch_size) * cohort * rounds
-    tests = 1 + -(-rounds // training.frequency_of_the_test)
-    alone = tests * len(parts.federation.arrays.test_y) / training.batch_size / 3
-    alone += sum(
-        parts.federation.num_clients for t in parts.algorithm.tasks.values() if t.probe and not t.fit
-    )
-    alone *= times.best_alone
-    waves = -(-cohort // workers) / cohort
-    estimates = {"sequential": steps * times.best_alone + alone}
-    if workers > 1:
-        shared = WORKER_START_SECONDS + alone / workers
-        estimates["processes"] = shared + steps * times.best_alone * waves * TOGETHER
-    if times.threaded is not None:
-        estimates["threads"] = (steps * waves + alone / times.best_alone / workers) * times.threaded
-    if times.batched is not None and not config.engine.compaction:
-        estimates["batched"] = steps * times.batched + alone
-        if workers > 1 and config.engine.block == "auto":
-            estimates["blocks in processes"] = shared + steps * times.batched * waves
-    return estimates
-
-
-def measured(parts: Parts, batch_size: int, block: int, workers: int) -> StepTimes:
-    """Step times of this model on this machine, from the cache or measured now and told."""
-    path = _cache_path(parts, batch_size, block, workers)
-    if path.is_file():
-        try:
-            return StepTimes(**json.loads(path.read_text()))
-        except (json.JSONDecodeError, TypeError):
-            path.unlink(missing_ok=True)
-    times = time_steps(parts.module, parts.federation.input_shape, batch_size, block, workers)
-    _tell(times)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(asdict(times)).encode())
-    except OSError as error:
-        print(f"the measurement is not cached ({error}); the next run measures again", file=sys.stderr)
-    return times
 
 
 def executor_of(parts: Parts, link: Link | None = None) -> Executor:
@@ -205,7 +150,7 @@ def runner_of(parts: Parts) -> ClientRunner:
     device = device_here(parts.config)
     set_arithmetic(device, engine.precision)
     last = engine.memory_format == "channels_last"
-    arithmetic = Arithmetic(engine.precision, channels_last=last, device=device)
+    arithmetic = Arithmetic(engine.precision, channels_last=last, device=device, compiled=engine.compile)
     seed = parts.config.experiment.seed
     return ClientRunner(
         parts.module,
@@ -237,6 +182,14 @@ def _refuse_unbatchable(parts: Parts) -> None:
         raise refuse("engine.executor", "batched", str(error)) from error
 
 
+def _check_compiler(device: str) -> None:
+    """torch.compile writes C++ for a CPU; without a compiler it would break off in the first round."""
+    compiler = os.environ.get("CXX", "g++")
+    if device == "cpu" and shutil.which(compiler) is None:
+        allowed = f"needs a C++ compiler, and there is no {compiler}; install one, name it in CXX, or leave it false"
+        raise refuse("engine.compile", "true", allowed)
+
+
 def _refuse_unthreadable(parts: Parts) -> None:
     try:
         check_threadable(parts.module, parts.federation.input_shape)
@@ -250,31 +203,3 @@ def _batchable(parts: Parts) -> bool:
     except UnbatchableError:
         return False
     return True
-
-
-def _cache_path(parts: Parts, batch_size: int, block: int, workers: int) -> Path:
-    key = [
-        processor(),
-        os.cpu_count(),
-        torch.__version__,
-        parts.config.model.name,
-        parts.layout.digest.hex(),
-        list(parts.federation.input_shape),
-        batch_size,
-        block,
-        workers,
-    ]
-    name = hashlib.blake2b(json.dumps(key).encode(), digest_size=12).hexdigest()
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "ssfl" / "calibration" / f"{name}.json"
-
-
-def _tell(times: StepTimes) -> None:
-    forms = {
-        "contiguous": times.contiguous,
-        "channels_last": times.channels_last,
-        f"block of {times.block}": times.batched,
-        f"{times.workers} threads": times.threaded,
-    }
-    told = ", ".join(f"{name} {1e3 * s:.2f}" for name, s in forms.items() if s is not None)
-    print(f"measured once on this machine, ms a client's step: {told}", file=sys.stderr)

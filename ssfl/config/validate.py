@@ -142,10 +142,7 @@ def validate(config: Config) -> None:
     _check_cohort(config)
     _check_rounds(config)
     _check_compaction(config)
-    if config.engine.compile:  # an option that changed nothing would be a lie in the run folder
-        raise refuse(
-            "engine.compile", "true", "must be false: no executor compiles yet (docs/performance.md)"
-        )
+    _check_compile(config)
 
 
 def refuse(key: str, value: object, allowed: str) -> ConfigError:
@@ -205,6 +202,21 @@ def _check_rounds(config: Config) -> None:
     if params.min_layer_density > density:
         allowed = f"must be at most model.dense_ratio={density:g}, the density of the whole model"
         raise refuse("algorithm.params.min_layer_density", params.min_layer_density, allowed)
+
+
+def _check_compile(config: Config) -> None:
+    """An option that changed nothing would be a lie in the run folder."""
+    if not config.engine.compile:
+        return
+    if config.engine.executor in ("threads", "batched"):
+        allowed = f"not with engine.executor={config.engine.executor}; use sequential or processes with it"
+        raise refuse("engine.compile", "true", allowed)
+    if config.engine.compaction:
+        raise refuse(
+            "engine.compile", "true", "not with engine.compaction=true, which changes layers as it goes"
+        )
+    if config.algorithm.name == "sparsyfed":
+        raise refuse("engine.compile", "true", "not with algorithm=sparsyfed, whose layers are its own")
 
 
 def _check_compaction(config: Config) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from ssfl.core.layout import Layout
@@ -15,8 +18,10 @@ class FlatModule:
     optimiser works on one vector instead of one tensor per parameter.
     """
 
-    def __init__(self, module: nn.Module, layout: Layout) -> None:
+    def __init__(self, module: nn.Module, layout: Layout, compiled: bool = False) -> None:
+        """compiled: `forward` goes through torch.compile; it is then fixed at the first call, which takes long."""
         self.module = module
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(module) if compiled else module
         self.layout = layout
         self.theta = layout.flatten(module)
         self.gradient = self.theta.new_zeros(layout.trained_size)

@@ -64,6 +64,8 @@ class Arithmetic:
     """Type of the flat vectors; float64 where equality is tested."""
     device: torch.device = CPU
     """Where networks, weights and batches lie; payloads are the host's."""
+    compiled: bool = False
+    """Training steps through torch.compile, where the network sees the weights themselves: other last bits."""
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context in which networks run."""
@@ -126,7 +128,7 @@ class ClientRunner:
         if key not in self._flat:
             # A copy to prepare: two flat memories under one module would leave the first without effect.
             module = self.module if task is None else task.prepare(copy.deepcopy(self.module))
-            self._flat[key] = FlatModule(module, self.layout)
+            self._flat[key] = FlatModule(module, self.layout, self.arithmetic.compiled)
         return self._flat[key]
 
     def context(self, job: Job) -> ClientContext:
@@ -195,7 +197,7 @@ class ClientRunner:
         """Mean cross-entropy and its gradient into `flat.gradient`, through the module itself."""
         flat.gradient.zero_()
         with self.arithmetic.autocast():
-            logits = flat.module(batch[0])
+            logits = flat.forward(batch[0])
         loss = cross_entropy(logits.to(self.arithmetic.dtype), batch[1])
         torch.autograd.backward(loss)
         return loss.detach()

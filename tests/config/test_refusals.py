@@ -50,7 +50,6 @@ REFUSED = [
     ("experiment.seed=x", "experiment.seed", "a whole number"),
     ("experiment.seed=-1", "experiment.seed", "at least 0"),
     ("engine.block=1.5", "engine.block", "a whole number"),
-    ("engine.compile=true", "engine.compile", "must be false"),
     ("engine.workers=two", "engine.workers", "or auto"),
     ("model.norm=layer", "model.norm", "group2"),
     ("model.name=${model.nme}", "model.name", "not found"),
@@ -75,6 +74,21 @@ def test_refused_in_one_line(word: str, key: str, said: str) -> None:
     assert said in text
     assert "\n" not in text
     assert len(text) < 300
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["engine.executor=threads"], "not with engine.executor=threads; use sequential or processes"),
+        (["engine.executor=batched"], "not with engine.executor=batched"),
+        (["engine.compaction=true"], "not with engine.compaction=true"),
+        (["algorithm=sparsyfed"], "not with algorithm=sparsyfed"),
+    ],
+)
+def test_what_compiling_does_not_go_with(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_config(["engine.compile=true", *words])
+    assert caught.value.key == "engine.compile"
 
 
 def test_a_mode_for_a_method_without_masks() -> None:
