@@ -48,7 +48,7 @@ def contestants(work: Workload, peers: Sequence[str], quick: bool = False) -> li
             python_contestant(BF16, "benchmarks.ours", name, "--executor", "threads", "--precision", "bf16")
         )
     if quick:
-        some = [c for c in some if c.name in (BARE, OURS, LIMIT)]
+        some = [c for c in some if c.name in (BARE, OURS, LIMIT, BF16)]
     return some + peer_contestants(work, peers)
 
 
@@ -90,7 +90,8 @@ def run(names: Sequence[str], rounds: int | None, peers: Sequence[str], quick: b
         print(f"{name}: {', '.join(c.name for c in some)}", file=sys.stderr)
         rows += figures(work, contest(some, rounds_of(name, rounds)))
         if name != "tiny":
-            rows += overhead(work, 2 if quick else 3 * rounds_of(name, rounds))
+            turns = 1 if name == "resnet18" else 3
+            rows += overhead(work, 2 if quick else turns * rounds_of(name, rounds))
     return rows
 
 

@@ -20,6 +20,8 @@ from ssfl.engine.memory import keep_freed_memory
 from ssfl.models import build_model
 
 FORMS = ("nchw", "nchw+kept", "last", "last+kept", "last+kept+flat")
+COMPILED = "last+kept+flat+compiled"
+"""Minutes on some machines: only with --compiled."""
 WARM_UP = 3
 
 
@@ -34,7 +36,8 @@ def step_seconds(form: str, model: str, steps: int) -> list[float]:
     x, y = torch.randn(16, 3, 32, 32), torch.randint(0, 10, (16,))
     if form.startswith("last"):
         x = x.to(memory_format=torch.channels_last)
-    flat = FlatModule(net, Layout.of(net)) if "flat" in form else None
+    flat = FlatModule(net, Layout.of(net), form == COMPILED) if "flat" in form else None
+    forward = net if flat is None else flat.forward
     optimiser = torch.optim.SGD(net.parameters(), lr=0.05)
     seconds = []
     for _ in range(steps + WARM_UP):
@@ -43,7 +46,7 @@ def step_seconds(form: str, model: str, steps: int) -> list[float]:
             optimiser.zero_grad()
         else:
             flat.gradient.zero_()
-        torch.autograd.backward(cross_entropy(net(x), y))
+        torch.autograd.backward(cross_entropy(forward(x), y))
         if flat is None:
             optimiser.step()
         else:
@@ -58,11 +61,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("cnn", "resnet18"), default="cnn")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--form", choices=FORMS, help="this form only, in this process")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile as a further form")
+    parser.add_argument("--form", choices=(*FORMS, COMPILED), help="this form only, in this process")
     arguments = parser.parse_args()
     if arguments.form is None:
         words = ["--model", arguments.model, "--steps", str(arguments.steps)]
-        for form in FORMS:
+        for form in (*FORMS, COMPILED) if arguments.compiled else FORMS:
             subprocess.run(
                 [sys.executable, "-m", "benchmarks.bench_step", *words, "--form", form], check=True
             )
