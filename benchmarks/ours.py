@@ -6,9 +6,11 @@ that is compared.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,8 +26,7 @@ from benchmarks.workload import (
     hidden_width,
     workload,
 )
-from ssfl.algorithms.base import ClientReply, ClientTask, RoundPlan, ServerContext
-from ssfl.algorithms.dense import DenseTraining
+from ssfl.algorithms.base import Algorithm, ClientReply, ClientTask, RoundPlan, ServerContext
 from ssfl.algorithms.fedavg import FedAvg
 from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.data.arrays import Arrays
@@ -76,12 +77,15 @@ def memory_format(work: Workload, module: nn.Module) -> str:
     return time_steps(module, work.shape, BATCH_SIZE, block=1).memory_format
 
 
-def our_tasks(algorithm: FedAvg) -> Mapping[str, ClientTask]:
-    """FedAvg's task without its test on the client's split."""
-    return {
-        name: replace(task, evaluate=()) if isinstance(task, DenseTraining) else task
-        for name, task in algorithm.tasks.items()
-    }
+def our_tasks(algorithm: Algorithm[Any]) -> Mapping[str, ClientTask]:
+    """A method's tasks without their tests on the client's split."""
+    return {name: _untested(task) for name, task in algorithm.tasks.items()}
+
+
+def _untested(task: ClientTask) -> ClientTask:
+    quiet = copy.copy(task)
+    object.__setattr__(quiet, "evaluate", ())  # tasks are frozen, and not all take it as a field
+    return quiet
 
 
 @dataclass
@@ -106,14 +110,21 @@ class Ours:
     """A run, one round at a time."""
 
     def __init__(
-        self, work: Workload, executor: str, workers: int, precision: str = "fp32", layout: str = "auto"
+        self,
+        work: Workload,
+        executor: str,
+        workers: int,
+        precision: str = "fp32",
+        layout: str = "auto",
+        algorithm: Algorithm[Any] | None = None,
     ) -> None:
+        """algorithm: None is FedAvg."""
         module, data = our_module(work), our_data(work)
         keep_freed_memory()  # after the data is made, as in `ssfl run`: what making it took is given back
         layout = memory_format(work, module) if layout == "auto" and executor != "batched" else layout
         self.memory_format = layout
         fit = FitSpec(1, BATCH_SIZE, ExponentialDecay(LR, 1.0))
-        algorithm = FedAvg(fit, work.cohort)
+        algorithm = FedAvg(fit, work.cohort) if algorithm is None else algorithm
         arithmetic = Arithmetic(precision, channels_last=layout == "channels_last")
         self.runner = ClientRunner(module, data, our_tasks(algorithm), SEED, arithmetic=arithmetic)
         self.executor = executor_of(executor, self.runner, workers, work.cohort)
