@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -85,10 +86,14 @@ def main() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("--model", choices=("cnn", "resnet18", "tiny"), default="cnn")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--examples", type=int, help="a client's (default: the workload's 50)")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     rounds = min(chosen.rounds, 2) if chosen.quick else chosen.rounds
-    publish(figures(workload(chosen.model), rounds), chosen.json)
+    work = workload(chosen.model)
+    if chosen.examples is not None:
+        work = replace(work, examples=chosen.examples)
+    publish(figures(work, rounds), chosen.json)
 
 
 if __name__ == "__main__":
