@@ -1,97 +1,18 @@
-"""Where a cell's process runs: on this machine, on Slurm through submitit, or on a Ray cluster.
-
-A cell is a command that writes all it says to a log file; whoever started the sweep reads the log and asks whether
-the command has ended. That is the same for all three places, so there is one display and one rule for failures.
-On this machine a `Popen` already is what joblib or concurrent.futures would hand out (started, still running?, exit
-code), and unlike a pool's threads it can be told to stop; so neither is used.
-"""
+"""Cells as processes of this machine: started, tied to their share of the cores, read, ended."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import final
 
 CLEAN_END_SECONDS = 5.0
 """How long an interrupted cell may take to write its last checkpoint."""
-LAUNCHERS = ("local", "submitit", "ray")
-
-
-@final
-class LauncherError(ValueError):
-    """A launcher that does not exist, is not installed, or does not know an option; one line."""
-
-
-class Job(Protocol):
-    """A cell's process, wherever it runs."""
-
-    def done(self) -> bool:
-        """Whether it has ended, well or not."""
-
-    def exit_code(self) -> int:
-        """After `done`: 0, 1, 2, 130 as `ssfl run` ends; 1 where the cluster lost it."""
-
-
-class Launcher(Protocol):
-    """A place for jobs."""
-
-    here: bool
-    """Whether Ctrl-C in this terminal reaches the jobs by itself."""
-
-    def start(self, command: Sequence[str], log: Path) -> Job:
-        """Start `command`; all that it prints is appended to `log`."""
-
-    def stop(self) -> None:
-        """End every job that this launcher started, leaving none behind."""
-
-
-def launcher(name: str, folder: Path, jobs: int, options: Sequence[str]) -> Launcher:
-    """The launcher `name`; submitit and Ray are imported only when they are asked for.
-
-    Args:
-        name: local | submitit | ray.
-        folder: of the sweep; submitit keeps its files in folder/submitit, which the nodes must see too.
-        jobs: most cells at a time, for sharing out this machine's cores.
-        options: `KEY=VALUE`; submitit: those of `AutoExecutor.update_parameters` (timeout_min, slurm_partition,
-            gpus_per_node, cpus_per_task, ...); ray: `address`, and a task's (num_cpus, num_gpus, ...); local: none.
-
-    Raises:
-        LauncherError: unknown name, package not installed, or an option that is refused.
-    """
-    library, given = check_launcher(name, options)
-    try:
-        if library is None:
-            return Local(jobs)
-        return Submitit(library, folder, given) if name == "submitit" else Ray(library, given)
-    except (TypeError, ValueError, NameError, RuntimeError, ConnectionError) as error:
-        raise LauncherError(f"--launcher {name}: {' '.join(str(error).split())}") from None
-
-
-def check_launcher(name: str, words: Sequence[str]) -> tuple[Any, dict[str, int | str]]:
-    """The launcher's package (None for local) and the options read; raises as `launcher`, starts nothing."""
-    options: dict[str, int | str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not key or not equals:
-            raise LauncherError(f"--launcher-option {word}: give KEY=VALUE, such as timeout_min=240")
-        options[key] = int(value) if value.isdigit() else value
-    if name not in LAUNCHERS:
-        raise LauncherError(f"--launcher {name}: unknown; allowed: {', '.join(LAUNCHERS)}")
-    if name == "local":
-        if words:
-            raise LauncherError(f"--launcher-option {words[0]}: --launcher local takes no options")
-        return None, options
-    try:
-        return importlib.import_module(name), options
-    except ImportError:
-        said = f"--launcher {name}: the package {name} is not installed"
-        raise LauncherError(f"{said}; install it with: pip install {name}") from None
 
 
 @final
@@ -179,98 +100,6 @@ def run_command(command: Sequence[str], log: str, folder: str) -> int:
             process.kill()
             process.wait()
         raise
-
-
-def _remote_words(command: Sequence[str], log: Path) -> tuple[list[str], str, str]:
-    """Arguments of `run_command`: a node's working directory may be another, so ours goes with them."""
-    return list(command), str(log.absolute()), str(Path.cwd())
-
-
-@final
-class Submitit:
-    """Jobs of Slurm (or, without `srun`, submitit's own on this machine); written against submitit's documented API.
-
-    A job that is cut off at its time limit counts as failed, and its second attempt resumes its checkpoint.
-    """
-
-    here = False
-
-    def __init__(self, library: Any, folder: Path, options: Mapping[str, int | str]) -> None:
-        self._executor = library.AutoExecutor(folder=str(folder / "submitit"))
-        self._executor.update_parameters(**{"name": "ssfl", **options})
-        self._jobs: list[_SubmititJob] = []
-
-    def start(self, command: Sequence[str], log: Path) -> _SubmititJob:
-        """Hand a job to the queue."""
-        self._jobs.append(_SubmititJob(self._executor.submit(run_command, *_remote_words(command, log))))
-        return self._jobs[-1]
-
-    def stop(self) -> None:
-        """Take back what has not ended."""
-        for job in self._jobs:
-            if not job.done():
-                job.job.cancel()
-
-
-@final
-class _SubmititJob:
-    """submitit's job."""
-
-    def __init__(self, job: Any) -> None:
-        self.job = job
-
-    def done(self) -> bool:
-        return bool(self.job.done())
-
-    def exit_code(self) -> int:
-        try:
-            return int(self.job.result())
-        except Exception:  # lost, killed or out of memory: submitit raises several kinds, all mean failed
-            return 1
-
-
-@final
-class Ray:
-    """Tasks of Ray, on the cluster at `address` (or RAY_ADDRESS, or a new one on this machine)."""
-
-    here = False
-
-    def __init__(self, library: Any, options: Mapping[str, int | str]) -> None:
-        self._ray = library
-        rest = {key: value for key, value in options.items() if key != "address"}
-        library.init(address=options.get("address"), ignore_reinit_error=True, log_to_driver=False)
-        # The sweep itself tries once more, from the checkpoint; Ray would start from nothing.
-        self._task = library.remote(run_command).options(**{"max_retries": 0, **rest})
-        self._jobs: list[_RayJob] = []
-
-    def start(self, command: Sequence[str], log: Path) -> _RayJob:
-        """Hand a task to the cluster."""
-        self._jobs.append(_RayJob(self._ray, self._task.remote(*_remote_words(command, log))))
-        return self._jobs[-1]
-
-    def stop(self) -> None:
-        """Cancel what has not ended; without force, so that it can still write its checkpoint."""
-        for job in self._jobs:
-            if not job.done():
-                self._ray.cancel(job.reference)
-
-
-@final
-class _RayJob:
-    """Ray's task."""
-
-    def __init__(self, library: Any, reference: Any) -> None:
-        self._ray, self.reference = library, reference
-
-    def done(self) -> bool:
-        ready, _ = self._ray.wait([self.reference], timeout=0)
-        return bool(ready)
-
-    def exit_code(self) -> int:
-        try:
-            return int(self._ray.get(self.reference))
-        except Exception:  # the task raised, or its node went away
-            return 1
 
 
 @final

@@ -22,7 +22,12 @@ ALLOWED: dict[str, set[str]] = {
     "tracking": {"core"},
     "report": {"core"},
     "config": {""},
-    "sweep": {"config", "report", "sweep_process"},
+    "sweep": {"config", "report", "sweep_cells", "sweep_folder", "sweep_place", "sweep_runner"},
+    "sweep_cells": {"config"},
+    "sweep_folder": {"config", "sweep_cells"},
+    "sweep_runner": {"report", "sweep_cells", "sweep_folder", "sweep_place", "sweep_process"},
+    "sweep_place": {"sweep_cluster", "sweep_process"},
+    "sweep_cluster": {"sweep_process"},
     "sweep_process": set(),
     "assemble": {"", "core", "algorithms", "engine", "data", "models", "tracking", "report", "config"},
     "cli": {"", "config", "assemble", "sweep", "report"},
@@ -48,6 +53,11 @@ KEPT_OUT: dict[str, set[str]] = {
     "report": {"torch", "hydra", "omegaconf"},
     "cli": {"torch", "numpy"},
     "sweep": {"torch", "numpy"},
+    "sweep_cells": {"torch", "numpy"},
+    "sweep_folder": {"torch", "numpy"},
+    "sweep_runner": {"torch", "numpy"},
+    "sweep_place": {"torch", "numpy"},
+    "sweep_cluster": {"torch", "numpy"},
     "sweep_process": {"torch", "numpy"},
     "config": {"torch", "numpy"},
 }
@@ -97,6 +107,15 @@ def test_imports_point_downwards(path: Path) -> None:
 def test_only_config_reads_hydra(path: Path) -> None:
     libraries = {name.partition(".")[0] for name in _imports(path)}
     assert _room(path) == "config" or not libraries & {"hydra", "omegaconf"}
+
+
+@pytest.mark.parametrize("path", _sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_private_names_stay_at_home(path: Path) -> None:
+    froms = [
+        n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.ImportFrom)
+    ]
+    taken = {alias.name for node in froms if (node.module or "").startswith("ssfl") for alias in node.names}
+    assert not {name for name in taken if name.startswith("_") and not name.startswith("__")}
 
 
 @pytest.mark.parametrize("modules", ["ssfl.cli, ssfl.config", "ssfl.sweep", "ssfl.report"])

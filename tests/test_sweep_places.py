@@ -17,7 +17,8 @@ import pytest
 
 from ssfl import cli, sweep
 from ssfl.config import ConfigError
-from ssfl.sweep_process import LauncherError, Local, Tail, launcher
+from ssfl.sweep_place import LauncherError, launcher
+from ssfl.sweep_process import Local, Tail
 
 CELL = """
 import json, os, pathlib, sys, time

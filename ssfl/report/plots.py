@@ -28,7 +28,7 @@ Horizontal = Callable[[Run], list[float]]
 
 def accuracy_against_rounds(runs: Sequence[Run]) -> Figure:
     """Both accuracies over the training round. Thin: single runs; thick: the mean over a setting's finished runs."""
-    figure = _accuracy(runs, evaluated_rounds, "training round")
+    figure = accuracy_curves(runs, evaluated_rounds, "training round")
     for axes in figure.axes:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
@@ -39,7 +39,7 @@ def accuracy_against_bytes(runs: Sequence[Run]) -> Figure:
 
     Logarithmic where the runs' totals are more than five times apart.
     """
-    figure = _accuracy(runs, evaluated_megabytes, "sent so far, down and up (MB)")
+    figure = accuracy_curves(runs, evaluated_megabytes, "sent so far, down and up (MB)")
     totals = [run.total_bytes for run in runs if run.evaluations and run.total_bytes]
     if totals and max(totals) > 5 * min(totals):
         for axes in figure.axes:
@@ -112,7 +112,8 @@ def _sent_bytes(row: Row) -> float:
     return row["downlink_bytes"] + row["uplink_bytes"] + (row.get("peer_bytes") or 0)
 
 
-def _accuracy(runs: Sequence[Run], horizontal: Horizontal, x_label: str) -> Figure:
+def accuracy_curves(runs: Sequence[Run], horizontal: Horizontal, x_label: str) -> Figure:
+    """Both accuracies over what `horizontal` gives for each evaluation of a run."""
     with look():
         groups = groups_of(runs)
         figure = new_figure(10, 4.6)

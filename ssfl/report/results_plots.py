@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ssfl.report.labels import density, labels
-from ssfl.report.plots import METRICS
-from ssfl.report.plots import _accuracy as accuracy_curves
+from ssfl.report.plots import METRICS, accuracy_curves
 from ssfl.report.runs import Run, is_evaluated
 from ssfl.report.style import COLOURS, MARKERS, Group, legend_below, look, new_figure, say_nothing_there
 

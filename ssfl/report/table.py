@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Literal, final
 
 from ssfl.report.cells import Setting, flat, settings
+from ssfl.report.grid import draw
 from ssfl.report.labels import density
 from ssfl.report.paper import TABLES, Published, find, guess_table
 from ssfl.report.runs import Run, RunError
-from ssfl.report.tables import _draw as draw
 
 Format = Literal["text", "markdown", "csv", "latex"]
 HEAD = ("", "method", "seeds", "global %", "clients %", "paper %", "paper's metric", "MB sent", "TFLOPs")

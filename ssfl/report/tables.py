@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import Literal, final
+from typing import final
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from ssfl.report.grid import Style, draw
 from ssfl.report.labels import density, labels, seed
 from ssfl.report.runs import Run
-
-Style = Literal["text", "markdown", "csv"]
 
 
 @final
@@ -80,7 +73,7 @@ def comparison_table(runs: Sequence[Run], style: Style = "text", width: int | No
     head = ["method", "density", "seed", "status", "global %", "clients %", "MB down", "MB up"]
     head += ["MB peer"] if with_peers else []
     head += ["FedAvg bytes / these", "TFLOPs", "seconds"]
-    return _draw(head, [line.cells(with_peers) for line in lines], style, width, text_columns=(0, 3))
+    return draw(head, [line.cells(with_peers) for line in lines], style, width, text_columns=(0, 3))
 
 
 def seeds_table(runs: Sequence[Run], style: Style = "text", width: int | None = None) -> str:
@@ -101,7 +94,7 @@ def seeds_table(runs: Sequence[Run], style: Style = "text", width: int | None = 
     if not cells:
         return ""
     head = ["method", "finished runs", "left out", "global %, mean ± std", "clients %, mean ± std"]
-    return _draw(head, cells, style, width, text_columns=(0,))
+    return draw(head, cells, style, width, text_columns=(0,))
 
 
 def _compare(run: Run, label: str) -> Comparison:
@@ -135,28 +128,6 @@ def _percent(share: float | None) -> str:
 
 def _mean_and_std(mean: float | None, std: float | None) -> str:
     return _percent(mean) + ("" if mean is None or std is None else f" ± {100 * std:.2f}")
-
-
-def _draw(
-    head: Sequence[str],
-    cells: Sequence[Sequence[str]],
-    style: Style,
-    width: int | None,
-    text_columns: Sequence[int],
-) -> str:
-    if style == "markdown":
-        rules = [":--" if i in text_columns else "--:" for i in range(len(head))]
-        escaped = [[cell.replace("|", "\\|") for cell in line] for line in cells]
-        return "".join("| " + " | ".join(line) + " |\n" for line in [head, rules, *escaped])
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(head):
-        table.add_column(name, justify="left" if i in text_columns else "right", vertical="bottom")
-    for line in cells:
-        table.add_row(*map(Text, line))
-    out = io.StringIO()
-    columns = width or shutil.get_terminal_size(fallback=(200, 50)).columns
-    Console(file=out, width=columns, color_system=None).print(table)
-    return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines() if line.strip())
 
 
 def _csv(lines: Sequence[Comparison]) -> str:

@@ -1,0 +1,105 @@
+"""Cells at work: several at a time, each tried twice, the second time from its checkpoint."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from ssfl.report.progress import SweepProgress
+from ssfl.sweep_cells import SweepCell
+from ssfl.sweep_folder import log_of, run_folders
+from ssfl.sweep_place import Job, Launcher
+from ssfl.sweep_process import Tail
+
+POLL_SECONDS = 0.1
+
+
+@final
+@dataclass
+class _Attempt:
+    """A cell at work."""
+
+    cell: SweepCell
+    job: Job
+    tail: Tail
+    resumed: bool
+    number: int = 1
+
+
+@final
+class Runner:
+    """Keeps `jobs` cells at work until all have ended."""
+
+    def __init__(self, folder: Path, command: Sequence[str], place: Launcher, jobs: int) -> None:
+        self._folder, self._command, self._place, self._jobs = folder, tuple(command), place, jobs
+
+    def run(self, cells: Sequence[SweepCell]) -> list[SweepCell]:
+        """All cells; those that failed are given back, in their order."""
+        waiting, running, failed = deque(cells), list[_Attempt](), list[SweepCell]()
+        with SweepProgress({cell.name: cell.rounds for cell in cells}) as progress:
+            try:
+                while waiting or running:
+                    while waiting and len(running) < self._jobs:
+                        progress.start(waiting[0].name, waiting[0].label)
+                        running.append(self._first(waiting.popleft()))
+                    running = [attempt for attempt in running if not self._ended(attempt, progress, failed)]
+                    time.sleep(POLL_SECONDS)
+            except BaseException:
+                self._place.stop()
+                raise
+        return [cell for cell in cells if cell in failed]
+
+    def _ended(self, attempt: _Attempt, progress: SweepProgress, failed: list[SweepCell]) -> bool:
+        done = attempt.job.done()  # asked before the log is read, so that its last lines are not missed
+        cell = attempt.cell
+        for line in attempt.tail.lines():
+            progress.line(cell.name, line)
+        if not done:
+            return False
+        code = attempt.job.exit_code()
+        if code == 130 and self._place.here:
+            raise KeyboardInterrupt
+        if code not in (0, 2) and attempt.number == 1:  # bad input (2) would only fail again
+            progress.retry(cell.name, code)
+            self._again(attempt)
+            return False
+        progress.stop(cell.name, code == 0)
+        if code != 0:
+            failed.append(cell)
+        return True
+
+    def _first(self, cell: SweepCell) -> _Attempt:
+        log = log_of(self._folder, cell)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        tail = Tail(log)
+        resumed = bool(run_folders(self._folder, cell))
+        return _Attempt(cell, self._start(cell, resume=resumed), tail, resumed)
+
+    def _again(self, attempt: _Attempt) -> None:
+        # A resume that failed is not resumed again: the second attempt starts afresh.
+        there = bool(run_folders(self._folder, attempt.cell))
+        attempt.job = self._start(attempt.cell, resume=there and not attempt.resumed)
+        attempt.number = 2
+
+    def _start(self, cell: SweepCell, resume: bool) -> Job:
+        if resume:
+            words = ["resume", str(run_folders(self._folder, cell)[-1]), "--console", "json"]
+        else:
+            words = _fresh(self._folder, cell)
+        return self._place.start([*self._command, *words], log_of(self._folder, cell))
+
+
+def _fresh(folder: Path, cell: SweepCell) -> list[str]:
+    place = os.fspath(folder / "runs").replace("'", "\\'")
+    return [
+        "run",
+        *cell.overrides,
+        f"experiment.output_dir='{place}'",
+        f"wandb.exp_name='{cell.name}'",
+        "tracking.console=json",
+    ]
