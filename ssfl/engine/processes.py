@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from ssfl.core.layout import Layout
-from ssfl.engine.local import EVALUATION_BATCH, ClientRunner, Job, Outcome
+from ssfl.engine.local import ClientRunner, Job, Outcome
 from ssfl.engine.shared import Arena, Receiver, SentTensors, dumps
+from ssfl.engine.shares import in_order, longest_first, row_slices
 
 MAX_DEATHS = 3
 """How often one request may lose its worker before the run stops."""
@@ -95,31 +96,20 @@ class ProcessExecutor:
         return self.runner.layout
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
-        """One outcome a job, in the jobs' order; where clients train, the longest jobs start first.
-
-        Other phases ask every client and cost them the same: in order, so that few outcomes wait for an earlier one.
-        """
-        examples = self.runner.federation.examples
-        by_size = list(range(len(jobs)))
-        if jobs and self.runner.tasks[jobs[0].phase].fit is not None:
-            by_size.sort(key=lambda i: -examples(jobs[i].instruction.client))
+        """One outcome a job, in the jobs' order; where clients train, the longest jobs start first."""
+        by_size = longest_first(jobs, self.runner)
         groups = [by_size[i : i + self.block] for i in range(0, len(jobs), self.block)]
         requests = [("jobs", [jobs[i] for i in group]) for group in groups]
-        ready: dict[int, Outcome] = {}
-        given = 0
-        for number, answers in self._map(requests, range(len(requests))):
-            for index, (reply, state) in zip(groups[number], answers, strict=True):
-                ready[index] = Outcome(reply, jobs[index].state if state is None else state)
-            while given in ready:
-                yield ready.pop(given)
-                given += 1
+        answered = self._map(requests, range(len(requests)))
+        return in_order(
+            (index, Outcome(reply, jobs[index].state if state is None else state))
+            for number, answers in answered
+            for index, (reply, state) in zip(groups[number], answers, strict=True)
+        )
 
     def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The test set in slices of whole evaluation batches, one slice a worker."""
-        total = len(self.runner.federation.arrays.test_y)
-        batches = -(-total // EVALUATION_BATCH)
-        share = -(-batches // len(self._workers)) * EVALUATION_BATCH
-        slices = [(a, min(a + share, total)) for a in range(0, total, share)]
+        slices = row_slices(len(self.runner.federation.arrays.test_y), len(self._workers))
         requests = [("predict", (theta, a, b)) for a, b in slices]
         answers = [answer for _, answer in self._map(requests, range(len(requests)))]
         return torch.cat([a[0] for a in answers]), torch.cat([a[1] for a in answers])

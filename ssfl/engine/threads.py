@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ssfl.core.layout import Layout
-from ssfl.engine.local import EVALUATION_BATCH, ClientRunner, Job, Outcome
+from ssfl.engine.local import ClientRunner, Job, Outcome
+from ssfl.engine.shares import in_order, longest_first, row_slices
 
 AHEAD = 4
 """Jobs a thread that may be begun or done before the one whose outcome is wanted next: bounds what waits in memory."""
@@ -51,23 +52,13 @@ class ThreadExecutor:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """One outcome a job, in the jobs' order; where clients train, the longest jobs start first."""
-        by_size = list(range(len(jobs)))
-        if jobs and self.runner.tasks[jobs[0].phase].fit is not None:
-            by_size.sort(key=lambda i: -self.runner.federation.examples(jobs[i].instruction.client))
-        ready: dict[int, Outcome] = {}
-        given = 0
-        for index, outcome in self._map([_work(jobs[i]) for i in by_size], by_size):
-            ready[index] = outcome
-            while given in ready:
-                yield ready.pop(given)
-                given += 1
+        numbers = longest_first(jobs, self.runner)
+        return in_order(self._map([_work(jobs[i]) for i in numbers], numbers))
 
     def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The test set in slices of whole evaluation batches, one slice a thread."""
-        total = len(self.runner.federation.arrays.test_y)
-        batches = -(-total // EVALUATION_BATCH)
-        share = -(-batches // self.workers) * EVALUATION_BATCH
-        calls = [_rows(theta, a, min(a + share, total)) for a in range(0, total, share)]
+        slices = row_slices(len(self.runner.federation.arrays.test_y), self.workers)
+        calls = [_rows(theta, first, last) for first, last in slices]
         answers = [answer for _, answer in self._map(calls, range(len(calls)))]
         return torch.cat([a[0] for a in answers]), torch.cat([a[1] for a in answers])
 
