@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shlex
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -42,6 +44,8 @@ examples:
 All keys: conf/base.yaml and docs/configuration.md. `python main.py ...` is the same as `ssfl run ...`.
 """
 
+FIRST_RANK_SECONDS = 20.0
+"""How long the other ranks give the first one for its last words."""
 _WORDS = "KEY=VALUE or GROUP=NAME, in Hydra's grammar; groups: algorithm, algorithm/mode, preset"
 
 
@@ -77,8 +81,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
         if not isinstance(error, ValueError) or not is_input_error(error):
             raise
+        if getattr(error, "first_rank_says_it", False):
+            return _silent_end()
         print(f"ssfl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def _follows_another_rank() -> bool:
+    """Whether torchrun started this process as one of several ranks, and not as the first."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+
+
+def _silent_end() -> int:
+    """Exit code 2, when the first rank has said why: torchrun ends all ranks, heard or unheard, when one has ended."""
+    with contextlib.suppress(KeyboardInterrupt):
+        time.sleep(FIRST_RANK_SECONDS)
+    return 2
 
 
 @contextlib.contextmanager
@@ -182,12 +200,17 @@ def _count(text: str) -> int:
 
 
 def _load(words: Sequence[str]) -> Config:
-    from ssfl.config import load_config
+    from ssfl.config import ConfigError, load_config
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        config = load_config(words)
-    for warning in caught:
+        try:
+            config = load_config(words)
+        except ConfigError:
+            if _follows_another_rank():  # the first one reads the same words
+                raise SystemExit(_silent_end()) from None
+            raise
+    for warning in () if _follows_another_rank() else caught:
         print(f"ssfl: warning: {warning.message}", file=sys.stderr)
     return config
 
@@ -214,7 +237,8 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _partition(arguments: argparse.Namespace) -> int:
-    config = _load(arguments.words)
+    # A partition has no rounds: a cohort that the run's words leave empty (training.frac of a few clients) is no fault.
+    config = _load(["training.client_num_per_round=1", *arguments.words])
     with _signals_held():
         from ssfl import assemble
 

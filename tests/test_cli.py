@@ -105,6 +105,48 @@ def test_bad_input_is_one_line_and_exit_2(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("rank", ["0", "1", "7"])
+def test_of_several_ranks_the_first_says_what_is_wrong(
+    rank: str,
+    calls: list[tuple[object, ...]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cli, "FIRST_RANK_SECONDS", 0.0)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", rank)
+    try:
+        code = cli.main(["run", "model.dense_ratio=2"])
+    except SystemExit as end:
+        code = end.code  # type: ignore[assignment]
+    assert code == 2
+    assert capsys.readouterr().err.count("\n") == (rank == "0")
+    assert cli.main(["run", "preset=digits", "model.cs=v1"]) == 0  # a warning
+    assert capsys.readouterr().err.count("\n") == (rank == "0")
+
+
+def test_what_the_first_rank_refuses_later_is_left_to_it_too(
+    calls: list[tuple[object, ...]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = _PartitionError("training.client_num_in_total=100000: too many")
+    refused.first_rank_says_it = True  # type: ignore[attr-defined]
+    _fail(monkeypatch, refused)
+    monkeypatch.setattr(cli, "FIRST_RANK_SECONDS", 0.0)
+    assert cli.main(["run", "preset=digits"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("words", [[], ["training.frac=0.01"], ["training.client_num_per_round=2"]])
+def test_a_partition_of_few_clients_needs_no_cohort(
+    words: list[str], calls: list[tuple[object, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["partition", "dataset.name=digits", "training.client_num_in_total=3", *words]) == 0
+    ((_, config, _),) = calls
+    assert isinstance(config, Config)
+    assert config.training.client_num_in_total == 3
+    assert capsys.readouterr().err == ""
+
+
 def test_errors_of_other_rooms(
     calls: list[tuple[object, ...]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,12 @@ class RankError(RuntimeError):
     """Another rank died, failed, or does not compute the same run: says which and what to do."""
 
 
+class RefusedByFirstRank(ValueError):
+    """Bad input that rank 0 has found, and tells the user itself."""
+
+    first_rank_says_it = True
+
+
 class Link(Protocol):
     """What connects the ranks."""
 
@@ -107,20 +113,26 @@ def from_bytes(raw: bytes, records: Sequence[type[Any]], known: Mapping[str, Ten
 
 
 def first_decides(link: Link, decide: Callable[[], T], records: Sequence[type[Any]] = ()) -> T:
-    """What rank 0's `decide` gives, on every rank; if it fails there, RankError everywhere else."""
+    """What rank 0's `decide` gives, on every rank.
+
+    If it fails there: everywhere else RefusedByFirstRank for bad input (one of our ValueErrors), else RankError.
+    """
     if link.size == 1:
         return decide()
     if link.rank:
-        done, value = from_bytes(link.gather(b"")[0], records)
-        if not done:
+        how, value = from_bytes(link.gather(b"")[0], records)
+        if how == "refused":
+            raise RefusedByFirstRank(value)
+        if how == "failed":
             raise RankError(f"rank 0 stopped: {value}")
         return value  # type: ignore[no-any-return]
     try:
         own = decide()
     except Exception as error:
-        link.gather(to_bytes((False, str(error))))
+        refused = isinstance(error, ValueError) and type(error).__module__.partition(".")[0] == "ssfl"
+        link.gather(to_bytes(("refused" if refused else "failed", str(error))))
         raise
-    link.gather(to_bytes((True, own)))
+    link.gather(to_bytes(("decided", own)))
     return own
 
 

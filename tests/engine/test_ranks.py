@@ -18,6 +18,7 @@ from ssfl.algorithms.dispfl import DisPFL
 from ssfl.algorithms.fedavg import FedAvg
 from ssfl.algorithms.ssfl import SSFL, Discovery
 from ssfl.assemble.loop import first_progress
+from ssfl.config import ConfigError
 from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.core.payloads import DenseValues, Payload
 from ssfl.core.saliency import CRITERIA
@@ -31,6 +32,7 @@ from ssfl.engine.ranks import (
     Link,
     RankedExecutor,
     RankError,
+    RefusedByFirstRank,
     first_decides,
     from_bytes,
     shares,
@@ -276,14 +278,27 @@ def test_the_first_rank_decides() -> None:
     assert first_decides(Alone(), lambda: 3) == 3
 
 
-def test_the_first_ranks_refusal_reaches_all() -> None:
-    def refuse() -> int:
-        raise ValueError("model.dense_ratio=7: at most 1")
+def test_the_first_ranks_failure_reaches_all() -> None:
+    def fail() -> int:
+        raise ValueError("no such thing")
 
-    first, second = on_ranks(2, lambda link: first_decides(link, refuse))
-    assert isinstance(first, ValueError)
-    assert isinstance(second, RankError)
-    assert str(second) == "rank 0 stopped: model.dense_ratio=7: at most 1"
+    first, second = on_ranks(2, lambda link: first_decides(link, fail))
+    assert type(first) is ValueError
+    assert type(second) is RankError
+    assert str(second) == "rank 0 stopped: no such thing"
+
+
+def test_the_first_ranks_refusal_of_bad_input_reaches_all_as_such() -> None:
+    """So that they can leave it to the first to say so."""
+
+    def refuse() -> int:
+        raise ConfigError("model.dense_ratio", "model.dense_ratio=7: at most 1")
+
+    first, second, third = on_ranks(3, lambda link: first_decides(link, refuse))
+    assert type(first) is ConfigError
+    for other in (second, third):
+        assert type(other) is RefusedByFirstRank
+        assert str(other) == "model.dense_ratio=7: at most 1"
 
 
 def test_bytes_hold_tensors_that_share_memory() -> None:

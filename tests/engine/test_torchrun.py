@@ -128,3 +128,16 @@ def test_ranks_begin_and_resume(tmp_path: Path) -> None:
     assert told.count("run folder") == 1
     assert assemble.run(load_config(words(one))) == 0
     assert same_model(one, two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["model.dense_ratio=7", "training.client_num_in_total=100000"])
+def test_bad_input_is_told_once_not_once_a_rank(word: str, tmp_path: Path) -> None:
+    """Found while the words are read, or only with the data."""
+    run = start(tmp_path, "main.py", *words(tmp_path / "out"), word)
+    _, said = run.communicate(timeout=120)
+    assert run.returncode != 0
+    ours = [line for line in said.splitlines() if line.startswith("ssfl: ")]
+    assert len(ours) == 1, said
+    assert ours[0].startswith(f"ssfl: {word.partition('=')[0]}=")
+    assert not (tmp_path / "out").exists()
