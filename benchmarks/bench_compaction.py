@@ -6,6 +6,7 @@ The mask is the method's own: the global top-k of the saliency |w dL/dw|, averag
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,6 +60,18 @@ class Sparse:
         with compacted(self.flat.module, plan):
             logits = [self.step(batch) for batch in self.batches]
         return logits[0], self.flat.theta.clone()
+
+    def double(self) -> Sparse:
+        """The same in float64, with the first batch alone."""
+        module = copy.deepcopy(self.flat.module).double()
+        x, y = self.batches[0]
+        return Sparse(FlatModule(module, self.flat.layout), self.theta.double(), self.mask, [(x.double(), y)])
+
+    def differences(self, plan: Plan) -> tuple[float, float]:
+        """Largest difference of logits and of weights between whole and compacted training."""
+        pairs = zip(self.trained(WHOLE), self.trained(plan))
+        logits, weights = (float((a - b).abs().max()) for a, b in pairs)
+        return logits, weights
 
 
 def ssfl_scores(flat: FlatModule, theta: Tensor, arrays: ClientArrays) -> Tensor:
@@ -120,9 +133,8 @@ def rows_at(sparse: Sparse, density: float, steps: int, work: Workload) -> list[
     whole, small = in_turns(sparse, plan, steps)
     ratios = [a / b for a, b in zip(whole, small)]
     name = f"density {density}"
-    outputs, weights = (
-        float((a - b).abs().max()) for a, b in zip(sparse.trained(WHOLE), sparse.trained(plan))
-    )
+    logits, weights = sparse.differences(plan)
+    exact = max(sparse.double().differences(plan))
     row = times(f"{name}: compacted step", small)
     return [
         times(f"{name}: whole step", whole),
@@ -130,8 +142,9 @@ def rows_at(sparse: Sparse, density: float, steps: int, work: Workload) -> list[
         Figure(f"{name}: gain", paired_ratio(small, whole), "times", n=len(ratios), spread=spread(ratios)),
         Figure(f"{name}: products left", products_left(sparse, plan, work), "share"),
         Figure(f"{name}: making the plan, once a client", planning, "s"),
-        Figure(f"{name}: largest difference of outputs", outputs, "logit"),
-        Figure(f"{name}: largest difference of weights after {len(sparse.batches)} steps", weights, "weight"),
+        Figure(f"{name}: largest difference of outputs", logits, "logit"),
+        Figure(f"{name}: largest difference of weights, {len(sparse.batches)} steps", weights, "weight"),
+        Figure(f"{name}: largest difference in float64, 1 step", exact, "logit or weight"),
     ]
 
 

@@ -72,3 +72,4 @@ def test_all_rows_of_a_small_network() -> None:
     assert rows["density 0.05: compacted step"].against == "whole step"
     assert rows["density 0.05: products left"].value < 1
     assert rows["density 0.05: largest difference of outputs"].value < 1e-4
+    assert rows["density 0.05: largest difference in float64, 1 step"].value < 1e-12
