@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from ssfl.data.arrays import Arrays
 from ssfl.data.partition import PartitionSpec, partition
 from ssfl.data.preprocess import Augmentation, Preprocess
+from ssfl.data.side_by_side import Step, steps_side_by_side
 from ssfl.data.split import Rows, split_by_site, split_test
 
 _AUGMENTED_AT_ONCE_ON_DEVICE = 1 << 14
@@ -77,6 +78,49 @@ class Federation:
             x, y = self._augmented(rows, draws, slice(start, start + step))
             for block_x, block_y in zip(torch.split(x, batch_size), torch.split(y, batch_size)):
                 yield self.preprocess.normalise(block_x), block_y
+
+    def train_steps(
+        self,
+        clients: Sequence[int],
+        orders: Sequence[Tensor],
+        batch_size: int,
+        generator_of: Callable[[int], torch.Generator],
+        padding: int,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`train_batches` of several clients side by side: x [B, k, ...], y [B, k] of the k clients with a batch left.
+
+        orders: each client's, none longer than the one before. A client whose batch is shorter than the first one's
+        repeats its last example with the label `padding`. generator_of: what draws a client's augmentation.
+        """
+        rows = torch.cat([self.train_parts[c][order] for c, order in zip(clients, orders, strict=True)])
+        draws = None
+        if self.preprocess.augments and self.arrays.train_x.dtype == torch.uint8:
+            drawn = [
+                self.preprocess.draw(len(o), generator_of(c)) for c, o in zip(clients, orders, strict=True)
+            ]
+            draws = Augmentation(torch.cat([d.offsets for d in drawn]), torch.cat([d.flips for d in drawn]))
+        for step in steps_side_by_side([len(order) for order in orders], batch_size):
+            here = step.places.flatten()
+            x, y = _take(self.arrays.train_x, self.arrays.train_y, rows[here])
+            if draws is not None:
+                own = Augmentation(draws.offsets[here].to(x.device), draws.flips[here].to(x.device))
+                x = self.preprocess.augment(x, own)
+            yield self._laid(x, y, step, padding)
+
+    def test_steps(
+        self, clients: Sequence[int], batch_size: int, padding: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`test_batches` of several clients side by side, as `train_steps`; no split longer than the one before."""
+        parts = [self.test_parts[c] for c in clients]
+        rows = torch.cat(parts)
+        for step in steps_side_by_side([len(part) for part in parts], batch_size):
+            x, y = _take(self.arrays.test_x, self.arrays.test_y, rows[step.places.flatten()])
+            yield self._laid(x, y, step, padding)
+
+    def _laid(self, x: Tensor, y: Tensor, step: Step, padding: int) -> tuple[Tensor, Tensor]:
+        shape = step.places.shape
+        labels = y.view(shape).masked_fill_(step.missing.to(y.device), padding)
+        return self.preprocess.normalise(x).view(*shape, *x.shape[1:]), labels
 
     def _augmented(self, rows: Tensor, draws: Augmentation | None, part: slice) -> tuple[Tensor, Tensor]:
         x, y = _take(self.arrays.train_x, self.arrays.train_y, rows[part])

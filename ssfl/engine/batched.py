@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from ssfl.algorithms.base import ClientContext, ClientReply, ClientReport, ClientTask, Work
 from ssfl.core.layout import Layout
-from ssfl.core.net import Batch, FlatNet, Statistics
+from ssfl.core.metrics import Tally
+from ssfl.core.net import Batch
 from ssfl.core.optim import FitSpec, sgd_step_
-from ssfl.engine.device import on_device, on_host, stacked
-from ssfl.engine.device_block import IGNORED, StaticTrainer, static_task
+from ssfl.engine.block_batches import train_steps
+from ssfl.engine.block_net import BlockNet, sees_theta
+from ssfl.engine.block_scores import BLOCK_SALIENCIES, block_saliency, block_tallies
+from ssfl.engine.device import on_host, stacked
+from ssfl.engine.device_block import StaticTrainer, static_task
 from ssfl.engine.local import ClientRunner, Job, Outcome, check_finite
 
 
@@ -29,19 +32,7 @@ class UnbatchableError(ValueError):
     """A network that cannot train K clients at once; says why and what to use instead."""
 
 
-@dataclass
-class Block:
-    """K clients in training: what is theirs, stacked."""
-
-    theta: Tensor
-    work: Work
-    contexts: Sequence[ClientContext]
-
-    def rows(self, clients: Tensor) -> tuple[Tensor, Work]:
-        """The stacked tensors of some of the clients."""
-        return self.theta[clients], {k: v[clients] for k, v in self.work.items()}
-
-
+@final
 class BatchedExecutor:
     """Blocks of `block` clients, each computed as one; evaluation, probes and replies client by client."""
 
@@ -54,6 +45,7 @@ class BatchedExecutor:
         self.block = block
         self.static = runner.arithmetic.device.type != "cpu" if static is None else static
         self._trainer = StaticTrainer(runner, graphs)
+        self._nets: dict[int, BlockNet] = {}
 
     @property
     def layout(self) -> Layout:
@@ -61,14 +53,14 @@ class BatchedExecutor:
         return self.runner.layout
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
-        """Jobs without training go one by one; the others in blocks, in the jobs' order."""
+        """In blocks, in the jobs' order; jobs of which nothing is computed on batches go one by one."""
         for start in range(0, len(jobs), self.block):
             block = jobs[start : start + self.block]
             task = self.runner.tasks[block[0].phase]
-            if task.fit is None or len(block) == 1:
+            if len(block) == 1 or (task.fit, task.probe, task.evaluate) == (None, None, ()):
                 yield from map(self.runner.run, block)
             else:
-                yield from self._run_block(task, task.fit, block)
+                yield from self._run_block(task, block)
 
     def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The whole test set in batches."""
@@ -78,31 +70,63 @@ class BatchedExecutor:
     def close(self) -> None:
         """Nothing to end."""
 
-    def _run_block(self, task: ClientTask, spec: FitSpec, jobs: Sequence[Job]) -> Iterator[Outcome]:
+    def _run_block(self, task: ClientTask, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """One block's outcomes in the jobs' order; inside, clients stand in order of their examples, most first."""
         start = time.perf_counter()
-        runner = self.runner
-        device = runner.arithmetic.device
-        contexts = [runner.context(j) for j in jobs]
-        works = [task.receive(j.instruction.inbox, j.state, c) for j, c in zip(jobs, contexts, strict=True)]
-        tested = [
-            runner.tallies(task, "received", on_device(w, device), c) if "received" in task.evaluate else {}
-            for w, c in zip(works, contexts, strict=True)
+        runner, device = self.runner, self.runner.arithmetic.device
+        at = sorted(range(len(jobs)), key=lambda k: -runner.federation.examples(jobs[k].instruction.client))
+        contexts = [runner.context(jobs[k]) for k in at]
+        works = [
+            task.receive(jobs[k].instruction.inbox, jobs[k].state, c)
+            for k, c in zip(at, contexts, strict=True)
         ]
         stack = stacked(works, device)
-        losses = self._fit(task, spec, stack, contexts)
+        tallies = self._tallies(task, "received", stack, contexts)
+        losses: Sequence[float | None] = [None] * len(jobs)
+        if task.fit is not None:
+            losses = self._fit(task, task.fit, stack, contexts)
+            for loss, context in zip(losses, contexts, strict=True):
+                check_finite(loss, context)
+        tested = self._tallies(task, "trained", stack, contexts)
+        probed = self._probed(task, stack, contexts)
         seconds = (time.perf_counter() - start) / len(jobs)
-        for k, (job, context, received, tally, loss) in enumerate(
-            zip(jobs, contexts, works, tested, losses, strict=True)
-        ):
-            check_finite(loss, context)
-            work = _own(stack, k, received, task)
-            tallies = tally | runner.tallies(task, "trained", work, context)
-            probed = None if task.probe is None else runner.probe(task, task.probe, work, context).cpu()
-            told = on_host(work, received, task)
-            payload, state = task.reply(told, probed, job.state, context)
+        for k in sorted(range(len(jobs)), key=at.__getitem__):
+            job, context = jobs[at[k]], contexts[k]
+            told = on_host(_own(stack, k, works[k], task), works[k], task)
+            payload, state = task.reply(told, None if probed is None else probed[k], job.state, context)
             flops = runner.flops(task, told, context)
-            report = ClientReport(context.examples, loss, tallies, flops, seconds)
+            report = ClientReport(context.examples, losses[k], tallies[k] | tested[k], flops, seconds)
             yield Outcome(ClientReply(context.client, payload, report), state)
+
+    def _net(self, task: ClientTask) -> BlockNet:
+        module = self.runner.flat(task).module
+        if id(module) not in self._nets:
+            self._nets[id(module)] = BlockNet(module, self.layout, self.runner.arithmetic.autocast)
+        return self._nets[id(module)]
+
+    def _tallies(
+        self, task: ClientTask, when: str, stack: Work, contexts: Sequence[ClientContext]
+    ) -> list[dict[str, Tally]]:
+        """Every client's test at this moment of its work, if the task asks for it; [K]."""
+        if when not in task.evaluate:
+            return [{} for _ in contexts]
+        clients = [c.client for c in contexts]
+        return [{when: t} for t in block_tallies(self.runner, self._net(task), task, stack, clients)]
+
+    def _probed(
+        self, task: ClientTask, stack: Work, contexts: Sequence[ClientContext]
+    ) -> Sequence[Tensor] | None:
+        """Every client's mean saliency [T] in the host's memory, if the task asks for it; [K]."""
+        if task.probe is None:
+            return None
+        if task.probe.saliency in BLOCK_SALIENCIES:
+            return list(
+                block_saliency(self.runner, self._net(task), task.probe, stack["theta"], contexts).cpu()
+            )
+        return [
+            self.runner.probe(task, task.probe, {name: t[k] for name, t in stack.items()}, context).cpu()
+            for k, context in enumerate(contexts)
+        ]
 
     def _fit(
         self, task: ClientTask, spec: FitSpec, stack: Work, contexts: list[ClientContext]
@@ -112,61 +136,45 @@ class BatchedExecutor:
         coupled = size < runner.layout.size or type(task).prepare is not ClientTask.prepare
         if self.static and static_task(task, coupled):
             return self._trainer.fit(task, spec, stack, contexts)
-        device = runner.arithmetic.device
-        module = runner.flat(task).module
-        module.train()
-        net = FlatNet(module, runner.layout)
-        block = Block(stack["theta"], {k: t for k, t in stack.items() if k != "theta"}, contexts)
-        velocity = torch.zeros_like(block.theta[:, :size]) if spec.momentum else None
-        sums = torch.zeros(len(contexts), dtype=torch.float64, device=device)
+        net = self._net(task)
+        net.module.train()
+        velocity = torch.zeros_like(stack["theta"][:, :size]) if spec.momentum else None
+        sums = stack["theta"].new_zeros(len(contexts), dtype=torch.float64)
         for epoch in range(spec.epochs):
             lr = spec.schedule(contexts[0].clock.round, epoch)
             sums.zero_()
-            feeds = [runner.train_batches(c, epoch, spec.batch_size) for c in contexts]
-            for group, batch, counts in aligned_batches(feeds, coupled):
-                rows = group.to(device)
-                losses = self._step(task, spec, net, block, velocity, rows, batch, lr)
-                sums[rows] += losses.double() * counts.to(device)
-        return [s / c.examples for s, c in zip(sums.tolist(), contexts, strict=True)]
+            for rows, batch, counts in train_steps(runner, contexts, epoch, spec.batch_size, coupled):
+                # Clients stand in order, so those of a step are neighbours: views, nothing is copied.
+                own = {name: tensor[rows] for name, tensor in stack.items()}
+                moved = None if velocity is None else velocity[rows]
+                losses = self._step(task, spec, net, own, moved, batch, lr)
+                sums[rows] += losses.double() * counts.to(losses.device)
+        return [s / max(c.examples, 1) for s, c in zip(sums.tolist(), contexts, strict=True)]
 
     def _step(
         self,
         task: ClientTask,
         spec: FitSpec,
-        net: FlatNet,
-        block: Block,
+        net: BlockNet,
+        work: Work,
         velocity: Tensor | None,
-        group: Tensor,
         batch: Batch,
         lr: float,
     ) -> Tensor:
-        """One SGD step of the clients in `group`; their losses [k]."""
-        size = net.layout.trained_size
-        theta, work = block.rows(group)
-        leaf = theta[:, :size].detach().requires_grad_()
-        # Contiguous copies: BatchNorm under vmap updates nothing in a strided view.
-        views = net.layout.statistics(theta[:, size:])
-        statistics = {name: s.clone(memory_format=torch.contiguous_format) for name, s in views.items()}
-
-        def loss_of(t: Tensor, w: Work, x: Tensor, y: Tensor, own: Statistics) -> Tensor:
-            return task.objective(net, t, w, (x, y), own)
-
-        with self.runner.arithmetic.autocast():
-            losses = vmap(loss_of)(leaf, work, *batch, statistics)
-        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        """One SGD step in place on work["theta"] [k, P]; the losses [k] before it."""
+        trained = work["theta"][:, : net.layout.trained_size]
+        hooks = {name: tensor for name, tensor in work.items() if name != "theta"}
+        if sees_theta(task) and net.layout.size == net.layout.trained_size:
+            losses, gradient = net.losses_and_gradient(trained, batch)
+        else:
+            losses, gradient = net.objective_and_gradient(task, work["theta"], hooks, batch)
         with torch.no_grad():
-            trained = leaf.detach()
-            gradient = task.transform_gradient(gradient, trained, work)
-            moved = None if velocity is None else velocity[group]
-            sgd_step_(trained, gradient, moved, spec, lr)
-            block.theta[group, :size] = task.project_weights(trained, work)
-            for name in task.updates:
-                block.work[name][group] = work[name]
-            if statistics:
-                block.theta[group, size:] = torch.cat([s.flatten(1) for s in statistics.values()], dim=1)
-            if velocity is not None and moved is not None:
-                velocity[group] = moved
-        return losses.detach()
+            gradient = task.transform_gradient(gradient, trained, hooks)
+            sgd_step_(trained, gradient, velocity, spec, lr)
+            projected = task.project_weights(trained, hooks)
+            if projected is not trained:
+                trained.copy_(projected)
+        return losses
 
 
 def _own(stack: Work, client: int, received: Work, task: ClientTask) -> Work:
@@ -174,39 +182,6 @@ def _own(stack: Work, client: int, received: Work, task: ClientTask) -> Work:
     if stack["theta"].device.type != "cpu":
         return {name: t[client] for name, t in stack.items()}
     return {**received, **{name: stack[name][client].clone() for name in ("theta", *task.updates)}}
-
-
-def aligned_batches(
-    feeds: Sequence[Iterator[Batch]], coupled: bool
-) -> Iterator[tuple[Tensor, Batch, Tensor]]:
-    """One epoch of K clients, step by step: (clients [k], (x [k, B, ...], y [k, B]), examples [k]).
-
-    Uncoupled: all clients that still have a batch, shorter ones padded with ignored labels. Coupled: the same,
-    split by batch size, nothing padded.
-    """
-    while True:
-        batches = {k: b for k, feed in enumerate(feeds) if (b := next(feed, None)) is not None}
-        if not batches:
-            return
-        sizes = {k: len(b[1]) for k, b in batches.items()}
-        groups = [list(batches)]
-        if coupled:
-            groups = [[k for k in batches if sizes[k] == n] for n in sorted(set(sizes.values()))]
-        for group in groups:
-            width = max(sizes[k] for k in group)
-            padded = [_padded(batches[k], width) for k in group]
-            x, y = torch.stack([p[0] for p in padded]), torch.stack([p[1] for p in padded])
-            yield torch.tensor(group), (x, y), torch.tensor([sizes[k] for k in group])
-
-
-def _padded(batch: Batch, width: int) -> Batch:
-    x, y = batch
-    missing = width - len(y)
-    if not missing:
-        return batch
-    return torch.cat([x, x.new_zeros((missing, *x.shape[1:]))]), torch.cat(
-        [y, y.new_full((missing,), IGNORED)]
-    )
 
 
 def check_batchable(module: nn.Module) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -64,4 +64,30 @@ class DataSource(Protocol):
 
     def test_rows(self, first: int, last: int, batch_size: int) -> Iterator[Batch]:
         """Rows first..last-1 of the test set."""
+        ...
+
+
+@runtime_checkable
+class BlockSource(Protocol):
+    """What a data source may have besides: batches of several clients at once, for blocks of tiny clients.
+
+    Without it the engine takes them client by client; the batches are the same.
+    """
+
+    def train_steps(
+        self,
+        clients: Sequence[int],
+        orders: Sequence[Tensor],
+        batch_size: int,
+        generator_of: Callable[[int], torch.Generator],
+        padding: int,
+    ) -> Iterator[Batch]:
+        """Minibatches side by side, x [B, k, ...], y [B, k], of the k leading clients that have one left.
+
+        No order is longer than the one before; what a client lacks of a batch bears the label `padding`.
+        """
+        ...
+
+    def test_steps(self, clients: Sequence[int], batch_size: int, padding: int) -> Iterator[Batch]:
+        """The clients' test splits in the same form."""
         ...
