@@ -168,6 +168,7 @@ def parser() -> argparse.ArgumentParser:
     parser = options(__doc__ or "")
     parser.add_argument("--model", choices=("resnet18", "cnn"), default="resnet18")
     parser.add_argument("--steps", type=int, help="steps of each form at each density (default: 30)")
+    parser.add_argument("--densities", type=float, nargs="+", help="default: 0.5 0.1 0.05 0.01")
     return parser
 
 
@@ -177,7 +178,7 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     steps = chosen.steps or (6 if chosen.quick else 30)
-    densities = QUICK_DENSITIES if chosen.quick else DENSITIES
+    densities = chosen.densities or (QUICK_DENSITIES if chosen.quick else DENSITIES)
     publish(figures(chosen.model, densities, steps), chosen.json)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssfl.data.arrays import Arrays
 from ssfl.data.partition import PartitionSpec, partition
+from ssfl.data.parts import Parts
 from ssfl.data.preprocess import Augmentation, Preprocess
 from ssfl.data.side_by_side import Step, steps_side_by_side
 from ssfl.data.split import Rows, split_by_site, split_test
@@ -31,8 +32,13 @@ class Federation:
 
     arrays: Arrays
     preprocess: Preprocess
-    train_parts: tuple[Tensor, ...]
-    test_parts: tuple[Tensor, ...]
+    train_parts: Sequence[Tensor]
+    test_parts: Sequence[Tensor]
+
+    def __post_init__(self) -> None:
+        for name in ("train_parts", "test_parts"):
+            if not isinstance(getattr(self, name), Parts):
+                object.__setattr__(self, name, Parts(getattr(self, name)))
 
     def to(self, device: torch.device) -> Federation:
         """The same federation with its examples on the device; who owns which row stays the host's."""

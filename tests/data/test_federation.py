@@ -88,7 +88,7 @@ def test_test_batches_are_the_split_and_the_whole() -> None:
     assert torch.allclose(whole, arrays.test_x.float(), rtol=1e-6, atol=0)
     rows = torch.cat([x for x, _ in federation.test_rows(5, 17, 5)])
     assert torch.equal(rows, whole[5:17])
-    assert sorted(torch.cat(federation.test_parts).tolist()) == list(range(20))
+    assert sorted(torch.cat(list(federation.test_parts)).tolist()) == list(range(20))
     for client, part in enumerate(federation.test_parts):
         own = [y for _, y in federation.test_batches(client, 4)]
         assert torch.equal(torch.cat(own), arrays.test_y[part])
