@@ -74,8 +74,9 @@ class BatchedExecutor:
         """One block's outcomes in the jobs' order; inside, clients stand in order of their examples, most first."""
         start = time.perf_counter()
         runner, device = self.runner, self.runner.arithmetic.device
-        at = sorted(range(len(jobs)), key=lambda k: -runner.federation.examples(jobs[k].instruction.client))
-        contexts = [runner.context(jobs[k]) for k in at]
+        known = [runner.context(job) for job in jobs]
+        at = sorted(range(len(jobs)), key=lambda k: -known[k].examples)
+        contexts = [known[k] for k in at]
         works = [
             task.receive(jobs[k].instruction.inbox, jobs[k].state, c)
             for k, c in zip(at, contexts, strict=True)

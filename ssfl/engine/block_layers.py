@@ -171,9 +171,10 @@ def _adaptive_avg_pool2d(x: Stacked, output_size: Any) -> Stacked:
 def _linear(x: Stacked, weight: Stacked, bias: Stacked | None = None) -> Stacked:
     if not all(isinstance(t, Stacked) and not t.images for t in (x, weight)) or x.dim() != 2:
         raise NotStackedError("rows expected")
+    # The weights first: their gradient then comes in their own order, without a copy.
     if bias is None:
-        return Stacked(torch.bmm(x.tensor, weight.tensor.mT), x.clients)
-    return Stacked(torch.baddbmm(bias.tensor[:, None], x.tensor, weight.tensor.mT), x.clients)
+        return Stacked(torch.bmm(weight.tensor, x.tensor.mT).mT, x.clients)
+    return Stacked(torch.baddbmm(bias.tensor[..., None], weight.tensor, x.tensor.mT).mT, x.clients)
 
 
 def _relu(x: Stacked, inplace: bool = False) -> Stacked:

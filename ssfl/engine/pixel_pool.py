@@ -32,7 +32,9 @@ class _PixelPool(torch.autograd.Function):
         out, index = functional.max_pool2d_with_indices(pixels, *window)
         shape = (b, c, *out.shape[2:])
         ctx.window = window
-        ctx.save_for_backward(x, _transposed(index).view(shape))
+        # The transpose of as few bytes as hold the number of a pixel.
+        small = index.to(torch.uint8 if h * w <= 256 else torch.int32)
+        ctx.save_for_backward(x, _transposed(small).to(torch.int64).view(shape))
         return _transposed(out).view(shape)
 
     @staticmethod
