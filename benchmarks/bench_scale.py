@@ -1,4 +1,4 @@
-"""How a round's time and peak memory grow with clients, cohort and model; two worker processes, one step a client.
+"""How a round's time and peak memory grow with clients, cohort and model; two threads, one step a client.
 
 Each setting is a run of its own (perceptron on 64 features, 16 examples a client). Slopes are those of log against
 log: 0 does not grow, 1 grows in proportion. "Without data" is memory less the clients' examples.
@@ -123,15 +123,15 @@ def slopes(some: Series, scores: Mapping[Setting, Score]) -> list[Figure]:
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = options(__doc__ or "")
-    parser.add_argument("--rounds", type=int, help="measured rounds of each setting (default: 10)")
-    parser.add_argument("--executor", choices=["sequential", "processes"], default="processes")
+    parser.add_argument("--rounds", type=int, help="measured rounds of each setting (default: 20)")
+    parser.add_argument("--executor", choices=["sequential", "threads", "processes"], default="threads")
     return parser
 
 
 def main() -> None:
     """See README.md in this folder."""
     chosen = parser().parse_args()
-    rounds = chosen.rounds or (3 if chosen.quick else 10)
+    rounds = chosen.rounds or (3 if chosen.quick else 20)
     executor = "sequential" if chosen.quick else chosen.executor
     publish(figures(chosen.quick, rounds, executor), chosen.json)
 
