@@ -1,8 +1,10 @@
-"""Who owns which rows, for any number of clients, in two tensors."""
+"""Who owns which rows, for any number of clients, in one tensor and one array."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import final, overload
 
 import torch
@@ -19,7 +21,8 @@ class Parts(Sequence[Tensor]):
     def __init__(self, parts: Iterable[Tensor]) -> None:
         each = list(parts)
         self.rows = torch.cat(each) if each else torch.zeros(0, dtype=torch.int64)
-        self.ends = torch.tensor([0, *map(len, each)]).cumsum(0)
+        # Not a tensor: blocks of tiny clients ask for many, and a number is slow to get out of one.
+        self.ends = array("q", accumulate(map(len, each), initial=0))
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -33,5 +36,5 @@ class Parts(Sequence[Tensor]):
             return [self[k] for k in range(*client.indices(len(self)))]
         if not -len(self) <= client < len(self):
             raise IndexError(f"client {client} of {len(self)}")
-        start, end = self.ends[client % len(self) :][:2].tolist()
-        return self.rows[start:end]
+        own = client % len(self)
+        return self.rows[self.ends[own] : self.ends[own + 1]]
