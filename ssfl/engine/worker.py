@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from multiprocessing.connection import Connection
 from typing import Any
 
+import cloudpickle
 import torch
 from torch import Tensor
 
@@ -45,8 +47,21 @@ def serve(channel: Connection, down: Arena, up: Arena) -> None:
                 answer = _answer(executor, kind, body)
             message = ("done", answer)
         except Exception as error:  # whatever fails here is the parent's to report, with its kind and text
-            message = ("failed", error)
+            message = ("failed", sendable(error))
         channel.send_bytes(dumps(message, up, known=down.holds))
+
+
+class RemoteError(RuntimeError):
+    """What a worker raised and could not send as it is: says its kind and its text."""
+
+
+def sendable(error: Exception) -> Exception:
+    """The error itself, if it survives the way to the parent; else a RemoteError that tells of it."""
+    try:
+        pickle.loads(cloudpickle.dumps(error))
+    except Exception:  # it holds a lock, a file, or is made from other arguments than those it keeps
+        return RemoteError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def prepared(runner: ClientRunner, block: int) -> SequentialExecutor | BatchedExecutor:

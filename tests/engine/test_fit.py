@@ -192,7 +192,7 @@ def test_nan_loss_names_client_and_round() -> None:
 
 def test_a_model_that_breaks_after_its_last_step_is_found_too() -> None:
     """The loss is measured before the step: an infinite step in the last batch shows in the aggregate."""
-    fit = FitSpec(1, 100, ExponentialDecay(1e308, 1.0))
+    fit = FitSpec(1, 100, ExponentialDecay(1e308, 1.0), weight_decay=1e9)
     rig = make_rig(FedAvg(fit, per_round=5), float_data(), tiny_net("none"))
     with pytest.raises(DivergedError, match=r"not finite after round 1"):
         rig.run(3)
