@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ssfl.core.layout import Layout
-from ssfl.core.net import Batch, FlatNet
+from ssfl.core.net import Batch
 from ssfl.engine.batched import UnbatchableError, check_batchable
+from ssfl.engine.block_net import BlockNet
 from ssfl.engine.flat_module import FlatModule
 from ssfl.engine.threads import UnthreadableError, check_threadable
 
@@ -95,16 +96,11 @@ def _block_seconds(module: nn.Module, layout: Layout, batch: Batch, block: int) 
         check_batchable(module)
     except UnbatchableError:
         return None
-    net = FlatNet(module, layout)
-    theta = layout.flatten(module).expand(block, -1).contiguous().requires_grad_()
-    x, y = (t.expand(block, *t.shape).contiguous() for t in batch)
-
-    def step() -> Tensor:
-        losses = torch.func.vmap(lambda t, a, b: net.loss(t, (a, b)))(theta, x, y)
-        return torch.autograd.grad(losses.sum(), theta)[0]
-
+    net = BlockNet(module, layout)
+    theta = layout.flatten(module).expand(block, -1).contiguous()
+    together = tuple(t.unsqueeze(1).expand(t.shape[0], block, *t.shape[1:]).contiguous() for t in batch)
     try:
-        return _quickest_seconds(step) / block
+        return _quickest_seconds(lambda: net.losses_and_gradient(theta, (together[0], together[1]))) / block
     except RuntimeError:  # an operation without a batching rule: such a network trains alone
         return None
 
