@@ -126,6 +126,12 @@ class ClientTask:
         raise NotImplementedError
 
 
+def sees_theta(task: ClientTask) -> bool:
+    """Whether the network sees theta itself and the loss is the plain one, so that any fast way to it serves."""
+    kind = type(task)
+    return kind.objective is ClientTask.objective and kind.effective_weights is ClientTask.effective_weights
+
+
 @dataclass(frozen=True)
 class Instruction:
     """For one client: what arrives. Payloads' senders say from whom (server, or another client)."""

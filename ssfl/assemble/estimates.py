@@ -50,8 +50,8 @@ def estimated_seconds(
         estimates["threads"] = (steps * waves + alone / times.best_alone / workers) * times.threaded
     if times.batched is not None and not config.engine.compaction and not compiled:
         estimates["batched"] = steps * times.batched + alone
-        if workers > 1 and config.engine.block == "auto":
-            estimates["blocks in processes"] = shared + steps * times.batched * waves
+        if workers > 1:
+            estimates["blocks in processes"] = shared + steps * times.batched * waves * TOGETHER
     return estimates
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from ssfl.algorithms.base import sees_theta
 from ssfl.assemble.build import Parts
 from ssfl.assemble.estimates import estimated_seconds, measured
 from ssfl.config import Config, cohort_size
@@ -48,7 +49,7 @@ def resolve_engine(config: Config, parts: Parts, ranks: int = 1) -> Config:
         )
         raise refuse("checkpoint.stop_after_seconds", config.checkpoint.stop_after_seconds, allowed)
     if config.engine.compile:
-        _check_compiler(resolved_device(config.engine.device))
+        _check_compiled(config, parts)
     choice = choose(config, parts, ranks)
     threads = 1 if config.engine.threads == "auto" else config.engine.threads
     device = resolved_device(config.engine.device)
@@ -75,9 +76,14 @@ def choose(config: Config, parts: Parts, ranks: int = 1) -> Choice:
     times = measured(parts, config.training.batch_size, block, workers)
     asked = engine.executor
     estimates = estimated_seconds(config, parts, times, workers, cohort)
+    if engine.block != "auto" and block > 1:  # who asks for blocks gets them
+        estimates = {name: s for name, s in estimates.items() if name in ("batched", "blocks in processes")}
+        if asked == "auto" and not estimates:
+            raise refuse("engine.block", block, "this network does not train in blocks; leave it auto or 1")
     executor = asked if asked != "auto" else min(estimates, key=lambda name: estimates[name])
     if executor == "blocks in processes":
-        executor, block = "processes", min(block, -(-cohort // workers))
+        executor = "processes"
+        block = min(block, -(-cohort // workers)) if engine.block == "auto" else block
     elif executor != "batched" and engine.block == "auto":
         block = 1
     # A block runs in the layout that vmap makes of it; another memory format would only be undone.
@@ -182,10 +188,15 @@ def _refuse_unbatchable(parts: Parts) -> None:
         raise refuse("engine.executor", "batched", str(error)) from error
 
 
-def _check_compiler(device: str) -> None:
-    """torch.compile writes C++ for a CPU; without a compiler it would break off in the first round."""
+def _check_compiled(config: Config, parts: Parts) -> None:
+    """That compiling would change something, and can: torch.compile writes C++ for a CPU."""
+    if any(task.fit is not None and not sees_theta(task) for task in parts.algorithm.tasks.values()):
+        allowed = (
+            f"not with algorithm={config.algorithm.name}, which trains through weights or layers of its own"
+        )
+        raise refuse("engine.compile", "true", allowed)
     compiler = os.environ.get("CXX", "g++")
-    if device == "cpu" and shutil.which(compiler) is None:
+    if resolved_device(config.engine.device) == "cpu" and shutil.which(compiler) is None:
         allowed = f"needs a C++ compiler, and there is no {compiler}; install one, name it in CXX, or leave it false"
         raise refuse("engine.compile", "true", allowed)
 

@@ -141,6 +141,7 @@ def validate(config: Config) -> None:
     _check_names(config)
     _check_cohort(config)
     _check_rounds(config)
+    _check_block(config)
     _check_compaction(config)
     _check_compile(config)
 
@@ -204,6 +205,13 @@ def _check_rounds(config: Config) -> None:
         raise refuse("algorithm.params.min_layer_density", params.min_layer_density, allowed)
 
 
+def _check_block(config: Config) -> None:
+    engine = config.engine
+    if engine.executor in ("sequential", "threads") and engine.block not in ("auto", 1):
+        allowed = f"engine.executor={engine.executor} takes one client at a time; use batched or processes, or block=1"
+        raise refuse("engine.block", engine.block, allowed)
+
+
 def _check_compile(config: Config) -> None:
     """An option that changed nothing would be a lie in the run folder."""
     if not config.engine.compile:
@@ -215,8 +223,6 @@ def _check_compile(config: Config) -> None:
         raise refuse(
             "engine.compile", "true", "not with engine.compaction=true, which changes layers as it goes"
         )
-    if config.algorithm.name == "sparsyfed":
-        raise refuse("engine.compile", "true", "not with algorithm=sparsyfed, whose layers are its own")
 
 
 def _check_compaction(config: Config) -> None:

@@ -1,9 +1,9 @@
 """K clients per step as one batch with per-client weights: for models so small that a step is all overhead.
 
-Weights are a matrix [K, P]; `torch.func.vmap` turns a convolution with per-client weights into one grouped
-convolution. Hooks and the SGD step already work on [..., T]. Clients with fewer examples are padded with ignored
-labels, and a client that has finished is frozen by a `where` (fedjax's padded blocks); where examples of a batch
-influence each other (BatchNorm, layers that a task replaced) steps are grouped by batch size instead, without padding.
+Weights are a matrix [K, P]; layers of all clients are one operation (`block_net.py`, else `torch.func.vmap`). Hooks
+and the SGD step already work on [..., T]. Clients stand in order of their examples, so those that still have a batch
+are the first rows, a view; a shorter batch is padded with ignored labels. Where examples of a batch influence each
+other (BatchNorm, layers that a task replaced) steps are cut by batch size instead, without padding.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ssfl.algorithms.base import ClientContext, ClientReply, ClientReport, ClientTask, Work
+from ssfl.algorithms.base import ClientContext, ClientReply, ClientReport, ClientTask, Work, sees_theta
 from ssfl.core.layout import Layout
 from ssfl.core.metrics import Tally
 from ssfl.core.net import Batch
 from ssfl.core.optim import FitSpec, sgd_step_
 from ssfl.engine.block_batches import train_steps
-from ssfl.engine.block_net import BlockNet, sees_theta
+from ssfl.engine.block_net import BlockNet
 from ssfl.engine.block_scores import BLOCK_SALIENCIES, block_saliency, block_tallies
 from ssfl.engine.device import on_host, stacked
 from ssfl.engine.device_block import StaticTrainer, static_task
@@ -34,7 +34,7 @@ class UnbatchableError(ValueError):
 
 @final
 class BatchedExecutor:
-    """Blocks of `block` clients, each computed as one; evaluation, probes and replies client by client."""
+    """Blocks of `block` clients, each computed as one: training, own tests, saliencies that are known for blocks."""
 
     def __init__(
         self, runner: ClientRunner, block: int, static: bool | None = None, graphs: bool = True

@@ -145,9 +145,3 @@ def client_losses(logits: Tensor, labels: Tensor) -> Tensor:
     wanted = labels.t()
     losses = cross_entropy(logits.flatten(0, 1), wanted.reshape(-1), reduction="none", ignore_index=IGNORED)
     return losses.view(wanted.shape).sum(1) / (wanted != IGNORED).sum(1)
-
-
-def sees_theta(task: ClientTask) -> bool:
-    """Whether the network sees theta itself and the loss is the plain one."""
-    kind = type(task)
-    return kind.objective is ClientTask.objective and kind.effective_weights is ClientTask.effective_weights

@@ -32,9 +32,9 @@ def block_tallies(
     """Each client's model, a row of work["theta"] [K, P], on its own test split; [K]."""
     size, hooks = net.layout.trained_size, {name: t for name, t in work.items() if name != "theta"}
     theta = work["theta"]
-    seen = task.effective_weights(theta[:, :size], hooks)
-    if seen is not theta and size < net.layout.size:
-        seen = torch.cat([seen, theta[:, size:]], dim=1)
+    own = theta[:, :size]
+    effective = task.effective_weights(own, hooks)
+    seen = theta if effective is own else torch.cat([effective, theta[:, size:]], dim=1)
     sizes = [len(runner.federation.test_parts[c]) for c in clients]
     at = sorted(range(len(clients)), key=lambda k: -sizes[k])
     net.module.eval()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
-from ssfl.algorithms.base import ClientTask, Work
+from ssfl.algorithms.base import ClientTask, Work, sees_theta
 from ssfl.core.layout import Layout
 
 LEAST_SAVING = 0.1
@@ -56,10 +56,8 @@ def training_plan(task: ClientTask, theta: Tensor, work: Work, layout: Layout) -
     It changes nothing when the mask's zeros are zeros of theta, the network sees theta itself, and the gradient is
     masked before clipping. The last is asked of the task's own hook, with a gradient of ones.
     """
-    kind = type(task)
-    plain = kind.objective is ClientTask.objective and kind.effective_weights is ClientTask.effective_weights
-    masked = kind.transform_gradient is not ClientTask.transform_gradient
-    if "mask" not in work or not (plain and masked):
+    masked = type(task).transform_gradient is not ClientTask.transform_gradient
+    if "mask" not in work or not (sees_theta(task) and masked):
         return {}
     kept = work["mask"].to(torch.bool)
     trained = theta[: layout.trained_size]

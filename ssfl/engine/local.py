@@ -27,6 +27,7 @@ from ssfl.algorithms.base import (
     Instruction,
     Probe,
     Work,
+    sees_theta,
 )
 from ssfl.core.cost import LayerCost, forward_flops, layer_costs, training_flops
 from ssfl.core.layout import Layout
@@ -172,7 +173,7 @@ class ClientRunner:
         flat = self.flat(task)
         flat.load(work["theta"])
         flat.module.train()
-        gradient_of = self._plain_gradient if _plain(task) else self._objective_gradient
+        gradient_of = self._plain_gradient if sees_theta(task) else self._objective_gradient
         velocity = torch.zeros_like(flat.gradient) if spec.momentum else None
         loss_sum, seen = torch.zeros((), dtype=torch.float64, device=flat.theta.device), 0
         for epoch in range(spec.epochs):
@@ -324,9 +325,3 @@ def check_finite(loss: float, context: ClientContext) -> None:
             "Lower optimizer.lr or optimizer.clip_norm, or check this client's data; "
             "the last checkpoint is kept"
         )
-
-
-def _plain(task: ClientTask) -> bool:
-    """Whether the network sees theta itself, so that the module's own backward serves."""
-    kind = type(task)
-    return kind.objective is ClientTask.objective and kind.effective_weights is ClientTask.effective_weights

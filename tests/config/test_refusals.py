@@ -76,13 +76,20 @@ def test_refused_in_one_line(word: str, key: str, said: str) -> None:
     assert len(text) < 300
 
 
+@pytest.mark.parametrize("executor", ["sequential", "threads"])
+def test_a_block_needs_an_executor_of_blocks(executor: str) -> None:
+    with pytest.raises(ConfigError, match=f"engine.executor={executor} takes one client at a time") as caught:
+        load_config([f"engine.executor={executor}", "engine.block=8"])
+    assert caught.value.key == "engine.block"
+    assert load_config([f"engine.executor={executor}", "engine.block=1"]).engine.block == 1
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["engine.executor=threads"], "not with engine.executor=threads; use sequential or processes"),
         (["engine.executor=batched"], "not with engine.executor=batched"),
         (["engine.compaction=true"], "not with engine.compaction=true"),
-        (["algorithm=sparsyfed"], "not with algorithm=sparsyfed"),
     ],
 )
 def test_what_compiling_does_not_go_with(words: list[str], said: str) -> None:

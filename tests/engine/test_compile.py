@@ -46,3 +46,15 @@ def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     config = load_config(words)
     with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler, and there is no no-such-compiler"):
         resolve_engine(config, parts_of(config))
+
+
+def test_a_method_with_layers_of_its_own_is_refused(tmp_path: Path) -> None:
+    words = [
+        "preset=digits",
+        "algorithm=sparsyfed",
+        "engine.compile=true",
+        f"experiment.output_dir={tmp_path}",
+    ]
+    config = load_config(words)
+    with pytest.raises(ConfigError, match="not with algorithm=sparsyfed"):
+        resolve_engine(config, parts_of(config))
