@@ -22,8 +22,9 @@ from ssfl.core.layout import Layout
 from ssfl.core.metrics import Tally
 from ssfl.core.payloads import DenseValues, MaskBits, MaskedValues, Payload, SparseValues
 from ssfl.engine.executors import Executor
-from ssfl.engine.local import EVALUATION_BATCH, ClientRunner, DivergedError, Job, Outcome
+from ssfl.engine.local import ClientRunner, DivergedError, Job, Outcome
 from ssfl.engine.records import Packer, apart, unpack
+from ssfl.engine.shares import row_slices
 
 T = TypeVar("T")
 OUTCOME_RECORDS = (
@@ -178,9 +179,7 @@ class RankedExecutor:
         if not self.split_evaluation:
             return self.inner.predict(theta)
         total = len(self.runner.federation.arrays.test_y)
-        batches = -(-total // EVALUATION_BATCH)
-        ends = [batches * r // self.link.size * EVALUATION_BATCH for r in range(self.link.size + 1)]
-        first, last = (min(e, total) for e in ends[self.link.rank : self.link.rank + 2])
+        first, last = row_slices(total, self.link.size)[self.link.rank]
 
         def compute() -> Any:
             return self.runner.predict_rows(theta, first, last) if last > first else None

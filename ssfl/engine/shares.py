@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 from ssfl.engine.local import EVALUATION_BATCH, ClientRunner, Job
@@ -33,8 +34,8 @@ def in_order(numbered: Iterable[tuple[int, _Item]]) -> Iterator[_Item]:
 
 
 def row_slices(total: int, workers: int) -> list[tuple[int, int]]:
-    """Rows first..last-1 for each of up to `workers`: whole evaluation batches, so that every forward pass is the
-    one of a single worker, and gives its bits."""
+    """Rows first..last-1 for each of `workers`, some without any: whole evaluation batches, so that every forward
+    pass is the one of a single worker, and gives its bits."""
     batches = -(-total // EVALUATION_BATCH)
-    share = max(1, -(-batches // workers)) * EVALUATION_BATCH
-    return [(first, min(first + share, total)) for first in range(0, total, share)]
+    ends = [min(batches * w // workers * EVALUATION_BATCH, total) for w in range(workers + 1)]
+    return list(pairwise(ends))

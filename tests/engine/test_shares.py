@@ -30,5 +30,5 @@ def test_in_order_is_a_sort_that_waits_no_longer_than_it_must(numbers: list[int]
 def test_slices_are_a_partition_into_whole_batches(total: int, workers: int) -> None:
     slices = row_slices(total, workers)
     assert [row for first, last in slices for row in range(first, last)] == list(range(total))
-    assert len(slices) <= workers
+    assert len(slices) == workers
     assert all(first % EVALUATION_BATCH == 0 for first, _ in slices)
