@@ -7,6 +7,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -60,7 +61,10 @@ class StepTimes:
 def time_steps(
     module: nn.Module, input_shape: tuple[int, ...], batch_size: int, block: int, workers: int = 1
 ) -> StepTimes:
-    """Measure on random data and a copy of the module; global random state and the module stay as they are."""
+    """Measure on random data and a copy of the module; global random state and the module stay as they are.
+
+    input_shape: one example's. block: clients trained at once, below 2 for none; workers: threads, below 2 for none.
+    """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch_size, *input_shape, generator=generator)
     copied = copy.deepcopy(module).train()
@@ -117,18 +121,21 @@ def _threads_seconds(module: nn.Module, layout: Layout, batch: Batch, workers: i
     seconds: list[list[float]] = [[] for _ in range(TRIES)]
 
     def work() -> None:
-        torch.set_num_threads(1)
-        flat = FlatModule(copy.deepcopy(module).train(), layout)
-        _step(flat, batch)
-        for attempt in seconds:
-            together.wait()
-            attempt.extend(_timings(lambda: _step(flat, batch)))
+        try:
+            flat = FlatModule(copy.deepcopy(module).train(), layout)
+            _step(flat, batch)
+            for attempt in seconds:
+                together.wait()
+                attempt.extend(_timings(lambda: _step(flat, batch)))
+        except BaseException:
+            together.abort()  # or the others would wait for this one for ever
+            raise
 
-    threads = [threading.Thread(target=work) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        tasks = [pool.submit(work) for _ in range(workers)]
+    failed = [error for task in tasks if (error := task.exception()) is not None]
+    if failed:
+        raise next((e for e in failed if not isinstance(e, threading.BrokenBarrierError)), failed[0])
     return min(map(statistics.median, seconds))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class UnthreadableError(ValueError):
     """A network that draws in training: threads share PyTorch's one generator, so its draws would be a race."""
 
 
+@final
 class ThreadExecutor:
     """Jobs over `workers` threads; outcomes in the jobs' order, whoever computes them."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssfl.assemble import estimates
 from ssfl.assemble.build import Parts
@@ -173,3 +174,22 @@ def test_what_was_chosen_is_in_the_configuration_and_a_repeat_keeps_it(
     assert again == resolved
     assert resolve_engine(again, run) == resolved
     assert len(counted) == taken  # nothing to choose, nothing measured
+
+
+class FailsOnThreads(nn.Module):
+    """Computes in the main thread only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if threading.current_thread() is not threading.main_thread():
+            raise ArithmeticError("not on a thread")
+        scores: Tensor = self.linear(x)
+        return scores
+
+
+def test_a_thread_that_fails_leaves_no_other_waiting() -> None:
+    with pytest.raises(ArithmeticError, match="not on a thread"):
+        time_steps(FailsOnThreads(), (4,), 2, block=1, workers=3)

@@ -14,7 +14,7 @@ from ssfl.algorithms.base import ClientContext
 from ssfl.algorithms.fedavg import FedAvg
 from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.engine.executors import SequentialExecutor
-from ssfl.engine.local import DivergedError, Job
+from ssfl.engine.local import Arithmetic, ClientRunner, DivergedError, Job
 from ssfl.engine.threads import AHEAD, ThreadExecutor, UnthreadableError
 from tests.engine.executors import (
     METHODS,
@@ -155,3 +155,16 @@ def test_close_breaks_off_endless_work_at_its_next_minibatch() -> None:
     taker.join(20)
     assert not taker.is_alive()
     assert len(raised) == 1
+
+
+def test_bf16_has_the_sequential_executors_bits() -> None:
+    """Autocast keeps cast weights in one cache for all threads."""
+    method, ends = FedAvg(FitSpec(2, 8, ExponentialDecay(0.1, 1.0)), 5), []
+    arithmetic = Arithmetic("bf16")
+    for make in (SequentialExecutor, lambda runner: ThreadExecutor(runner, THREADS)):
+        runner = ClientRunner(tiny_net(), float_data(), method.tasks, 7, arithmetic=arithmetic)
+        executor = make(runner)
+        rig = make_rig(method, float_data(), tiny_net(), dtype=torch.float32, executor=executor)
+        ends.append(rig.run(3))
+        executor.close()
+    assert ends[0].equal(ends[1])
