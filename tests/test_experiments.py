@@ -123,7 +123,9 @@ def test_every_method_of_the_small_table_gets_the_same_search(name: str, folder:
         for method in {config.algorithm.name for config in trials}
     }
     assert len(set(map(tuple, budgets.values()))) == 1
-    assert {len(trial) for trial in budgets.values()} == {3}
+    # Four rates where the lowest of three had won elsewhere; the two oldest searches had three.
+    rates = 3 if name in ("cifar10_dir03", "cifar100_dir03") else 4
+    assert {len(trial) for trial in budgets.values()} == {rates}
     small = {config.algorithm.name for config in _cells(folder, name, "run_small.sh")}
     assert small - {"fedavg_ft", "local"} <= set(budgets)  # those two take FedAvg's rate
     assert {config.experiment.seed for config in trials} == {1}
