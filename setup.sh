@@ -21,7 +21,7 @@ done
 
 # The backend is part of the stamp only when it was asked for: a plain second run keeps what the first one chose.
 stamp_file=.venv/.setup-stamp
-stamp() { { pwd; cat constraints.txt pyproject.toml setup.sh; .venv/bin/python -V; } | cksum; }
+stamp() { { pwd; cat constraints.txt pyproject.toml setup.sh ssfl/native/*.[ch]; .venv/bin/python -V; } | cksum; }
 up_to_date() {
   [ -x .venv/bin/python ] && [ -f "$stamp_file" ] || return 1
   { read -r had_sum && read -r had_dev && read -r had_build; } < "$stamp_file" || return 1

@@ -47,11 +47,10 @@ class Sparse:
     def step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """One masked SGD step, as the executors do it; the logits."""
         flat = self.flat
-        flat.gradient.zero_()
         logits: Tensor = flat.module(batch[0])
         torch.autograd.backward(cross_entropy(logits, batch[1]))
         with torch.no_grad():
-            flat.trained.add_(flat.gradient.mul_(self.mask), alpha=-LR)
+            flat.trained.add_(flat.take_gradient().mul_(self.mask), alpha=-LR)
         return logits.detach()
 
     def trained(self, plan: Plan) -> tuple[Tensor, Tensor]:

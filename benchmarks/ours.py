@@ -43,6 +43,7 @@ from ssfl.engine.simulator import Simulator
 from ssfl.engine.threads import ThreadExecutor
 from ssfl.models import build_model
 from ssfl.models.small import MLP, SmallCNN
+from ssfl.native import available
 
 ENDLESS = 10**9
 
@@ -74,7 +75,7 @@ def our_data(work: Workload) -> Data:
 
 def memory_format(work: Workload, module: nn.Module) -> str:
     """What `engine.memory_format=auto` would choose here."""
-    return time_steps(module, work.shape, BATCH_SIZE, block=1).memory_format
+    return time_steps(module, work.shape, BATCH_SIZE, block=1, native=available()).memory_format
 
 
 def our_tasks(algorithm: Algorithm[Any]) -> Mapping[str, ClientTask]:
@@ -125,7 +126,8 @@ class Ours:
         self.memory_format = layout
         fit = FitSpec(1, BATCH_SIZE, ExponentialDecay(LR, 1.0))
         algorithm = FedAvg(fit, work.cohort) if algorithm is None else algorithm
-        arithmetic = Arithmetic(precision, channels_last=layout == "channels_last")
+        arithmetic = Arithmetic(precision, channels_last=layout == "channels_last", native=available())
+        data = data.laid_out(arithmetic.channels_last)
         self.runner = ClientRunner(module, data, our_tasks(algorithm), SEED, arithmetic=arithmetic)
         self.executor = executor_of(executor, self.runner, workers, work.cohort)
         counts = {k: data.examples(k) for k in range(data.num_clients)}

@@ -12,6 +12,7 @@ from benchmarks.figures import Figure, spread
 from benchmarks.ours import Ours
 from benchmarks.workload import LR, Workload
 from ssfl.engine.flat_module import FlatModule
+from ssfl.engine.native_layers import native_layers
 
 
 class BareSteps:
@@ -21,6 +22,7 @@ class BareSteps:
         runner = ours.runner
         data = runner.federation
         self.flat: FlatModule = runner.flat()
+        self.native = runner.arithmetic.native
         order = torch.arange(work.examples)
         cohort = range(work.cohort)
         self.batches = [runner.to_compute(b) for k in cohort for b in data.train_batches(k, order, 16, None)]
@@ -30,11 +32,11 @@ class BareSteps:
         start = time.perf_counter()
         flat = self.flat
         flat.module.train()
-        for x, y in self.batches:
-            flat.gradient.zero_()
-            torch.autograd.backward(cross_entropy(flat.module(x), y))
-            with torch.no_grad():
-                flat.trained.add_(flat.gradient, alpha=-LR)
+        with native_layers(flat.module, self.native):
+            for x, y in self.batches:
+                torch.autograd.backward(cross_entropy(flat.module(x), y))
+                with torch.no_grad():
+                    flat.trained.add_(flat.take_gradient(), alpha=-LR)
         return time.perf_counter() - start
 
 

@@ -55,15 +55,15 @@ def estimated_seconds(
     return estimates
 
 
-def measured(parts: Parts, batch_size: int, block: int, workers: int) -> StepTimes:
+def measured(parts: Parts, batch_size: int, block: int, workers: int, native: bool = False) -> StepTimes:
     """Step times of this model on this machine, from the cache or measured now and told."""
-    path = _cache_path(parts, batch_size, block, workers)
+    path = _cache_path(parts, batch_size, block, workers, native)
     if path.is_file():
         try:
             return StepTimes(**json.loads(path.read_text()))
         except (json.JSONDecodeError, TypeError):
             path.unlink(missing_ok=True)
-    times = time_steps(parts.module, parts.federation.input_shape, batch_size, block, workers)
+    times = time_steps(parts.module, parts.federation.input_shape, batch_size, block, workers, native)
     _tell(times)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def measured(parts: Parts, batch_size: int, block: int, workers: int) -> StepTim
     return times
 
 
-def _cache_path(parts: Parts, batch_size: int, block: int, workers: int) -> Path:
+def _cache_path(parts: Parts, batch_size: int, block: int, workers: int, native: bool) -> Path:
     key = [
         processor(),
         os.cpu_count(),
@@ -84,6 +84,7 @@ def _cache_path(parts: Parts, batch_size: int, block: int, workers: int) -> Path
         batch_size,
         block,
         workers,
+        native,
     ]
     name = hashlib.blake2b(json.dumps(key).encode(), digest_size=12).hexdigest()
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -22,6 +22,7 @@ from ssfl.engine.processes import ProcessExecutor
 from ssfl.engine.ranks import Link, RankedExecutor
 from ssfl.engine.threads import ThreadExecutor, UnthreadableError, check_threadable
 from ssfl.engine.torchrun import local_ranks, started_by_torchrun
+from ssfl.native import available
 
 LARGEST_BLOCK = 32
 
@@ -54,7 +55,30 @@ def resolve_engine(config: Config, parts: Parts, ranks: int = 1) -> Config:
     threads = 1 if config.engine.threads == "auto" else config.engine.threads
     device = resolved_device(config.engine.device)
     engine = replace(config.engine, device=device, threads=threads, **asdict(choice))
-    return replace(config, engine=engine)
+    return replace(config, engine=replace(engine, kernels=chosen_kernels(config)))
+
+
+def chosen_kernels(config: Config) -> str:
+    """`auto` decided: native where they were built and can serve. Raises ConfigError for native where they cannot."""
+    engine = config.engine
+    on_device = resolved_device(engine.device) != "cpu"
+    if engine.kernels == "native":
+        _check_native(engine.kernels)
+        if on_device:
+            raise refuse(
+                "engine.kernels", "native", "they compute on a CPU; leave it auto, or engine.device=cpu"
+            )
+    serve = available() and not on_device and not engine.compile and engine.threads in ("auto", 1)
+    return ("native" if serve else "torch") if engine.kernels == "auto" else engine.kernels
+
+
+def _check_native(kernels: str) -> None:
+    if kernels == "native" and not available():
+        allowed = (
+            "they were not built when ssfl was installed here; install a C compiler and Python's headers, then "
+            "`bash setup.sh`, or take engine.kernels=torch (a run that began with one goes on with the same)"
+        )
+        raise refuse("engine.kernels", "native", allowed)
 
 
 def choose(config: Config, parts: Parts, ranks: int = 1) -> Choice:
@@ -73,7 +97,8 @@ def choose(config: Config, parts: Parts, ranks: int = 1) -> Choice:
     if "auto" not in (engine.executor, engine.memory_format, engine.block):
         return Choice(engine.executor, workers, int(engine.block), engine.memory_format)
     block = int(engine.block) if engine.block != "auto" else min(cohort, LARGEST_BLOCK)
-    times = measured(parts, config.training.batch_size, block, workers)
+    native = chosen_kernels(config) == "native"
+    times = measured(parts, config.training.batch_size, block, workers, native)
     asked = engine.executor
     estimates = estimated_seconds(config, parts, times, workers, cohort)
     if engine.block != "auto" and block > 1:  # who asks for blocks gets them
@@ -156,11 +181,18 @@ def runner_of(parts: Parts) -> ClientRunner:
     device = device_here(parts.config)
     set_arithmetic(device, engine.precision)
     last = engine.memory_format == "channels_last"
-    arithmetic = Arithmetic(engine.precision, channels_last=last, device=device, compiled=engine.compile)
+    _check_native(engine.kernels)
+    arithmetic = Arithmetic(
+        engine.precision,
+        channels_last=last,
+        device=device,
+        compiled=engine.compile,
+        native=engine.kernels == "native",
+    )
     seed = parts.config.experiment.seed
     return ClientRunner(
         parts.module,
-        parts.federation.to(device),
+        parts.federation.to(device).laid_out(last),
         parts.algorithm.tasks,
         seed,
         arithmetic=arithmetic,

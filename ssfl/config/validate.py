@@ -47,6 +47,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "engine.precision": ("fp32", "tf32", "bf16"),
     "engine.device": ("auto", "cpu", "cuda"),
     "engine.memory_format": ("auto", "contiguous", "channels_last"),
+    "engine.kernels": ("auto", "native", "torch"),
     "tracking.console": ("auto", "rich", "plain", "quiet", "json"),
     "wandb.mode": ("online", "offline", "disabled"),
 }
@@ -223,6 +224,8 @@ def _check_compile(config: Config) -> None:
         raise refuse(
             "engine.compile", "true", "not with engine.compaction=true, which changes layers as it goes"
         )
+    if config.engine.kernels == "native":
+        raise refuse("engine.kernels", "native", "not with engine.compile=true; leave it auto, or torch")
 
 
 def _check_compaction(config: Config) -> None:

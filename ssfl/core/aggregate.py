@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 import torch
 from torch import Tensor
+
+from ssfl.native.vectors import sums, weighted_sum
 
 CHUNK = 1 << 19
 """Coordinates summed at a time: so many float32 sums stay in the processor's cache while the clients pass by."""
@@ -29,31 +31,27 @@ def weighted_mean(items: Iterable[tuple[Tensor, float]]) -> Tensor:
         raise ValueError("a mean over no clients: no reply arrived, or all of them hold no examples")
     mean = torch.empty_like(group[0][0])
     if len(group) < TOGETHER:
-        shares = [(x, w / total) for x, w in group]
-        for piece in _pieces(mean):
-            _sum_into(mean[piece], piece, shares)
-        return mean
-    sums = torch.zeros_like(mean, dtype=torch.float64)
+        return _sum_into(mean, [(x, w / total) for x, w in group])
+    wide = torch.zeros_like(mean, dtype=torch.float64)
     while group:
-        for piece in _pieces(mean):
-            sums[piece] += _sum_into(mean[piece], piece, group)
+        wide += _sum_into(mean, group)
         group = list(islice(source, TOGETHER))
         total += sum(w for _, w in group)
-    return mean.copy_(sums.div_(total))
+    return mean.copy_(wide.div_(total))
 
 
-def _pieces(vector: Tensor) -> Iterator[slice]:
-    size = vector.numel()
-    return (slice(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK))
-
-
-def _sum_into(here: Tensor, piece: slice, items: Sequence[tuple[Tensor, float]]) -> Tensor:
-    """sum_k w_k x_k over one piece, written over `here`, one client after the other."""
-    first, weight = items[0]
-    torch.mul(first[piece], weight, out=here)
-    for x, w in items[1:]:
-        here.add_(x[piece], alpha=w)
-    return here
+def _sum_into(out: Tensor, items: Sequence[tuple[Tensor, float]]) -> Tensor:
+    """sum_k w_k x_k, written over `out`, one client after the other."""
+    vectors = [x for x, _ in items]
+    if sums([*vectors, out]):
+        return weighted_sum(vectors, [w for _, w in items], out)
+    for start in range(0, out.numel(), CHUNK):
+        piece = slice(start, start + CHUNK)
+        here = out[piece]
+        torch.mul(vectors[0][piece], items[0][1], out=here)
+        for x, w in items[1:]:
+            here.add_(x[piece], alpha=w)
+    return out
 
 
 def masked_mean(items: Iterable[tuple[Tensor, Tensor, float]]) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import final
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ssfl.data.arrays import Arrays
 from ssfl.data.partition import PartitionSpec, partition
 from ssfl.data.parts import Parts
+from ssfl.data.pixels import Pixels
 from ssfl.data.preprocess import Augmentation, Preprocess
 from ssfl.data.side_by_side import Step, steps_side_by_side
 from ssfl.data.split import Rows, split_by_site, split_test
@@ -34,6 +36,10 @@ class Federation:
     preprocess: Preprocess
     train_parts: Sequence[Tensor]
     test_parts: Sequence[Tensor]
+    channels_last: bool = False
+    """The memory format of the images that batches hold, where the kernels make them."""
+    native: bool = True
+    """Whether the kernels may (`ssfl.native.images`); the pixels are the same."""
 
     def __post_init__(self) -> None:
         for name in ("train_parts", "test_parts"):
@@ -47,6 +53,10 @@ class Federation:
         names = ("train_x", "train_y", "test_x", "test_y")
         arrays = replace(self.arrays, **{name: getattr(self.arrays, name).to(device) for name in names})
         return replace(self, arrays=arrays, preprocess=self.preprocess.to(device))
+
+    def laid_out(self, channels_last: bool) -> Federation:
+        """The same federation, whose batches hold their images in that memory format if they can."""
+        return self if channels_last == self.channels_last else replace(self, channels_last=channels_last)
 
     @property
     def num_clients(self) -> int:
@@ -75,15 +85,23 @@ class Federation:
         draws = None
         if generator is not None and self.preprocess.augments and self.arrays.train_x.dtype == torch.uint8:
             draws = self.preprocess.draw(len(rows), generator)
+        labels = self.arrays.train_y[rows.to(self.arrays.train_y.device)]
+        if self._train_pixels.quick:  # nothing is gained by several batches at once
+            for start in range(0, len(rows), batch_size):
+                part = slice(start, start + batch_size)
+                own = None if draws is None else Augmentation(draws.offsets[part], draws.flips[part])
+                yield self._train_pixels.of(rows[part], own), labels[part]
+            return
         device, at_once = self.arrays.train_x.device, _AUGMENTED_AT_ONCE
         if device.type != "cpu":  # the whole order and its draws cross together, not batch by batch
             rows, at_once = rows.to(device), _AUGMENTED_AT_ONCE_ON_DEVICE
             draws = None if draws is None else Augmentation(*(d.to(device) for d in draws))
         step = batch_size * max(1, at_once // batch_size)
         for start in range(0, len(rows), step):
-            x, y = self._augmented(rows, draws, slice(start, start + step))
-            for block_x, block_y in zip(torch.split(x, batch_size), torch.split(y, batch_size)):
-                yield self.preprocess.normalise(block_x), block_y
+            part = slice(start, start + step)
+            own = None if draws is None else Augmentation(draws.offsets[part], draws.flips[part])
+            x = self._train_pixels.of(rows[part], own)
+            yield from zip(torch.split(x, batch_size), torch.split(labels[part], batch_size))
 
     def train_steps(
         self,
@@ -107,11 +125,13 @@ class Federation:
             draws = Augmentation(torch.cat([d.offsets for d in drawn]), torch.cat([d.flips for d in drawn]))
         for step in steps_side_by_side([len(order) for order in orders], batch_size):
             here = step.places.flatten()
-            x, y = _take(self.arrays.train_x, self.arrays.train_y, rows[here])
+            own = None
             if draws is not None:
-                own = Augmentation(draws.offsets[here].to(x.device), draws.flips[here].to(x.device))
-                x = self.preprocess.augment(x, own)
-            yield self._laid(x, y, step, padding)
+                device = self.arrays.train_x.device
+                own = Augmentation(draws.offsets[here].to(device), draws.flips[here].to(device))
+            yield _laid(
+                self._train_pixels.of(rows[here], own), self.arrays.train_y, rows[here], step, padding
+            )
 
     def test_steps(
         self, clients: Sequence[int], batch_size: int, padding: int
@@ -120,19 +140,8 @@ class Federation:
         parts = [self.test_parts[c] for c in clients]
         rows = torch.cat(parts)
         for step in steps_side_by_side([len(part) for part in parts], batch_size):
-            x, y = _take(self.arrays.test_x, self.arrays.test_y, rows[step.places.flatten()])
-            yield self._laid(x, y, step, padding)
-
-    def _laid(self, x: Tensor, y: Tensor, step: Step, padding: int) -> tuple[Tensor, Tensor]:
-        shape = step.places.shape
-        labels = y.view(shape).masked_fill_(step.missing.to(y.device), padding)
-        return self.preprocess.normalise(x).view(*shape, *x.shape[1:]), labels
-
-    def _augmented(self, rows: Tensor, draws: Augmentation | None, part: slice) -> tuple[Tensor, Tensor]:
-        x, y = _take(self.arrays.train_x, self.arrays.train_y, rows[part])
-        if draws is not None:
-            x = self.preprocess.augment(x, Augmentation(draws.offsets[part], draws.flips[part]))
-        return x, y
+            here = rows[step.places.flatten()]
+            yield _laid(self._test_pixels.of(here), self.arrays.test_y, here, step, padding)
 
     def test_batches(self, client: int | None, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The client's test split, or (None) the whole test set, in order of rows, never augmented."""
@@ -141,22 +150,27 @@ class Federation:
             return
         for rows in torch.split(self.test_parts[client], batch_size):
             if len(rows):  # an empty tensor splits into one empty piece
-                x, y = _take(self.arrays.test_x, self.arrays.test_y, rows)
-                yield self.preprocess.normalise(x), y
+                yield self._test_pixels.of(rows), self.arrays.test_y[rows.to(self.arrays.test_y.device)]
 
     def test_rows(self, first: int, last: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows first..last-1 of the test set."""
         for start in range(first, last, batch_size):
             stop = min(start + batch_size, last)
-            yield (
-                self.preprocess.normalise(self.arrays.test_x[start:stop]),
-                self.arrays.test_y[start:stop].clone(),
-            )
+            yield self._test_pixels.of(torch.arange(start, stop)), self.arrays.test_y[start:stop].clone()
+
+    @cached_property
+    def _train_pixels(self) -> Pixels:
+        return Pixels(self.arrays.train_x, self.preprocess, self.channels_last, self.native)
+
+    @cached_property
+    def _test_pixels(self) -> Pixels:
+        return Pixels(self.arrays.test_x, self.preprocess, self.channels_last, self.native)
 
 
-def _take(x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    rows = rows.to(x.device)
-    return x.index_select(0, rows), y.index_select(0, rows)
+def _laid(x: Tensor, labels: Tensor, rows: Tensor, step: Step, padding: int) -> tuple[Tensor, Tensor]:
+    shape = step.places.shape
+    y = labels[rows.to(labels.device)].view(shape).masked_fill_(step.missing.to(labels.device), padding)
+    return x.contiguous().view(*shape, *x.shape[1:]), y
 
 
 def build_federation(arrays: Arrays, spec: PartitionSpec, preprocess: Preprocess) -> Federation:

@@ -76,6 +76,15 @@ class Preprocess:
             return x.to(torch.float32).div_(255).sub_(mean).div_(std)
         return (x - mean).div_(std)
 
+    def table(self, channels: int) -> Tensor:
+        """float32 [channels, 256]: what `normalise` makes of every byte, channel by channel."""
+        bytes_ = torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(256, channels, 1, 1)
+        return self.normalise(bytes_).view(256, channels).t().contiguous()
+
+    def constants(self, channels: int) -> tuple[Tensor, Tensor]:
+        """Mean and deviation, float32 [channels] each."""
+        return tuple(value.expand(channels).contiguous() for value in (self._mean, self._std))  # type: ignore[return-value]
+
     def draw(self, count: int, generator: torch.Generator) -> Augmentation:
         """One draw for `count` examples: offsets first, then flips; crops and flips that are off draw nothing."""
         offsets = torch.zeros(count, 2, dtype=torch.int64)
@@ -98,7 +107,7 @@ class Preprocess:
         pad = self.crop_padding
         padded = functional.pad(x, (pad, pad, pad, pad))
         index = self._source_pixels(augmentation, height, width).to(x.device)
-        flat = padded.view(batch, channels, -1)
+        flat = padded.flatten(2)
         shared = index.unsqueeze(1).expand(batch, channels, height * width)
         return flat.gather(2, shared).view(batch, channels, height, width)
 

@@ -102,7 +102,8 @@ class BatchedExecutor:
     def _net(self, task: ClientTask) -> BlockNet:
         module = self.runner.flat(task).module
         if id(module) not in self._nets:
-            self._nets[id(module)] = BlockNet(module, self.layout, self.runner.arithmetic.autocast)
+            arithmetic = self.runner.arithmetic
+            self._nets[id(module)] = BlockNet(module, self.layout, arithmetic.autocast, arithmetic.native)
         return self._nets[id(module)]
 
     def _tallies(

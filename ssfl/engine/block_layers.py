@@ -10,15 +10,18 @@ client after the other but for the order of sums.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from ssfl.engine.native_layers import bias_apart, replaced
 from ssfl.engine.pixel_pool import max_pool2d
+from ssfl.native.group_norm import After, fits, layer_by_layer, norm_act
 
 
 class NotStackedError(TypeError):
@@ -192,3 +195,37 @@ RULES: Mapping[Any, Callable[..., Stacked]] = {
     torch.flatten: Stacked.flatten,
 }
 """PyTorch's function -> the same for `Stacked`, with the same arguments."""
+
+
+# ── kernels ──────────────────────────────────────────────────────────────────────────────────────────────────────
+@contextlib.contextmanager
+def native_stacked_layers(module: nn.Module, wanted: bool) -> Iterator[None]:
+    """Within: the module's GroupNorms compute with `Stacked` through the kernels, if `wanted`."""
+    with replaced(module if wanted else nn.Identity(), _native_norm, _native_fused):
+        yield
+
+
+def _native_norm(layer: nn.GroupNorm, x: Stacked) -> Stacked:
+    return _norm_act(layer, x, None, After(relu=False), None)
+
+
+def _native_fused(
+    layer: nn.GroupNorm, conv: nn.Module, x: Stacked, residual: Stacked | None, pool: bool
+) -> Stacked:
+    shift: Any = bias_apart(conv)
+    y: Any = conv(x) if shift is None else conv._conv_forward(x, conv.weight, None)  # type: ignore[operator]
+    return _norm_act(layer, y, residual, After(pool=pool), shift)
+
+
+def _norm_act(
+    layer: Any, x: Stacked, residual: Stacked | None, after: After, shift: Stacked | None
+) -> Stacked:
+    """Every client's channels are groups of their own, so one call serves all."""
+    images, weight, bias, own = _images(x), _weights(layer.weight), _weights(layer.bias), _weights(shift)
+    added = None if residual is None else _images(residual)
+    groups = layer.num_groups * x.clients
+    assert weight is not None
+    assert bias is not None
+    compute = norm_act if fits(images, after) else layer_by_layer
+    out = compute(images, groups, weight, bias, layer.eps, after, added, own)
+    return Stacked(out, x.clients, images=True)

@@ -19,6 +19,7 @@ from ssfl.core.net import Batch
 from ssfl.engine.batched import UnbatchableError, check_batchable
 from ssfl.engine.block_net import BlockNet
 from ssfl.engine.flat_module import FlatModule
+from ssfl.engine.native_layers import native_layers
 from ssfl.engine.threads import UnthreadableError, check_threadable
 
 STEPS = 10
@@ -59,11 +60,17 @@ class StepTimes:
 
 
 def time_steps(
-    module: nn.Module, input_shape: tuple[int, ...], batch_size: int, block: int, workers: int = 1
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    batch_size: int,
+    block: int,
+    workers: int = 1,
+    native: bool = False,
 ) -> StepTimes:
     """Measure on random data and a copy of the module; global random state and the module stay as they are.
 
     input_shape: one example's. block: clients trained at once, below 2 for none; workers: threads, below 2 for none.
+    native: with the kernels of `ssfl.native`.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch_size, *input_shape, generator=generator)
@@ -75,32 +82,37 @@ def time_steps(
     y = torch.randint(classes, (batch_size,), generator=generator)
     last = None
     with torch.random.fork_rng(devices=[]):
-        flat = FlatModule(copied, layout)
-        contiguous = _quickest_seconds(lambda: _step(flat, (x, y)))
+        contiguous = _alone_seconds(copied, layout, (x, y), native)
         if x.dim() == 4:
             image = x.to(memory_format=torch.channels_last)
-            last = _quickest_seconds(lambda: _step(flat, (image, y)))
-        together = _block_seconds(copied, layout, (x, y), block)
+            last = _alone_seconds(copied, layout, (image, y), native)
+        together = _block_seconds(copied, layout, (x, y), block, native)
         alone = StepTimes(contiguous, last, together, block)
         if alone.memory_format == "channels_last":
             x = x.to(memory_format=torch.channels_last)
-        threaded = _threads_seconds(module, layout, (x, y), workers)
+        threaded = _threads_seconds(module, layout, (x, y), workers, native)
     return replace(alone, threaded=threaded, workers=workers)
 
 
 def _step(flat: FlatModule, batch: Batch) -> None:
-    flat.gradient.zero_()
     torch.autograd.backward(cross_entropy(flat.module(batch[0]), batch[1]))
+    flat.take_gradient()
 
 
-def _block_seconds(module: nn.Module, layout: Layout, batch: Batch, block: int) -> float | None:
+def _alone_seconds(module: nn.Module, layout: Layout, batch: Batch, native: bool) -> float:
+    flat = FlatModule(module, layout)
+    with native_layers(module, native):
+        return _quickest_seconds(lambda: _step(flat, batch))
+
+
+def _block_seconds(module: nn.Module, layout: Layout, batch: Batch, block: int, native: bool) -> float | None:
     if block < 2 or layout.size > BATCHED_PARAMETERS or layout.trained_size < layout.size:
         return None
     try:
         check_batchable(module)
     except UnbatchableError:
         return None
-    net = BlockNet(module, layout)
+    net = BlockNet(module, layout, native=native)
     theta = layout.flatten(module).expand(block, -1).contiguous()
     together = tuple(t.unsqueeze(1).expand(t.shape[0], block, *t.shape[1:]).contiguous() for t in batch)
     try:
@@ -109,7 +121,9 @@ def _block_seconds(module: nn.Module, layout: Layout, batch: Batch, block: int) 
         return None
 
 
-def _threads_seconds(module: nn.Module, layout: Layout, batch: Batch, workers: int) -> float | None:
+def _threads_seconds(
+    module: nn.Module, layout: Layout, batch: Batch, workers: int, native: bool
+) -> float | None:
     """Seconds of a step beside those of the other threads: what they lose to Python's lock is in it."""
     if workers < 2 or 16 * layout.size * workers > THREADS_BYTES:
         return None
@@ -123,10 +137,11 @@ def _threads_seconds(module: nn.Module, layout: Layout, batch: Batch, workers: i
     def work() -> None:
         try:
             flat = FlatModule(copy.deepcopy(module).train(), layout)
-            _step(flat, batch)
-            for attempt in seconds:
-                together.wait()
-                attempt.extend(_timings(lambda: _step(flat, batch)))
+            with native_layers(flat.module, native):
+                _step(flat, batch)
+                for attempt in seconds:
+                    together.wait()
+                    attempt.extend(_timings(lambda: _step(flat, batch)))
         except BaseException:
             together.abort()  # or the others would wait for this one for ever
             raise

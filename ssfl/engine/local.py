@@ -9,7 +9,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,7 @@ from ssfl.core.rng import stream
 from ssfl.engine.compaction import compacted, live_channels, training_plan
 from ssfl.engine.device import CPU, EVALUATION_BATCH_ON_DEVICE, layer_draws, on_device, on_host
 from ssfl.engine.flat_module import FlatModule
+from ssfl.engine.native_layers import native_layers
 from ssfl.engine.order import BatchOrder, SeededOrder
 from ssfl.engine.source import DataSource
 
@@ -67,6 +68,8 @@ class Arithmetic:
     """Where networks, weights and batches lie; payloads are the host's."""
     compiled: bool = False
     """Training steps through torch.compile, where the network sees the weights themselves: other last bits."""
+    native: bool = False
+    """GroupNorm and what follows it through the kernels of `ssfl.native`, in training and tests: other last bits."""
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context in which networks run."""
@@ -165,7 +168,9 @@ class ClientRunner:
         """
         seed = stream(self.seed, "layers", context.client, context.clock.round).initial_seed()
         plan = training_plan(task, work["theta"], work, self.layout) if self.compaction else {}
-        with layer_draws(self.arithmetic.device, seed), compacted(self.flat(task).module, plan):
+        module = self.flat(task).module
+        native = native_layers(module, self.arithmetic.native)
+        with layer_draws(self.arithmetic.device, seed), compacted(module, plan), native:
             return float(self.train(task, spec, work, context))
 
     def train(self, task: ClientTask, spec: FitSpec, work: Work, context: ClientContext) -> Tensor:
@@ -173,34 +178,34 @@ class ClientRunner:
         flat = self.flat(task)
         flat.load(work["theta"])
         flat.module.train()
+        trained = flat.trained
         gradient_of = self._plain_gradient if sees_theta(task) else self._objective_gradient
         velocity = torch.zeros_like(flat.gradient) if spec.momentum else None
-        loss_sum, seen = torch.zeros((), dtype=torch.float64, device=flat.theta.device), 0
+        losses: list[Tensor] = []
+        counts: list[int] = []
         for epoch in range(spec.epochs):
             lr = spec.schedule(context.clock.round, epoch)
-            loss_sum.zero_()
-            seen = 0
+            losses, counts = [], []
             for batch in self.train_batches(context, epoch, spec.batch_size):
                 loss = gradient_of(task, flat, work, batch)
                 with torch.no_grad():
-                    trained = flat.trained
                     gradient = task.transform_gradient(flat.gradient, trained, work)
                     sgd_step_(trained, gradient, velocity, spec, lr)
                     projected = task.project_weights(trained, work)
                     if projected is not trained:
                         trained.copy_(projected)
-                loss_sum += loss * len(batch[1])
-                seen += len(batch[1])
+                losses.append(loss)
+                counts.append(len(batch[1]))
         work["theta"] = flat.theta.clone()
-        return loss_sum / max(seen, 1)
+        return mean_loss(losses, counts)
 
     def _plain_gradient(self, task: ClientTask, flat: FlatModule, work: Work, batch: Batch) -> Tensor:
         """Mean cross-entropy and its gradient into `flat.gradient`, through the module itself."""
-        flat.gradient.zero_()
         with self.arithmetic.autocast():
             logits = flat.forward(batch[0])
         loss = cross_entropy(logits.to(self.arithmetic.dtype), batch[1])
         torch.autograd.backward(loss)
+        flat.take_gradient()
         return loss.detach()
 
     def _objective_gradient(self, task: ClientTask, flat: FlatModule, work: Work, batch: Batch) -> Tensor:
@@ -225,9 +230,12 @@ class ClientRunner:
         self.heed()
         x, y = batch
         device, dtype = self.arithmetic.device, self.arithmetic.dtype
+        form = torch.preserve_format
         if self.arithmetic.channels_last and x.dim() == 4:
-            return x.to(device, dtype, memory_format=torch.channels_last), y.to(device)
-        return x.to(device, dtype), y.to(device)
+            form = torch.channels_last
+        if device.type == "cpu" and x.dtype == dtype and (form is torch.preserve_format or _lies(x, form)):
+            return batch
+        return x.to(device, dtype, memory_format=form), y.to(device)
 
     @property
     def evaluation_batch(self) -> int:
@@ -292,7 +300,8 @@ class ClientRunner:
         flat.module.eval()
         losses, hits, labels = [], [], []
         plan = live_channels(self.layout, theta) if self.compaction else {}
-        with torch.inference_mode(), compacted(flat.module, plan):
+        native = native_layers(flat.module, self.arithmetic.native)
+        with torch.inference_mode(), compacted(flat.module, plan), native:
             for x, y in map(self.to_compute, batches):
                 with self.arithmetic.autocast():
                     logits = flat.module(x)
@@ -315,6 +324,18 @@ class ClientRunner:
             scored = min(task.probe.batch_size, context.examples) * task.probe.batches
             total += training_flops(forward_flops(self.costs, None), scored, 1)
         return total
+
+
+def _lies(x: Tensor, form: torch.memory_format) -> bool:
+    return x.is_contiguous(memory_format=form)
+
+
+def mean_loss(losses: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    """The mean over examples of batches' mean losses (scalars), in float64 on their device; 0 of none."""
+    if not losses:
+        return torch.zeros((), dtype=torch.float64)
+    each = torch.stack(list(losses))
+    return (each * each.new_tensor(counts)).double().sum() / sum(counts)
 
 
 def check_finite(loss: float, context: ClientContext) -> None:

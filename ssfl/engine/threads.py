@@ -8,6 +8,7 @@ with one intra-op thread, and draws are named by client and round: the sequentia
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +45,9 @@ class ThreadExecutor:
         self._free: SimpleQueue[ClientRunner] = SimpleQueue()
         for _ in range(workers):
             self._free.put(replace(runner, module=copy.deepcopy(runner.module), heed=self._heed))
-        self._pool = ThreadPoolExecutor(workers, "client", initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(
+            workers, "client", initializer=_begin, initargs=(processors_of(workers),)
+        )
 
     @property
     def layout(self) -> Layout:
@@ -101,6 +104,31 @@ class ThreadExecutor:
     def _heed(self) -> None:
         if self._ended.is_set():
             raise _EndedError
+
+
+def processors_of(workers: int) -> SimpleQueue[int] | None:
+    """A processor for every thread, where the threads are as many as the processors that this process may use.
+
+    Threads that hand Python's lock to each other look idle to the scheduler, which then leaves them on one processor
+    after a pause: a round of the small CNN took a quarter longer (docs/performance.md). Fewer threads than processors
+    are left to the scheduler, or two runs side by side would take the same ones.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    available = sorted(os.sched_getaffinity(0))
+    if len(available) != workers:
+        return None
+    places: SimpleQueue[int] = SimpleQueue()
+    for processor in available:
+        places.put(processor)
+    return places
+
+
+def _begin(places: SimpleQueue[int] | None) -> None:
+    """What a thread does first."""
+    torch.set_num_threads(1)
+    if places is not None:
+        os.sched_setaffinity(0, {places.get()})  # of this thread alone
 
 
 def check_threadable(module: nn.Module, input_shape: tuple[int, ...]) -> None:

@@ -1,11 +1,12 @@
-"""Normalisation layers by name: "group", "group<G>" or "batch"."""
+"""Normalisation layers by name: "group", "group<G>" or "batch"; and a layer's usual sequence around one."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ssfl.models.errors import ModelError
 
@@ -39,3 +40,22 @@ def norm_layer(norm: str, default_groups: int) -> Norm:
         return nn.GroupNorm(groups, channels)
 
     return group_norm
+
+
+def conv_norm_relu(
+    conv: nn.Module, norm: nn.Module, x: Tensor, residual: Tensor | None = None, pool: bool = False
+) -> Tensor:
+    """relu(max_pool2d(norm(conv(x)), 2) + residual); pool and residual only where asked for, never both.
+
+    ReLU never changes an order, so the largest of a window may be taken first: the same function, the same gradient,
+    and ReLU then runs over a quarter of the values. An engine that knows how to do all of it at once says so on the
+    norm layer (`fused(conv, x, residual, pool)`, ssfl/engine/native_layers.py); a network that goes through here, its
+    own or a user's, then gains from it.
+    """
+    fused = getattr(norm, "fused", None)
+    if fused is not None:
+        return fused(conv, x, residual, pool)
+    y = norm(conv(x))
+    if pool:
+        y = F.max_pool2d(y, 2)
+    return F.relu(y if residual is None else y + residual)

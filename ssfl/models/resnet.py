@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssfl.models.norms import Norm
+from ssfl.models.norms import Norm, conv_norm_relu
 
 
 @final
@@ -31,9 +30,8 @@ class BasicBlock(nn.Module):
         self.shortcut = _shortcut(in_channels, width, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        y = self.norm2(self.conv2(y))
-        return F.relu(y + self.shortcut(x))
+        y = conv_norm_relu(self.conv1, self.norm1, x)
+        return conv_norm_relu(self.conv2, self.norm2, y, self.shortcut(x))
 
 
 @final
@@ -54,10 +52,9 @@ class Bottleneck(nn.Module):
         self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        y = F.relu(self.norm2(self.conv2(y)))
-        y = self.norm3(self.conv3(y))
-        return F.relu(y + self.shortcut(x))
+        y = conv_norm_relu(self.conv1, self.norm1, x)
+        y = conv_norm_relu(self.conv2, self.norm2, y)
+        return conv_norm_relu(self.conv3, self.norm3, y, self.shortcut(x))
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> nn.Sequential:
@@ -100,7 +97,7 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(x)))
+        x = conv_norm_relu(self.conv1, self.norm1, x)
         for name in self.stage_names:
             x = getattr(self, name)(x)
         return self.linear(x.mean(dim=(2, 3)))

@@ -9,7 +9,7 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssfl.models.norms import Norm
+from ssfl.models.norms import Norm, conv_norm_relu
 
 
 @final
@@ -46,10 +46,7 @@ class SmallCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm, pool in zip(self.convs, self.norms, self.pools, strict=True):
-            x = norm(conv(x))
-            # ReLU never changes an order, so the largest of a window may be taken first: the same function,
-            # the same gradient, and ReLU then runs over a quarter of the values.
-            x = F.relu(F.max_pool2d(x, 2) if pool else x)
+            x = conv_norm_relu(conv, norm, x, pool=pool)
         x = x.flatten(1)  # copies where the layout is channels-last; a view would fail there
         if self.hidden is not None:
             x = F.relu(self.hidden(x))

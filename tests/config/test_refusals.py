@@ -90,12 +90,13 @@ def test_a_block_needs_an_executor_of_blocks(executor: str) -> None:
         (["engine.executor=threads"], "not with engine.executor=threads; use sequential or processes"),
         (["engine.executor=batched"], "not with engine.executor=batched"),
         (["engine.compaction=true"], "not with engine.compaction=true"),
+        (["engine.kernels=native"], "not with engine.compile=true"),
     ],
 )
 def test_what_compiling_does_not_go_with(words: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
         load_config(["engine.compile=true", *words])
-    assert caught.value.key == "engine.compile"
+    assert caught.value.key in ("engine.compile", "engine.kernels")
 
 
 def test_a_mode_for_a_method_without_masks() -> None:

@@ -92,7 +92,9 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[StepTimes]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made: list[StepTimes] = []
 
-    def measure(module: nn.Module, shape: Any, batch_size: int, block: int, workers: int) -> StepTimes:
+    def measure(
+        module: nn.Module, shape: Any, batch_size: int, block: int, workers: int, native: bool
+    ) -> StepTimes:
         made.append(StepTimes(1.0 + len(made), 0.5 + len(made), None, block, None, workers))
         return made[-1]
 
@@ -122,10 +124,8 @@ def test_a_measurement_is_made_once_and_told_once(
     assert json.loads(file.read_text()) == asdict(first)
 
 
-@pytest.mark.parametrize("other", [(8, 2, 1), (16, 3, 1), (16, 2, 2)])
-def test_another_step_is_measured_anew(
-    run: Parts, counted: list[StepTimes], other: tuple[int, int, int]
-) -> None:
+@pytest.mark.parametrize("other", [(8, 2, 1), (16, 3, 1), (16, 2, 2), (16, 2, 1, True)])
+def test_another_step_is_measured_anew(run: Parts, counted: list[StepTimes], other: tuple[Any, ...]) -> None:
     measured(run, 16, 2, 1)
     measured(run, *other)
     assert len(counted) == 2

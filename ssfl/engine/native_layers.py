@@ -1,0 +1,66 @@
+"""GroupNorm layers computed by the kernels of `ssfl.native`, with the ReLU, pooling and sum that follow them.
+
+Within `native_layers` a module's GroupNorms are computed by one call each, also those of a user's network; networks
+that go through `ssfl.models.norms.conv_norm_relu` hand over what follows too, and the bias of the convolution before.
+What a kernel does not serve (float64, another device, half precision, odd sides to pool) goes PyTorch's way, layer by
+layer. Results are PyTorch's but for rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ssfl.native.group_norm import After, fits, layer_by_layer, norm_act
+
+
+@contextlib.contextmanager
+def native_layers(module: nn.Module, wanted: bool = True) -> Iterator[None]:
+    """Within: the module's GroupNorm layers go through the kernels, if `wanted`."""
+    with replaced(module if wanted else nn.Identity(), _norm, _fused):
+        yield
+
+
+@contextlib.contextmanager
+def replaced(module: nn.Module, norm: Callable[..., object], fused: Callable[..., object]) -> Iterator[None]:
+    """Within: every GroupNorm with weights is `norm(layer, x)`, or `fused(layer, conv, x, residual, pool)`."""
+    changed: list[nn.Module] = []
+    try:
+        for layer in module.modules():
+            if type(layer) is nn.GroupNorm and layer.affine:
+                # On the instance: the class, and other copies of the network, stay as they are.
+                vars(layer).update(forward=partial(norm, layer), fused=partial(fused, layer))
+                changed.append(layer)
+        yield
+    finally:
+        for layer in changed:
+            del vars(layer)["forward"], vars(layer)["fused"]
+
+
+def _norm(layer: nn.GroupNorm, x: Tensor) -> Tensor:
+    after = After(relu=False)
+    compute = norm_act if fits(x, after) else layer_by_layer
+    return compute(x, layer.num_groups, layer.weight, layer.bias, layer.eps, after)
+
+
+def _fused(layer: nn.GroupNorm, conv: nn.Module, x: Tensor, residual: Tensor | None, pool: bool) -> Tensor:
+    shift = bias_apart(conv)
+    y = conv(x) if shift is None else conv._conv_forward(x, conv.weight, None)  # type: ignore[operator]
+    after = After(pool=pool)
+    same = residual is None or (residual.dtype == y.dtype and residual.shape == y.shape)
+    compute = norm_act if same and fits(y, after) else layer_by_layer
+    return compute(y, layer.num_groups, layer.weight, layer.bias, layer.eps, after, residual, shift)
+
+
+def bias_apart(conv: nn.Module) -> Tensor | None:
+    """The bias of a plain convolution, which the norm may add as well; None where there is none to take apart.
+
+    A library's own gradient of a bias is one more pass over the map's gradient; the norm knows it from its sums.
+    """
+    if type(conv) is not nn.Conv2d or "forward" in conv.__dict__ or torch.is_autocast_enabled("cpu"):
+        return None
+    return conv.bias

@@ -1,0 +1,31 @@
+/* GroupNorm with what commonly follows it, in one go: ReLU, an added residual, max-pooling by 2. */
+#ifndef SSFL_GROUP_NORM_H
+#define SSFL_GROUP_NORM_H
+
+#include <stdint.h>
+
+#define MOST_CHANNELS 4096
+
+/* Images of float32, either [images, channels, height, width] or, `last`, [images, height, width, channels]. */
+typedef struct {
+    long images, channels, height, width, groups;
+    int last; /* channels last; their number is then a multiple of 16 */
+    int pool; /* max over windows of 2x2 before ReLU; sides are even */
+    int relu;
+    float eps;
+} norm_shape;
+
+/* y = relu(pool(norm(x + bias)) + residual); bias [channels] and residual may be null.
+   statistics, for the backward pass: [images, 2 * groups + channels]: each group's mean and 1/deviation, and, with bias,
+   the mean of each channel's x + bias less its group's.
+   chosen (with pool): [like y] 0-3, which of the window was largest, 4 where ReLU gave zero. */
+void norm_forward(const norm_shape *s, const float *x, const float *bias, const float *residual, const float *gamma,
+                  const float *beta, float *y, uint8_t *chosen, float *statistics);
+
+/* From dy [like y] to dx, and dresidual if there was one; parameters: [3, channels], the gradients of gamma, beta and,
+   with bias, bias. y: needed for ReLU without pool. */
+void norm_backward(const norm_shape *s, const float *dy, const float *x, const float *y, const uint8_t *chosen,
+                   const float *bias, const float *gamma, const float *statistics, float *dx, float *dresidual,
+                   float *parameters);
+
+#endif

@@ -1,0 +1,50 @@
+"""The compiled functions: addresses in, nothing out. `group_norm.py`, `vectors.py` and `images.py` check first."""
+
+from __future__ import annotations
+
+NormShape = tuple[int, int, int, int, int, bool, bool, bool, float]
+"""images, channels, height, width, groups, last, pool, relu, eps."""
+BatchShape = tuple[int, int, int, int, int, bool]
+"""images, channels, height, width, padding, last."""
+
+def norm_forward(
+    shape: NormShape,
+    x: int,
+    bias: int,
+    residual: int,
+    gamma: int,
+    beta: int,
+    y: int,
+    chosen: int,
+    statistics: int,
+    /,
+) -> None: ...
+def norm_backward(
+    shape: NormShape,
+    dy: int,
+    x: int,
+    y: int,
+    chosen: int,
+    bias: int,
+    gamma: int,
+    statistics: int,
+    dx: int,
+    dresidual: int,
+    parameters: int,
+    /,
+) -> None: ...
+def expand(mask: int, size: int, values: int, kept: int, out: int, /) -> None: ...
+def weighted_sum(vectors: int, weights: int, count: int, size: int, out: int, /) -> None: ...
+def gather(
+    shape: BatchShape,
+    images: int,
+    floats: bool,
+    rows: int,
+    offsets: int,
+    flips: int,
+    source: int,
+    first: int,
+    second: int,
+    out: int,
+    /,
+) -> None: ...

@@ -1,0 +1,108 @@
+/* The kernels as a Python module. Tensors come as addresses; ssfl/native/*.py checks what they point to. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "group_norm.h"
+#include "images.h"
+#include "vectors.h"
+
+typedef unsigned long long address;
+#define AT(type, where) ((type *)(uintptr_t)(where))
+
+static PyObject *py_norm_forward(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    norm_shape s;
+    address x, bias, residual, gamma, beta, y, chosen, statistics;
+    if (!PyArg_ParseTuple(arguments, "(lllllpppf)KKKKKKKK", &s.images, &s.channels, &s.height, &s.width,
+                          &s.groups, &s.last, &s.pool, &s.relu, &s.eps, &x, &bias, &residual, &gamma, &beta, &y,
+                          &chosen, &statistics))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    norm_forward(&s, AT(float, x), AT(float, bias), AT(float, residual), AT(float, gamma), AT(float, beta),
+                 AT(float, y), AT(uint8_t, chosen), AT(float, statistics));
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_norm_backward(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    norm_shape s;
+    address dy, x, y, chosen, bias, gamma, statistics, dx, dresidual, parameters;
+    if (!PyArg_ParseTuple(arguments, "(lllllpppf)KKKKKKKKKK", &s.images, &s.channels, &s.height, &s.width,
+                          &s.groups, &s.last, &s.pool, &s.relu, &s.eps, &dy, &x, &y, &chosen, &bias, &gamma,
+                          &statistics, &dx, &dresidual, &parameters))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    norm_backward(&s, AT(float, dy), AT(float, x), AT(float, y), AT(uint8_t, chosen), AT(float, bias),
+                  AT(float, gamma), AT(float, statistics), AT(float, dx), AT(float, dresidual), AT(float, parameters));
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_expand(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    long size, kept;
+    address mask, values, out;
+    if (!PyArg_ParseTuple(arguments, "KlKlK", &mask, &size, &values, &kept, &out))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    expand(AT(uint8_t, mask), size, AT(float, values), kept, AT(float, out));
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_weighted_sum(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    long count, size;
+    address vectors, weights, out;
+    if (!PyArg_ParseTuple(arguments, "KKllK", &vectors, &weights, &count, &size, &out))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    weighted_sum(AT(const float *const, vectors), AT(float, weights), count, size, AT(float, out));
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_gather(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    image_batch b;
+    int floats, inside;
+    long images;
+    address rows, offsets, flips, source, first, second, out;
+    if (!PyArg_ParseTuple(arguments, "(lllllp)lpKKKKKKK", &b.count, &b.channels, &b.height, &b.width, &b.padding,
+                          &b.last, &images, &floats, &rows, &offsets, &flips, &source, &first, &second, &out))
+        return NULL;
+    b.rows = AT(int64_t, rows);
+    b.offsets = AT(int64_t, offsets);
+    b.flips = AT(uint8_t, flips);
+    Py_BEGIN_ALLOW_THREADS
+    inside = batch_is_inside(&b, images);
+    if (inside && floats)
+        gather_floats(&b, AT(float, source), AT(float, first), AT(float, second), AT(float, out));
+    else if (inside)
+        gather_bytes(&b, AT(uint8_t, source), AT(float, first), AT(float, out));
+    Py_END_ALLOW_THREADS
+    if (inside)
+        Py_RETURN_NONE;
+    PyErr_SetString(PyExc_IndexError, "a row that is not there, or a crop outside of its padded image");
+    return NULL;
+}
+
+static PyMethodDef functions[] = {
+    {"norm_forward", py_norm_forward, METH_VARARGS, "GroupNorm, ReLU, pooling: group_norm.h"},
+    {"norm_backward", py_norm_backward, METH_VARARGS, "Its gradients: group_norm.h"},
+    {"expand", py_expand, METH_VARARGS, "Values to the places of a mask: vectors.h"},
+    {"weighted_sum", py_weighted_sum, METH_VARARGS, "Sum of vectors with weights: vectors.h"},
+    {"gather", py_gather, METH_VARARGS, "A minibatch of images: images.h"},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "kernels", "Kernels of ssfl.native.", -1, functions,
+                                        NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit_kernels(void) { return PyModule_Create(&definition); }

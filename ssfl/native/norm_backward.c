@@ -1,0 +1,246 @@
+#include "group_norm.h"
+#include "lanes.h"
+
+/* dz: the gradient of the norm's own output, from that of y: zero where ReLU gave zero. */
+
+/* Per channel, over one map: sums of dz and of dz * (x - mean). */
+INLINE void sums_last(long pixels, long channels, int with_relu, const float *dy, const float *x, const float *y,
+                      const float *mean, float *plain, float *weighted)
+{
+    for (long c = 0; c < channels; c += LANES) {
+        lanes middle = load(mean + c), a = {0}, b = {0};
+        for (long p = 0; p < pixels; p++) {
+            long at = p * channels + c;
+            lanes dz = load(dy + at), zero = {0};
+            if (with_relu)
+                dz = blend(load(y + at) > 0, dz, zero);
+            a += dz;
+            b += dz * (load(x + at) - middle);
+        }
+        store(plain + c, a);
+        store(weighted + c, b);
+    }
+}
+
+INLINE void sums_first(long pixels, long channels, int with_relu, const float *dy, const float *x, const float *y,
+                       const float *mean, float *plain, float *weighted)
+{
+    for (long c = 0; c < channels; c++) {
+        long base = c * pixels, p = 0;
+        lanes a = {0}, b = {0};
+        float rest = 0, rest_weighted = 0;
+        for (; p + LANES <= pixels; p += LANES) {
+            lanes dz = load(dy + base + p), zero = {0};
+            if (with_relu)
+                dz = blend(load(y + base + p) > 0, dz, zero);
+            a += dz;
+            b += dz * (load(x + base + p) - mean[c]);
+        }
+        for (; p < pixels; p++) {
+            float dz = with_relu && !(y[base + p] > 0) ? 0 : dy[base + p];
+            rest += dz;
+            rest_weighted += dz * (x[base + p] - mean[c]);
+        }
+        plain[c] = total(a) + rest;
+        weighted[c] = total(b) + rest_weighted;
+    }
+}
+
+/* Only the largest of a window gets its gradient. */
+INLINE void pooled_sums_last(long height, long width, long channels, const float *dy, const float *x,
+                             const uint8_t *chosen, const float *mean, float *plain, float *weighted)
+{
+    long row = width * channels;
+    for (long c = 0; c < channels; c += LANES) {
+        lanes middle = load(mean + c), a = {0}, b = {0};
+        for (long i = 0; i < height / 2; i++)
+            for (long j = 0; j < width / 2; j++) {
+                long at = (i * (width / 2) + j) * channels + c;
+                const float *corner = x + 2 * i * row + 2 * j * channels + c;
+                lanes_int which = from_bytes(chosen + at);
+                lanes zero = {0}, picked = load(corner);
+                picked = blend(which == 1, load(corner + channels), picked);
+                picked = blend(which == 2, load(corner + row), picked);
+                picked = blend(which == 3, load(corner + row + channels), picked);
+                lanes dz = blend(which < 4, load(dy + at), zero);
+                a += dz;
+                b += dz * (picked - middle);
+            }
+        store(plain + c, a);
+        store(weighted + c, b);
+    }
+}
+
+INLINE void pooled_sums_first(long height, long width, long channels, const float *dy, const float *x,
+                              const uint8_t *chosen, const float *mean, float *plain, float *weighted)
+{
+    for (long c = 0; c < channels; c++) {
+        float a = 0, b = 0, middle = mean[c];
+        for (long i = 0; i < height / 2; i++) {
+            const float *top = x + (c * height + 2 * i) * width, *low = top + width;
+            float row_a = 0, row_b = 0;
+            for (long j = 0; j < width / 2; j++) {
+                int which = chosen[j];
+                float upper = which & 1 ? top[2 * j + 1] : top[2 * j];
+                float lower = which & 1 ? low[2 * j + 1] : low[2 * j];
+                float dz = which < 4 ? dy[j] : 0;
+                row_a += dz;
+                row_b += dz * ((which & 2 ? lower : upper) - middle);
+            }
+            a += row_a;
+            b += row_b;
+            dy += width / 2;
+            chosen += width / 2;
+        }
+        plain[c] = a;
+        weighted[c] = b;
+    }
+}
+
+/* dx = own * dz + slope * x + level, per channel; and dz itself for a residual. */
+INLINE void gradient_last(long pixels, long channels, int with_relu, const float *dy, const float *x,
+                          const float *y, const float *own, const float *slope, const float *level, float *dx,
+                          float *dresidual)
+{
+    for (long p = 0; p < pixels; p++)
+        for (long c = 0; c < channels; c += LANES) {
+            long at = p * channels + c;
+            lanes dz = load(dy + at), zero = {0};
+            if (with_relu)
+                dz = blend(load(y + at) > 0, dz, zero);
+            if (dresidual)
+                store(dresidual + at, dz);
+            store(dx + at, load(own + c) * dz + (load(slope + c) * load(x + at) + load(level + c)));
+        }
+}
+
+INLINE void gradient_first(long pixels, long channels, int with_relu, const float *dy, const float *x,
+                           const float *y, const float *own, const float *slope, const float *level, float *dx,
+                           float *dresidual)
+{
+    for (long c = 0; c < channels; c++) {
+        long base = c * pixels, p = 0;
+        for (; p + LANES <= pixels; p += LANES) {
+            lanes dz = load(dy + base + p), zero = {0};
+            if (with_relu)
+                dz = blend(load(y + base + p) > 0, dz, zero);
+            if (dresidual)
+                store(dresidual + base + p, dz);
+            store(dx + base + p, own[c] * dz + (slope[c] * load(x + base + p) + level[c]));
+        }
+        for (; p < pixels; p++) {
+            float dz = with_relu && !(y[base + p] > 0) ? 0 : dy[base + p];
+            if (dresidual)
+                dresidual[base + p] = dz;
+            dx[base + p] = own[c] * dz + (slope[c] * x[base + p] + level[c]);
+        }
+    }
+}
+
+INLINE void pooled_gradient_last(long height, long width, long channels, const float *dy, const float *x,
+                                 const uint8_t *chosen, const float *own, const float *slope, const float *level,
+                                 float *dx)
+{
+    long row = width * channels;
+    for (long i = 0; i < height / 2; i++)
+        for (long j = 0; j < width / 2; j++)
+            for (long c = 0; c < channels; c += LANES) {
+                long at = (i * (width / 2) + j) * channels + c, corner = 2 * i * row + 2 * j * channels + c;
+                lanes_int which = from_bytes(chosen + at);
+                lanes zero = {0}, mine = load(own + c) * load(dy + at), a = load(slope + c), b = load(level + c);
+                for (int k = 0; k < 4; k++) {
+                    long to = corner + (k / 2) * row + (k % 2) * channels;
+                    store(dx + to, blend(which == k, mine, zero) + (a * load(x + to) + b));
+                }
+            }
+}
+
+INLINE void pooled_gradient_first(long height, long width, long channels, const float *dy, const float *x,
+                                  const uint8_t *chosen, const float *own, const float *slope,
+                                  const float *level, float *dx)
+{
+    for (long c = 0; c < channels; c++)
+        for (long i = 0; i < height / 2; i++) {
+            long from = (c * height + 2 * i) * width;
+            const float *top = x + from, *low = top + width;
+            float *to = dx + from, *under = to + width, a = slope[c], b = level[c];
+            for (long j = 0; j < width / 2; j++) {
+                float mine = own[c] * dy[j];
+                int which = chosen[j];
+                to[2 * j] = (which == 0 ? mine : 0) + (a * top[2 * j] + b);
+                to[2 * j + 1] = (which == 1 ? mine : 0) + (a * top[2 * j + 1] + b);
+                under[2 * j] = (which == 2 ? mine : 0) + (a * low[2 * j] + b);
+                under[2 * j + 1] = (which == 3 ? mine : 0) + (a * low[2 * j + 1] + b);
+            }
+            dy += width / 2;
+            chosen += width / 2;
+        }
+}
+
+/* From the channels' sums to the parameters' gradients and the line that every x of a channel gets. */
+INLINE void coefficients(const norm_shape *s, const float *bias, const float *gamma, const float *mean,
+                         const float *rstd, const float *apart, const float *plain, const float *weighted,
+                         float *own, float *slope, float *level, float *dgamma, float *dbeta, float *dbias)
+{
+    long size = s->channels / s->groups, pixels = s->height * s->width;
+    double count = (double)size * pixels;
+    for (long g = 0; g < s->groups; g++) {
+        double a = 0, b = 0, r = rstd[g];
+        for (long c = g * size; c < (g + 1) * size; c++) {
+            a += (double)gamma[c] * plain[c];
+            b += (double)gamma[c] * weighted[c];
+        }
+        double line = -b * r * r * r / count, height = -a * r / count;
+        for (long c = g * size; c < (g + 1) * size; c++) {
+            own[c] = gamma[c] * rstd[g];
+            slope[c] = (float)line;
+            level[c] = (float)(height + line * ((bias ? bias[c] : 0) - mean[g]));
+            dgamma[c] += weighted[c] * rstd[g];
+            dbeta[c] += plain[c];
+            if (dbias) /* the sum of this channel's dx */
+                dbias[c] += (float)(gamma[c] * r * plain[c] + pixels * (height + line * apart[c]));
+        }
+    }
+}
+
+FOR_EVERY_PROCESSOR
+void norm_backward(const norm_shape *s, const float *dy, const float *x, const float *y, const uint8_t *chosen,
+                   const float *bias, const float *gamma, const float *statistics, float *dx, float *dresidual,
+                   float *parameters)
+{
+    float middle[MOST_CHANNELS], plain[MOST_CHANNELS], weighted[MOST_CHANNELS];
+    float own[MOST_CHANNELS], slope[MOST_CHANNELS], level[MOST_CHANNELS];
+    long h = s->height, w = s->width, channels = s->channels, pixels = h * w, size = channels * pixels;
+    long out = s->pool ? size / 4 : size, in_group = channels / s->groups;
+    float *dgamma = parameters, *dbeta = dgamma + channels, *dbias = bias ? dbeta + channels : 0;
+    memset(parameters, 0, (bias ? 3 : 2) * channels * sizeof *parameters);
+    for (long n = 0; n < s->images; n++) {
+        const float *mean = statistics, *rstd = mean + s->groups, *apart = rstd + s->groups;
+        for (long c = 0; c < channels; c++) /* x - middle = (x + bias) - mean */
+            middle[c] = mean[c / in_group] - (bias ? bias[c] : 0);
+        if (s->pool && s->last)
+            pooled_sums_last(h, w, channels, dy, x, chosen, middle, plain, weighted);
+        else if (s->pool)
+            pooled_sums_first(h, w, channels, dy, x, chosen, middle, plain, weighted);
+        else if (s->last)
+            sums_last(pixels, channels, s->relu, dy, x, y, middle, plain, weighted);
+        else
+            sums_first(pixels, channels, s->relu, dy, x, y, middle, plain, weighted);
+        coefficients(s, bias, gamma, mean, rstd, apart, plain, weighted, own, slope, level, dgamma, dbeta, dbias);
+        if (s->pool && s->last)
+            pooled_gradient_last(h, w, channels, dy, x, chosen, own, slope, level, dx);
+        else if (s->pool)
+            pooled_gradient_first(h, w, channels, dy, x, chosen, own, slope, level, dx);
+        else if (s->last)
+            gradient_last(pixels, channels, s->relu, dy, x, y, own, slope, level, dx, dresidual);
+        else
+            gradient_first(pixels, channels, s->relu, dy, x, y, own, slope, level, dx, dresidual);
+        x += size;
+        dx += size;
+        dy += out;
+        y = y ? y + out : y;
+        chosen = chosen ? chosen + out : chosen;
+        dresidual = dresidual ? dresidual + out : dresidual;
+        statistics += 2 * s->groups + channels;
+    }
+}

@@ -1,0 +1,188 @@
+#include "group_norm.h"
+#include "lanes.h"
+
+#include <math.h>
+
+#define RUN 64 /* values summed before they join the total: keeps float32 sums of a map accurate */
+
+/* Sums over a map's pixels of d = x - shift and of d*d, per channel; shift is the first pixel, so that nothing
+   cancels where the mean is far from zero. */
+INLINE void moments_last(const float *x, long pixels, long channels, float *sum, float *squares)
+{
+    for (long c = 0; c < channels; c += LANES) {
+        lanes shift = load(x + c), all = {0}, all_squares = {0};
+        for (long from = 0; from < pixels; from += RUN) {
+            long to = from + RUN < pixels ? from + RUN : pixels;
+            lanes some = {0}, some_squares = {0};
+            for (long p = from; p < to; p++) {
+                lanes d = load(x + p * channels + c) - shift;
+                some += d;
+                some_squares += d * d;
+            }
+            all += some;
+            all_squares += some_squares;
+        }
+        store(sum + c, all);
+        store(squares + c, all_squares);
+    }
+}
+
+INLINE void moments_first(const float *x, long pixels, long channels, float *sum, float *squares)
+{
+    for (long c = 0; c < channels; c++) {
+        const float *row = x + c * pixels;
+        float shift = row[0], rest = 0, rest_squares = 0;
+        lanes all = {0}, all_squares = {0};
+        long p = 0;
+        for (; p + LANES <= pixels; p += LANES) {
+            lanes d = load(row + p) - shift;
+            all += d;
+            all_squares += d * d;
+        }
+        for (; p < pixels; p++) {
+            float d = row[p] - shift;
+            rest += d;
+            rest_squares += d * d;
+        }
+        sum[c] = total(all) + rest;
+        squares[c] = total(all_squares) + rest_squares;
+    }
+}
+
+/* The groups' mean and 1/deviation, and with them each channel's y = scale * x + offset. */
+INLINE void affine(const norm_shape *s, const float *x, const float *bias, const float *gamma, const float *beta,
+                   float *mean, float *rstd, float *apart, float *scale, float *offset)
+{
+    long pixels = s->height * s->width, size = s->channels / s->groups, stride = s->last ? 1 : pixels;
+    float sum[MOST_CHANNELS], squares[MOST_CHANNELS];
+    if (s->last)
+        moments_last(x, pixels, s->channels, sum, squares);
+    else
+        moments_first(x, pixels, s->channels, sum, squares);
+    for (long g = 0; g < s->groups; g++) {
+        double middle = 0, spread = 0;
+        for (long c = g * size; c < (g + 1) * size; c++)
+            middle += x[c * stride] + (double)sum[c] / pixels + (bias ? bias[c] : 0);
+        middle /= size;
+        for (long c = g * size; c < (g + 1) * size; c++) {
+            double own = (double)sum[c] / pixels, off = x[c * stride] + own + (bias ? bias[c] : 0) - middle;
+            spread += squares[c] - own * sum[c] + off * off * pixels;
+            apart[c] = (float)off;
+        }
+        double deviation = spread / ((double)size * pixels);
+        mean[g] = (float)middle;
+        rstd[g] = (float)(1 / sqrt((deviation > 0 || isnan(deviation) ? deviation : 0) + s->eps));
+        for (long c = g * size; c < (g + 1) * size; c++) {
+            scale[c] = gamma[c] * rstd[g];
+            offset[c] = beta[c] + ((bias ? bias[c] : 0) - mean[g]) * scale[c];
+        }
+    }
+}
+
+INLINE void apply_last(long pixels, long channels, int with_relu, const float *x, const float *residual,
+                       const float *scale, const float *offset, float *y)
+{
+    for (long p = 0; p < pixels; p++)
+        for (long c = 0; c < channels; c += LANES) {
+            long at = p * channels + c;
+            lanes v = load(x + at) * load(scale + c) + load(offset + c);
+            if (residual)
+                v += load(residual + at);
+            store(y + at, with_relu ? relu(v) : v);
+        }
+}
+
+INLINE void apply_first(long pixels, long channels, int with_relu, const float *x, const float *residual,
+                        const float *scale, const float *offset, float *y)
+{
+    for (long c = 0; c < channels; c++) {
+        float a = scale[c], b = offset[c];
+        long p = 0, base = c * pixels;
+        for (; p + LANES <= pixels; p += LANES) {
+            lanes v = load(x + base + p) * a + b;
+            if (residual)
+                v += load(residual + base + p);
+            store(y + base + p, with_relu ? relu(v) : v);
+        }
+        for (; p < pixels; p++) {
+            float v = x[base + p] * a + b;
+            if (residual)
+                v += residual[base + p];
+            y[base + p] = with_relu && v <= 0 ? 0 : v;
+        }
+    }
+}
+
+INLINE void pool_last(long height, long width, long channels, const float *x, const float *scale,
+                      const float *offset, float *y, uint8_t *chosen)
+{
+    long row = width * channels;
+    for (long i = 0; i < height / 2; i++)
+        for (long j = 0; j < width / 2; j++) {
+            const float *corner = x + 2 * i * row + 2 * j * channels;
+            for (long c = 0; c < channels; c += LANES) {
+                lanes a = load(scale + c), b = load(offset + c);
+                lanes best = load(corner + c) * a + b;
+                lanes_int which = {0};
+                for (int k = 1; k < 4; k++) {
+                    lanes v = load(corner + (k / 2) * row + (k % 2) * channels + c) * a + b;
+                    lanes_int larger = v > best;
+                    best = blend(larger, v, best);
+                    which = (larger & k) | (~larger & which);
+                }
+                lanes_int dead = best <= 0;
+                which = (dead & 4) | (~dead & which);
+                long at = (i * (width / 2) + j) * channels + c;
+                store(y + at, relu(best));
+                lanes_byte narrow = to_bytes(which);
+                memcpy(chosen + at, &narrow, sizeof narrow);
+            }
+        }
+}
+
+INLINE void pool_first(long height, long width, long channels, const float *x, const float *scale,
+                       const float *offset, float *y, uint8_t *chosen)
+{
+    for (long c = 0; c < channels; c++)
+        for (long i = 0; i < height / 2; i++) {
+            const float *top = x + (c * height + 2 * i) * width, *low = top + width;
+            float a = scale[c], b = offset[c];
+            for (long j = 0; j < width / 2; j++) {
+                float v0 = top[2 * j] * a + b, v1 = top[2 * j + 1] * a + b;
+                float v2 = low[2 * j] * a + b, v3 = low[2 * j + 1] * a + b;
+                float upper = v1 > v0 ? v1 : v0, lower = v3 > v2 ? v3 : v2;
+                int in_top = v1 > v0 ? 1 : 0, in_low = v3 > v2 ? 3 : 2;
+                float best = lower > upper ? lower : upper;
+                int which = lower > upper ? in_low : in_top;
+                y[j] = best <= 0 ? 0 : best;
+                chosen[j] = best <= 0 ? 4 : which;
+            }
+            y += width / 2;
+            chosen += width / 2;
+        }
+}
+
+FOR_EVERY_PROCESSOR
+void norm_forward(const norm_shape *s, const float *x, const float *bias, const float *residual, const float *gamma,
+                  const float *beta, float *y, uint8_t *chosen, float *statistics)
+{
+    float scale[MOST_CHANNELS], offset[MOST_CHANNELS];
+    long pixels = s->height * s->width, size = s->channels * pixels, out = s->pool ? size / 4 : size;
+    for (long n = 0; n < s->images; n++) {
+        float *mean = statistics, *rstd = mean + s->groups, *apart = rstd + s->groups;
+        affine(s, x, bias, gamma, beta, mean, rstd, apart, scale, offset);
+        if (s->pool && s->last)
+            pool_last(s->height, s->width, s->channels, x, scale, offset, y, chosen);
+        else if (s->pool)
+            pool_first(s->height, s->width, s->channels, x, scale, offset, y, chosen);
+        else if (s->last)
+            apply_last(pixels, s->channels, s->relu, x, residual, scale, offset, y);
+        else
+            apply_first(pixels, s->channels, s->relu, x, residual, scale, offset, y);
+        x += size;
+        y += out;
+        residual = residual ? residual + out : residual;
+        chosen = chosen ? chosen + out : chosen;
+        statistics += 2 * s->groups + s->channels;
+    }
+}

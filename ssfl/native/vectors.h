@@ -1,0 +1,13 @@
+/* Long vectors of float32, each read or written once. */
+#ifndef SSFL_VECTORS_H
+#define SSFL_VECTORS_H
+
+#include <stdint.h>
+
+/* out[i] = the next of `values` where mask[i] is 1, else 0. mask: bytes 0 or 1, as many ones as `kept` values. */
+void expand(const uint8_t *mask, long size, const float *values, long kept, float *out);
+
+/* out[i] = weights[0] * vectors[0][i] + weights[1] * vectors[1][i] + ..., added in that order. */
+void weighted_sum(const float *const *vectors, const float *weights, long count, long size, float *out);
+
+#endif

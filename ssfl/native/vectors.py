@@ -1,0 +1,53 @@
+"""Long vectors in one pass: values to the places of a mask, sums with weights; to the bit what PyTorch computes."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ssfl.native.library import address, available, kernels
+
+
+def expands(mask: Tensor, values: Tensor) -> bool:
+    """Whether `expand` serves: a mask [P] (bool) and float32 values, both on the CPU."""
+    plain = mask.dtype == torch.bool and values.dtype == torch.float32 and not values.requires_grad
+    here = mask.device.type == values.device.type == "cpu"
+    return available() and plain and here and mask.is_contiguous() and values.is_contiguous()
+
+
+def expand(mask: Tensor, values: Tensor, kept: int) -> Tensor:
+    """[P]: the next of `values [kept]` where `mask [P]` holds, 0 elsewhere. kept: how many it holds."""
+    if values.shape != (kept,):
+        raise ValueError(f"{values.numel()} values for a mask that keeps {kept}")
+    out = torch.empty(mask.shape, dtype=torch.float32)
+    kernels.expand(address(mask), mask.numel(), address(values), kept, address(out))
+    return out
+
+
+def sums(vectors: Sequence[Tensor]) -> bool:
+    """Whether `weighted_sum` serves: float32 vectors of one size on the CPU."""
+    first = vectors[0]
+    return available() and all(
+        v.dtype == torch.float32
+        and v.device.type == "cpu"
+        and v.shape == first.shape
+        and v.is_contiguous()
+        and not v.requires_grad
+        for v in vectors
+    )
+
+
+def weighted_sum(vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> Tensor:
+    """out [P] = weights[0] * vectors[0] + weights[1] * vectors[1] + ..., added in that order in float32."""
+    if len(weights) != len(vectors) or not sums([*vectors, out]):
+        raise ValueError(
+            "float32 vectors of one size on the CPU are needed, a weight each, and one to write to"
+        )
+    places, factors = array("Q", map(address, vectors)), array("f", weights)
+    kernels.weighted_sum(
+        places.buffer_info()[0], factors.buffer_info()[0], len(vectors), out.numel(), address(out)
+    )
+    return out

@@ -1,0 +1,153 @@
+"""The engine with the kernels of `ssfl.native`: PyTorch's results to rounding; executors agree as without them."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ssfl.algorithms.base import Algorithm, Probe
+from ssfl.algorithms.fedavg import FedAvg
+from ssfl.algorithms.sparsyfed import SparsyFed
+from ssfl.algorithms.ssfl import SSFL, Discovery
+from ssfl.core.optim import ExponentialDecay, FitSpec
+from ssfl.core.saliency import snip
+from ssfl.engine.batched import BatchedExecutor
+from ssfl.engine.executors import Executor, SequentialExecutor
+from ssfl.engine.local import Arithmetic, ClientRunner
+from ssfl.engine.native_layers import native_layers
+from ssfl.engine.processes import ProcessExecutor
+from ssfl.engine.threads import ThreadExecutor
+from ssfl.models import build_model
+from ssfl.native import available
+from tests.engine.support import float_data, make_rig
+
+pytestmark = pytest.mark.skipif(
+    not available(), reason="the kernels were not built: no C compiler at installation"
+)
+FIT = FitSpec(1, 8, ExponentialDecay(0.05, 0.99), clip_norm=10.0)
+METHODS: dict[str, Algorithm[Any]] = {
+    "fedavg": FedAvg(FIT, 3),
+    "ssfl": SSFL(FIT, 3, Discovery(Probe(snip), 0.5)),
+    "sparsyfed": SparsyFed(FIT, 3, 0.5),
+}
+
+
+def small_net() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build_model("digits_cnn", 3, (1, 6, 6))
+
+
+def runner_of(
+    method: str, native: bool, dtype: torch.dtype = torch.float32, last: bool = False
+) -> ClientRunner:
+    arithmetic = Arithmetic(channels_last=last, dtype=dtype, native=native)
+    return ClientRunner(small_net(), float_data(), METHODS[method].tasks, 0, arithmetic=arithmetic)
+
+
+def trained(method: str, executor: Executor, rounds: int = 2) -> Tensor:
+    try:
+        rig = make_rig(METHODS[method], float_data(), small_net(), dtype=torch.float32, executor=executor)
+        return rig.run(rounds)
+    finally:
+        executor.close()
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_is_the_one_without_kernels_to_rounding(method: str, last: bool) -> None:
+    plain, native = (
+        trained(method, SequentialExecutor(runner_of(method, native, last=last))) for native in (False, True)
+    )
+    assert not native.equal(plain)  # or this test compares a thing with itself
+    torch.testing.assert_close(native, plain, rtol=0, atol=2e-5)
+
+
+def test_threads_and_processes_have_the_sequential_bits() -> None:
+    alone = trained("ssfl", SequentialExecutor(runner_of("ssfl", True)))
+    assert trained("ssfl", ThreadExecutor(runner_of("ssfl", True), 2)).equal(alone)
+    assert trained("ssfl", ProcessExecutor(runner_of("ssfl", True), 2)).equal(alone)
+
+
+def test_a_block_is_one_client_after_the_other_to_rounding() -> None:
+    alone = trained("ssfl", SequentialExecutor(runner_of("ssfl", True)))
+    block = trained("ssfl", BatchedExecutor(runner_of("ssfl", True), 4))
+    torch.testing.assert_close(block, alone, rtol=0, atol=2e-5)
+
+
+def test_doubles_go_pytorchs_way_to_the_bit() -> None:
+    plain, native = (
+        trained("fedavg", SequentialExecutor(runner_of("fedavg", native, torch.float64)), 1)
+        for native in (False, True)
+    )
+    torch.testing.assert_close(native, plain, rtol=0, atol=1e-12)
+
+
+def test_layers_are_as_before_afterwards() -> None:
+    net = small_net()
+    x = torch.randn(2, 1, 6, 6)
+    before = net(x)
+    norms = [m for m in net.modules() if isinstance(m, nn.GroupNorm)]
+    with contextlib.suppress(ZeroDivisionError), native_layers(net):
+        assert all("fused" in vars(m) for m in norms)
+        raise ZeroDivisionError
+    assert not any({"fused", "forward"} & set(vars(m)) for m in norms)
+    assert net(x).equal(before)
+    with native_layers(net, wanted=False):
+        assert not any("fused" in vars(m) for m in norms)
+
+
+class Mine(nn.Module):
+    """A user's network: norms by themselves, an odd map that is pooled, a norm without weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 16, 2)
+        self.norm = nn.GroupNorm(4, 16)
+        self.bare = nn.GroupNorm(4, 16, affine=False)
+        self.out = nn.Linear(16 * 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(torch.relu(self.norm(self.conv(x))), 2)
+        return self.out(self.bare(x).flatten(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_a_users_network_computes_the_same(form: torch.memory_format) -> None:
+    net, x = Mine(), torch.randn(3, 1, 6, 6).contiguous(memory_format=form)
+    plain = net(x)
+    wanted = torch.autograd.grad(plain.square().sum(), list(net.parameters()))
+    with native_layers(net):
+        found = net(x)
+        gradients = torch.autograd.grad(found.square().sum(), list(net.parameters()))
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cnn", "digits_cnn", "resnet8", "resnet18"])
+def test_the_projects_networks_compute_the_same(name: str) -> None:
+    torch.manual_seed(0)
+    net = build_model(name, 10, (3, 16, 16))
+    x = torch.randn(4, 3, 16, 16)
+    for form in (torch.contiguous_format, torch.channels_last):
+        images = x.contiguous(memory_format=form)
+        plain = net(images)
+        wanted = torch.cat([g.flatten() for g in torch.autograd.grad(plain.sum(), list(net.parameters()))])
+        with native_layers(net):
+            found = net(images)
+            gradients = torch.autograd.grad(found.sum(), list(net.parameters()))
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+        mine = torch.cat([g.flatten() for g in gradients])
+        assert float((mine - wanted).norm() / wanted.norm()) < 1e-4
+
+
+def test_bf16_leaves_the_norms_to_pytorch() -> None:
+    arithmetic = Arithmetic("bf16", native=True)
+    runner = ClientRunner(small_net(), float_data(), METHODS["fedavg"].tasks, 0, arithmetic=arithmetic)
+    assert bool(trained("fedavg", SequentialExecutor(runner)).isfinite().all())
