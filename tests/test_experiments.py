@@ -37,7 +37,7 @@ SLOWER = {"sparsyfed": 1.6, "dispfl": 1.15}
 START_SECONDS = 15.0
 MINUTES = {name: 120.0 if name == "cifar10_dir03" else 45.0 for name in TABLES}
 IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "tinyimagenet": 20_000}
-"""Training images; of Tiny-ImageNet the packed part with 100 of every class's 500, on which the page's runs were made."""
+"""Training images; of Tiny-ImageNet 100 of every class's 500, as in the part on which the page's runs were made."""
 
 
 @cache
