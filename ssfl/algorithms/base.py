@@ -86,6 +86,9 @@ class ClientTask:
     """What to score after training; None: nothing."""
     evaluate: tuple[str, ...] = ()
     """When to test the client's model on its own test split: "received" (before fit), "trained" (after)."""
+    averaged_by: str = ""
+    """"examples" or "clients": the server reads nothing of this phase's replies but their mean, weighted by n_k or
+    by 1; all replies then hold the same parts, dense or on one mask. "": it reads more than that."""
     updates: tuple[str, ...] = ()
     """Tensors of the work that `objective` sets in place from step to step; executors keep them so."""
 

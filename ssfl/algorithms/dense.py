@@ -31,6 +31,7 @@ class DenseTraining(ClientTask):
 
     fit: FitSpec = field()
     evaluate: tuple[str, ...] = ("trained",)
+    averaged_by: str = "examples"
 
     def receive(self, inbox: Sequence[Payload], state: ClientState, context: ClientContext) -> Work:
         """Take the server's model as it came."""

@@ -88,6 +88,7 @@ class MaskedTraining(ClientTask):
 
     fit: FitSpec = field()
     evaluate: tuple[str, ...] = ("trained",)
+    averaged_by: str = "examples"
     memo: SupportMemo = field(default_factory=SupportMemo, compare=False, repr=False)
 
     def receive(self, inbox: Sequence[Payload], state: ClientState, context: ClientContext) -> Work:

@@ -62,6 +62,11 @@ class Discovery:
     floor_density: float = 0.0
     """Least share kept in every layer, a guard against layers left empty; 0: none, as in the paper."""
 
+    @property
+    def averaged_by(self) -> str:
+        """What weighs a client's scores in their mean."""
+        return "examples" if self.weighting == "examples" else "clients"
+
     def mask(self, replies: Iterable[ClientReply], context: ServerContext) -> Tensor:
         """Bits [N]: top-k of s = sum_k p_k s_k, a mean of absolute values (README, phase 1, steps 2 and 3)."""
         weigh = self.weighting == "examples"
@@ -85,6 +90,7 @@ class ScoreSaliency(ClientTask):
     """Phase 1 on a client: no training; reply with scores over prunable weights."""
 
     probe: Probe = field()
+    averaged_by: str = "examples"
 
     def receive(self, inbox: Sequence[Payload], state: ClientState, context: ClientContext) -> Work:
         """The model to score."""
@@ -118,7 +124,7 @@ class SSFL:
         """Phases "warmup", "score", "adopt", "train"."""
         return {
             "warmup": DenseTraining(self.fit),
-            "score": ScoreSaliency(self.discovery.probe),
+            "score": ScoreSaliency(self.discovery.probe, self.discovery.averaged_by),
             "adopt": StoreMask(),
             "train": MaskedTraining(self.fit),
         }

@@ -158,8 +158,9 @@ def executor_of(parts: Parts, link: Link | None = None) -> Executor:
     inner = _local_executor(parts, runner)
     if link is None or link.size == 1:
         return inner
-    alone = parts.config.engine.executor not in ("processes", "threads")
-    return RankedExecutor(inner, runner, link, alone)
+    engine = parts.config.engine
+    alone = engine.executor not in ("processes", "threads")
+    return RankedExecutor(inner, runner, link, alone, engine.rank_exchange == "mean")
 
 
 def _local_executor(parts: Parts, runner: ClientRunner) -> Executor:

@@ -149,6 +149,7 @@ class EngineConfig:
     threads: int | str = "auto"  # intra-op threads of each process
     compaction: bool = False  # leave out what zero weights multiply
     state_memory_mb: int | str = "auto"  # of the clients' memories; more goes to the run folder
+    rank_exchange: str = "mean"  # torchrun: mean (one reduction where the method allows) | replies (exact)
     rank_timeout_seconds: float = 1800.0  # torchrun: longest wait for the slowest rank
 
 

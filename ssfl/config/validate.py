@@ -48,6 +48,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "engine.device": ("auto", "cpu", "cuda"),
     "engine.memory_format": ("auto", "contiguous", "channels_last"),
     "engine.kernels": ("auto", "native", "torch"),
+    "engine.rank_exchange": ("mean", "replies"),
     "tracking.console": ("auto", "rich", "plain", "quiet", "json"),
     "wandb.mode": ("online", "offline", "disabled"),
 }

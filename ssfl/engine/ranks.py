@@ -1,8 +1,8 @@
 """Several processes, on one host or many, that run the same loop and share out a cohort's clients.
 
 Draws are named, so every rank makes the same plan. Each computes its share of the jobs through an executor of its
-own; then all ranks gather all outcomes, so that each goes on from the very bits that one process would have made. No
-number is summed on its way: what crosses are the replies themselves, whatever the method (docs/engine.md: the cost).
+own. Where the server needs no more than the mean of the replies, one reduction gives it to all ranks (rank_means.py);
+else, or where the bits of one process are asked for, all ranks gather all replies (docs/engine.md: the cost).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ssfl.core.metrics import Tally
 from ssfl.core.payloads import DenseValues, MaskBits, MaskedValues, Payload, SparseValues
 from ssfl.engine.executors import Executor
 from ssfl.engine.local import ClientRunner, DivergedError, Job, Outcome
+from ssfl.engine.rank_means import Outline, PartialMean, outlines, payload_of, same
 from ssfl.engine.records import Packer, apart, unpack
 from ssfl.engine.shares import row_slices
 
@@ -67,6 +68,10 @@ class Link(Protocol):
         """Every rank's message, by rank; all ranks must call it. RankError when one is gone."""
         ...
 
+    def add_up(self, vector: Tensor) -> Tensor:
+        """The sum of all ranks' vectors of one shape, the same bits on all; may overwrite `vector`."""
+        ...
+
 
 @final
 class Alone:
@@ -78,6 +83,10 @@ class Alone:
     def gather(self, message: bytes) -> list[bytes]:
         """The message itself."""
         return [message]
+
+    def add_up(self, vector: Tensor) -> Tensor:
+        """The vector itself."""
+        return vector
 
 
 def shares(examples: Sequence[int], size: int) -> list[list[int]]:
@@ -145,9 +154,16 @@ class RankedExecutor:
     """
 
     def __init__(
-        self, inner: Executor, runner: ClientRunner, link: Link, split_evaluation: bool = True
+        self,
+        inner: Executor,
+        runner: ClientRunner,
+        link: Link,
+        split_evaluation: bool = True,
+        by_mean: bool = False,
     ) -> None:
+        """by_mean: one reduction instead of all replies, in phases whose task is `averaged_by` something."""
         self.inner = inner
+        self.by_mean = by_mean
         self.runner = runner
         self.link = link
         self.split_evaluation = split_evaluation
@@ -159,6 +175,10 @@ class RankedExecutor:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """All outcomes, in the jobs' order, after every rank has computed its share."""
+        weighting = self.runner.tasks[jobs[0].phase].averaged_by if jobs and self.by_mean else ""
+        if weighting:
+            yield from self._averaged(jobs, weighting)
+            return
         counts = [self.runner.federation.examples(j.instruction.client) for j in jobs]
         mine = shares(counts, self.link.size)[self.link.rank]
         known = Packer()  # what all ranks hold already is not sent again
@@ -173,6 +193,32 @@ class RankedExecutor:
             for position, reply, state in told:
                 outcomes[position] = Outcome(reply, jobs[position].state if state is None else state)
         yield from (outcomes[i] for i in range(len(jobs)))
+
+    def _averaged(self, jobs: Sequence[Job], weighting: str) -> Iterator[Outcome]:
+        """Outcomes whose payloads all carry the mean of the replies."""
+        counts = [self.runner.federation.examples(j.instruction.client) for j in jobs]
+        weights = counts if weighting == "examples" else [1] * len(jobs)
+        mine = shares(counts, self.link.size)[self.link.rank]
+        known, mean = Packer(), PartialMean()
+        known.pack(list(jobs))
+
+        def compute() -> Any:
+            told = []
+            for i, o in zip(mine, self.inner.run([jobs[i] for i in mine]), strict=True):
+                mean.add(o.reply.payload, weights[i] / sum(weights))
+                told.append((i, o.reply.report, outlines(o.reply.payload), _changed(o, jobs[i])))
+            return told
+
+        mark = fingerprint(jobs, len(known.tensors))
+        ranks = self._share_out(compute, (ClientReport, Tally, Outline), known, mark)
+        told = {position: rest for rank in ranks for position, *rest in rank}
+        parts = same(tuple(parts) for _, parts, _ in told.values())
+        means = [self.link.add_up(mean.of(part)) for part in parts]
+        for i, job in enumerate(jobs):
+            report, _, state = told[i]
+            client = job.instruction.client
+            reply = ClientReply(client, payload_of(parts, means, client), report)
+            yield Outcome(reply, job.state if state is None else state)
 
     def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The test set in slices of whole evaluation batches, one slice a rank."""

@@ -39,6 +39,11 @@ class TorchLink:
         self._wait(dist.all_gather(lengths, torch.tensor([len(message)]), async_op=True))
         return [self._from(rank, int(length), message) for rank, length in enumerate(lengths)]
 
+    def add_up(self, vector: Tensor) -> Tensor:
+        """One all-reduce, in place."""
+        self._wait(dist.all_reduce(vector, async_op=True))
+        return vector
+
     def _from(self, rank: int, length: int, own: bytes) -> bytes:
         if not length:
             return b""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -14,11 +14,14 @@ from torch import Tensor
 
 from ssfl.algorithms.base import ClientContext, ClientReply, Clock, RoundPlan
 from ssfl.core.payloads import DenseValues, MaskedValues, SparseValues
+from ssfl.engine.rank_means import PartialMean, outlines, payload_of, same
 from tests.contract.table import (
+    ALGORITHMS,
     DENSITY,
     GLOBAL,
     NETS,
     PER_ROUND,
+    PERSONAL,
     ROUNDS,
     SHARED_MASK,
     SIZES,
@@ -53,6 +56,35 @@ def _exchanges(rig: Rig) -> Iterator[Exchanged]:
         before = progress.state
         progress = rig.loop.step(progress, plan)
         yield Exchanged(rig, before, plan, rig.recorder.passed[-1][1], progress.state, rig.events[-1])
+
+
+@every_net
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_who_says_averaged_reads_only_the_mean(name: str, net: str) -> None:
+    """The aggregate of replies that all carry their weighted mean is the aggregate of the replies themselves."""
+    seen = 0
+    for exchange in exchanges(name, net):
+        rig, task = exchange.rig, exchange.rig.algorithm.tasks[exchange.plan.phase]
+        if not task.averaged_by:
+            continue
+        seen += 1
+        mean = PartialMean()
+        weights = [r.examples if task.averaged_by == "examples" else 1 for r in exchange.replies]
+        for reply, weight in zip(exchange.replies, weights, strict=True):
+            mean.add(reply.payload, weight / sum(weights))
+        parts = same(outlines(r.payload) for r in exchange.replies)
+        means = [mean.of(part) for part in parts]
+        replies = [replace(r, payload=payload_of(parts, means, r.client)) for r in exchange.replies]
+        found = rig.algorithm.aggregate(exchange.before, exchange.plan, replies, rig.context)
+        for state in (found, exchange.after):
+            assert rig.algorithm.weights_to_evaluate(state, rig.context) is not None
+        torch.testing.assert_close(
+            rig.algorithm.weights_to_evaluate(found, rig.context),
+            rig.algorithm.weights_to_evaluate(exchange.after, rig.context),
+            rtol=0,
+            atol=1e-12,
+        )
+    assert seen or name in PERSONAL or name.startswith(("random_clientwise", "sparsyfed"))
 
 
 def dense_vector(reply: ClientReply, mask: Tensor | None) -> Tensor | None:

@@ -16,17 +16,20 @@ from torch import Tensor
 from ssfl.algorithms.base import Algorithm, Clock, Instruction, Probe
 from ssfl.algorithms.dispfl import DisPFL
 from ssfl.algorithms.fedavg import FedAvg
+from ssfl.algorithms.sparsyfed import SparsyFed
 from ssfl.algorithms.ssfl import SSFL, Discovery
 from ssfl.assemble.loop import first_progress
 from ssfl.config import ConfigError
+from ssfl.core.layout import Layout
 from ssfl.core.optim import ExponentialDecay, FitSpec
-from ssfl.core.payloads import DenseValues, Payload
+from ssfl.core.payloads import DenseValues, MaskedValues, Payload, SparseValues
 from ssfl.core.saliency import CRITERIA
 from ssfl.engine.checkpoint import COMMON_RECORDS
 from ssfl.engine.driver import Progress
 from ssfl.engine.executors import SequentialExecutor
 from ssfl.engine.ledger import Ledger
 from ssfl.engine.local import DivergedError, Job
+from ssfl.engine.rank_means import UnequalRepliesError, outlines, same
 from ssfl.engine.ranks import (
     Alone,
     Link,
@@ -47,6 +50,9 @@ METHODS: dict[str, Callable[[], Algorithm[Any]]] = {
     "fedavg": lambda: FedAvg(FIT, 2),
     "ssfl": lambda: SSFL(FIT, 3, Discovery(PROBE, 0.5)),
     "dispfl": lambda: DisPFL(FIT, 0.5, neighbour_count=2),
+    "ssfl_uniform": lambda: SSFL(FIT, 3, Discovery(PROBE, 0.5, weighting="uniform"), mask_round=1),
+    "fedavg_ft": lambda: FedAvg(FIT, 2, fine_tune=FIT),
+    "sparsyfed": lambda: SparsyFed(FIT, 3, 0.5),
 }
 
 
@@ -76,6 +82,10 @@ class ThreadLink:
     def size(self) -> int:
         return self.board.size
 
+    def add_up(self, vector: Tensor) -> Tensor:
+        parts = self.gather(vector.numpy().tobytes())
+        return torch.stack([torch.frombuffer(bytearray(p), dtype=vector.dtype) for p in parts]).sum(0)
+
     def gather(self, message: bytes) -> list[bytes]:
         self.sent.append(len(message))
         self.board.messages[self.rank] = message
@@ -104,7 +114,7 @@ def on_ranks(size: int, work: Callable[[Link], T]) -> list[T | Exception]:
     return [out[r] for r in range(size)]
 
 
-def ranked_rig(link: Link, method: str, norm: str = "group") -> Rig:
+def ranked_rig(link: Link, method: str, norm: str = "group", by_mean: bool = False) -> Rig:
     """The same run on every rank, over objects of its own.
 
     Threads share PyTorch's default generator: networks are made one at a time, before any rank trains.
@@ -114,7 +124,7 @@ def ranked_rig(link: Link, method: str, norm: str = "group") -> Rig:
     if isinstance(link, ThreadLink):
         link.board.barrier.wait()
     runner = make_runner(data, module, algorithm.tasks)
-    executor = RankedExecutor(SequentialExecutor(runner), runner, link)
+    executor = RankedExecutor(SequentialExecutor(runner), runner, link, by_mean=by_mean)
     return make_rig(algorithm, data, module, executor=executor)
 
 
@@ -151,7 +161,7 @@ def test_shares_by_hand() -> None:
 
 
 # ── equal bits ───────────────────────────────────────────────────────────────────────────────────────────────────
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", ["fedavg", "ssfl", "dispfl"])
 @pytest.mark.parametrize("size", [2, 3])
 def test_every_rank_ends_with_the_bits_of_one_process(method: str, size: int) -> None:
     alone = ranked_rig(Alone(), method)
@@ -219,6 +229,96 @@ def test_go_on_from_the_first_ranks_checkpoint() -> None:
         return bits(rig.loop.run(progress))
 
     assert on_ranks(2, work) == [wanted, wanted]
+
+
+# ── one reduction ────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_mean_over_ranks_is_the_mean_of_one_process(method: str, norm: str) -> None:
+    """Models to rounding, and the same books: bytes and counts of every client are those that it sent."""
+    alone = ranked_rig(Alone(), method, norm)
+    wanted = finished(alone)
+
+    def work(link: Link) -> tuple[Progress, list[dict[str, Any]]]:
+        rig = ranked_rig(link, method, norm, by_mean=True)
+        return finished(rig), numbers(rig)
+
+    for told in on_ranks(3, work):
+        assert not isinstance(told, Exception), told
+        progress, events = told
+        weights = alone.algorithm.weights_to_evaluate(wanted.state, alone.context)
+        if weights is not None:
+            found = alone.algorithm.weights_to_evaluate(progress.state, alone.context)
+            assert found is not None
+            torch.testing.assert_close(found, weights, rtol=0, atol=1e-10)
+        assert progress.ledger.uplink_bytes == wanted.ledger.uplink_bytes
+        for mine, theirs in zip(events, numbers(alone), strict=True):
+            assert {k: v for k, v in mine.items() if not isinstance(v, float)} == {
+                k: v for k, v in theirs.items() if not isinstance(v, float)
+            }
+            floats = {k: v for k, v in theirs.items() if isinstance(v, float)}
+            assert {k: mine[k] for k in floats} == pytest.approx(floats, rel=1e-9, abs=1e-9)
+
+
+def test_ranks_by_mean_agree_to_the_bit_among_themselves_and_with_a_repeat() -> None:
+    def work(link: Link) -> bytes:
+        return bits(finished(ranked_rig(link, "ssfl", by_mean=True)))
+
+    first, second = on_ranks(2, work), on_ranks(2, work)
+    assert first[0] == first[1] == second[0] == second[1]
+
+
+def test_one_sum_crosses_instead_of_the_replies() -> None:
+    """Four clients' replies of tiny_net in float64 against one vector: what a rank sends in a round."""
+
+    def bytes_of(by_mean: bool) -> Callable[[Link], int]:
+        def work(link: Link) -> int:
+            assert isinstance(link, ThreadLink)
+            rig = ranked_rig(link, "fedavg", by_mean=by_mean)
+            jobs = jobs_of(rig, range(4), rig.theta)
+            link.sent.clear()
+            list(rig.executor.run(jobs))
+            return sum(link.sent)
+
+        return work
+
+    model = 8 * Layout.of(tiny_net()).size
+    (gathered, _), (added, _) = on_ranks(2, bytes_of(False)), on_ranks(2, bytes_of(True))
+    assert isinstance(gathered, int)
+    assert isinstance(added, int)
+    assert 2 * model <= gathered
+    assert model <= added < 2 * model
+
+
+def test_more_ranks_than_clients_and_a_mean() -> None:
+    wanted = finished(ranked_rig(Alone(), "fedavg"), rounds=1)
+    for told in on_ranks(5, lambda link: finished(ranked_rig(link, "fedavg", by_mean=True), rounds=1)):
+        assert not isinstance(told, Exception), told
+        torch.testing.assert_close(told.state.theta, wanted.state.theta, rtol=0, atol=1e-10)
+
+
+def test_a_failure_on_one_rank_comes_before_the_sum() -> None:
+    def work(link: Link) -> None:
+        rig = ranked_rig(link, "fedavg", by_mean=True)
+        if link.rank == 1:
+            rig.executor.inner = Broken()  # type: ignore[attr-defined]
+        list(rig.executor.run(jobs_of(rig, range(2), rig.theta)))
+
+    first, second = on_ranks(2, work)
+    assert isinstance(second, OSError)
+    assert str(first) == "rank 1 stopped: OSError: no space left"
+
+
+def test_what_has_no_mean_says_so() -> None:
+    sparse = Payload({"w": SparseValues(torch.ones(1), torch.tensor([True, False]))})
+    with pytest.raises(UnequalRepliesError, match="averaged_by"):
+        outlines(sparse)
+    dense, masked = (
+        Payload({"w": DenseValues(torch.ones(2))}),
+        Payload({"w": MaskedValues(torch.ones(2), b"8 bytes!")}),
+    )
+    with pytest.raises(UnequalRepliesError, match="differ"):
+        same([outlines(dense), outlines(masked)])
 
 
 # ── failures ─────────────────────────────────────────────────────────────────────────────────────────────────────

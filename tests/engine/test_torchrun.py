@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -29,6 +30,7 @@ WORDS = (
     "training.frequency_of_the_test=5",
     "engine.executor=sequential",
     "engine.memory_format=contiguous",
+    "engine.rank_exchange=replies",  # the bits of one process
     "tracking.console=quiet",
     "checkpoint.every_rounds=1",
 )
@@ -106,6 +108,27 @@ def test_a_rank_dies_and_the_run_resumes_in_one_process(tmp_path: Path) -> None:
     assert assemble.run(load_config(words(one))) == 0
     assert same_model(one, two)
     assert rounds_done(two) == ROUNDS
+
+
+def test_a_mean_over_two_ranks_is_the_one_process_run_to_rounding(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    short = ("training.comm_round=3", "engine.rank_exchange=mean")
+    run = start(tmp_path, "main.py", *words(two), *short)
+    _, said = run.communicate(timeout=240)
+    assert run.returncode == 0, said
+    assert assemble.run(load_config([*words(one), *short])) == 0
+    a, b = (load_file(only_run(root) / "model.safetensors") for root in (one, two))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-5)
+    ledgers = [
+        [
+            json.loads(line).get("uplink_bytes")
+            for line in (only_run(root) / "metrics.jsonl").read_text().splitlines()
+        ]
+        for root in (one, two)
+    ]
+    assert ledgers[0] == ledgers[1]
 
 
 @pytest.mark.slow
