@@ -25,7 +25,14 @@ class FlatModule:
         self.layout = layout
         self.theta = layout.flatten(module)
         self.gradient = self.theta.new_zeros(layout.trained_size)
+        self._set = False
         self.bind()
+
+    def set_training(self, training: bool) -> None:
+        """Train or eval mode; a walk over all layers only where it changes something."""
+        if not self._set or self.module.training != training:
+            self.module.train(training)
+            self._set = True
 
     @property
     def trained(self) -> Tensor:

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,13 +171,19 @@ class ClientRunner:
         module = self.flat(task).module
         native = native_layers(module, self.arithmetic.native)
         with layer_draws(self.arithmetic.device, seed), compacted(module, plan), native:
-            return float(self.train(task, spec, work, context))
+            losses, counts = self.train(task, spec, work, context)
+        return sum(v * n for v, n in zip(losses.tolist(), counts, strict=True)) / max(sum(counts), 1)
 
-    def train(self, task: ClientTask, spec: FitSpec, work: Work, context: ClientContext) -> Tensor:
-        """The local epochs of `fit`; the mean loss stays on the device, so that nothing here waits for it."""
+    def train(
+        self, task: ClientTask, spec: FitSpec, work: Work, context: ClientContext
+    ) -> tuple[Tensor, list[int]]:
+        """The local epochs of `fit`; the last one's losses and examples by step.
+
+        The losses [steps] stay on the device, so that nothing here waits for it.
+        """
         flat = self.flat(task)
         flat.load(work["theta"])
-        flat.module.train()
+        flat.set_training(True)
         trained = flat.trained
         gradient_of = self._plain_gradient if sees_theta(task) else self._objective_gradient
         velocity = torch.zeros_like(flat.gradient) if spec.momentum else None
@@ -197,7 +203,7 @@ class ClientRunner:
                 losses.append(loss)
                 counts.append(len(batch[1]))
         work["theta"] = flat.theta.clone()
-        return mean_loss(losses, counts)
+        return torch.stack(losses) if losses else flat.theta.new_zeros(0), counts
 
     def _plain_gradient(self, task: ClientTask, flat: FlatModule, work: Work, batch: Batch) -> Tensor:
         """Mean cross-entropy and its gradient into `flat.gradient`, through the module itself."""
@@ -246,7 +252,7 @@ class ClientRunner:
     def probe(self, task: ClientTask, probe: Probe, work: Work, context: ClientContext) -> Tensor:
         """The mean saliency [T] over `probe.batches` minibatches at work["theta"]."""
         flat = self.flat(task)
-        flat.module.train(probe.training_mode)
+        flat.set_training(probe.training_mode)
         net = FlatNet(flat.module, self.layout)
         total = torch.zeros_like(flat.gradient)
         for batch in self.probe_batches(probe, context):
@@ -297,7 +303,7 @@ class ClientRunner:
     ) -> tuple[Tensor, Tensor, Tensor]:
         flat = self.flat(task)
         flat.load(theta)
-        flat.module.eval()
+        flat.set_training(False)
         losses, hits, labels = [], [], []
         plan = live_channels(self.layout, theta) if self.compaction else {}
         native = native_layers(flat.module, self.arithmetic.native)
@@ -328,14 +334,6 @@ class ClientRunner:
 
 def _lies(x: Tensor, form: torch.memory_format) -> bool:
     return x.is_contiguous(memory_format=form)
-
-
-def mean_loss(losses: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    """The mean over examples of batches' mean losses (scalars), in float64 on their device; 0 of none."""
-    if not losses:
-        return torch.zeros((), dtype=torch.float64)
-    each = torch.stack(list(losses))
-    return (each * each.new_tensor(counts)).double().sum() / sum(counts)
 
 
 def check_finite(loss: float, context: ClientContext) -> None:

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #define MOST_CHANNELS 4096
+#define MOST_WINDOWS 4096 /* of a map that is pooled, channels first */
 
 /* Images of float32, either [images, channels, height, width] or, `last`, [images, height, width, channels]. */
 typedef struct {
@@ -27,5 +28,13 @@ void norm_forward(const norm_shape *s, const float *x, const float *bias, const 
 void norm_backward(const norm_shape *s, const float *dy, const float *x, const float *y, const uint8_t *chosen,
                    const float *bias, const float *gamma, const float *statistics, float *dx, float *dresidual,
                    float *parameters);
+
+/* Where each pooled value's window begins in its map. */
+static inline void find_corners(const norm_shape *s, int32_t *corners)
+{
+    for (long i = 0; i < s->height / 2; i++)
+        for (long j = 0; j < s->width / 2; j++)
+            *corners++ = (int32_t)(2 * i * s->width + 2 * j);
+}
 
 #endif

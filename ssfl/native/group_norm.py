@@ -17,6 +17,8 @@ from torch.nn.functional import group_norm, max_pool2d, relu
 from ssfl.native.library import address, available, kernels
 
 MOST_CHANNELS = 4096
+MOST_WINDOWS = 4096
+"""Of a map that is pooled with its channels first."""
 _LANES = 16
 
 
@@ -36,9 +38,9 @@ def fits(x: Tensor, after: After) -> bool:
     _, channels, height, width = x.shape
     if channels > MOST_CHANNELS or not x.numel() or (after.pool and (height % 2 or width % 2)):
         return False
-    return x.is_contiguous() or (
-        channels % _LANES == 0 and x.is_contiguous(memory_format=torch.channels_last)
-    )
+    if x.is_contiguous():
+        return not after.pool or height * width <= 4 * MOST_WINDOWS
+    return channels % _LANES == 0 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def norm_act(

@@ -26,6 +26,13 @@ INLINE lanes load(const float *from)
     return v;
 }
 
+/* x[at[0]], x[at[1]], ...: built in a register, since a vector read from 16 separate writes would wait for them. */
+INLINE lanes pick(const float *x, const int32_t *at)
+{
+    return (lanes){x[at[0]], x[at[1]], x[at[2]],  x[at[3]],  x[at[4]],  x[at[5]],  x[at[6]],  x[at[7]],
+                   x[at[8]], x[at[9]], x[at[10]], x[at[11]], x[at[12]], x[at[13]], x[at[14]], x[at[15]]};
+}
+
 INLINE void store(float *to, lanes v) { memcpy(to, &v, sizeof v); }
 
 INLINE lanes splat(float value)

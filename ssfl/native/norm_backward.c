@@ -71,29 +71,47 @@ INLINE void pooled_sums_last(long height, long width, long channels, const float
     }
 }
 
-INLINE void pooled_sums_first(long height, long width, long channels, const float *dy, const float *x,
+/* Of up to 16 windows: the gradients that reach the norm, and where in the map they go. */
+INLINE lanes reached(const int32_t *corners, const uint8_t *chosen, const float *dy, long count, int32_t width,
+                     int32_t *places)
+{
+    float some[LANES] = {0};
+    uint8_t of[LANES] = {0};
+    int32_t starts[LANES] = {0};
+    if (count < LANES) {
+        memcpy(some, dy, count * sizeof *dy);
+        memcpy(of, chosen, count);
+        memcpy(starts, corners, count * sizeof *corners);
+        dy = some;
+        chosen = of;
+        corners = starts;
+    }
+    lanes_int which = from_bytes(chosen), at;
+    lanes zero = {0};
+    memcpy(&at, corners, sizeof at);
+    at += (which & 1) + (((which & 2) >> 1) * width);
+    memcpy(places, &at, sizeof at);
+    return blend(which < 4, load(dy), zero);
+}
+
+INLINE void pooled_sums_first(const norm_shape *s, const int32_t *corners, const float *dy, const float *x,
                               const uint8_t *chosen, const float *mean, float *plain, float *weighted)
 {
-    for (long c = 0; c < channels; c++) {
-        float a = 0, b = 0, middle = mean[c];
-        for (long i = 0; i < height / 2; i++) {
-            const float *top = x + (c * height + 2 * i) * width, *low = top + width;
-            float row_a = 0, row_b = 0;
-            for (long j = 0; j < width / 2; j++) {
-                int which = chosen[j];
-                float upper = which & 1 ? top[2 * j + 1] : top[2 * j];
-                float lower = which & 1 ? low[2 * j + 1] : low[2 * j];
-                float dz = which < 4 ? dy[j] : 0;
-                row_a += dz;
-                row_b += dz * ((which & 2 ? lower : upper) - middle);
-            }
-            a += row_a;
-            b += row_b;
-            dy += width / 2;
-            chosen += width / 2;
+    long pixels = s->height * s->width, outputs = pixels / 4;
+    for (long c = 0; c < s->channels; c++) {
+        lanes a = {0}, b = {0};
+        for (long from = 0; from < outputs; from += LANES) {
+            long count = outputs - from < LANES ? outputs - from : LANES;
+            int32_t places[LANES];
+            lanes dz = reached(corners + from, chosen + from, dy + from, count, (int32_t)s->width, places);
+            a += dz;
+            b += dz * (pick(x, places) - mean[c]);
         }
-        plain[c] = a;
-        weighted[c] = b;
+        plain[c] = total(a);
+        weighted[c] = total(b);
+        x += pixels;
+        dy += outputs;
+        chosen += outputs;
     }
 }
 
@@ -155,26 +173,27 @@ INLINE void pooled_gradient_last(long height, long width, long channels, const f
             }
 }
 
-INLINE void pooled_gradient_first(long height, long width, long channels, const float *dy, const float *x,
+INLINE void pooled_gradient_first(const norm_shape *s, const int32_t *corners, const float *dy, const float *x,
                                   const uint8_t *chosen, const float *own, const float *slope,
                                   const float *level, float *dx)
 {
-    for (long c = 0; c < channels; c++)
-        for (long i = 0; i < height / 2; i++) {
-            long from = (c * height + 2 * i) * width;
-            const float *top = x + from, *low = top + width;
-            float *to = dx + from, *under = to + width, a = slope[c], b = level[c];
-            for (long j = 0; j < width / 2; j++) {
-                float mine = own[c] * dy[j];
-                int which = chosen[j];
-                to[2 * j] = (which == 0 ? mine : 0) + (a * top[2 * j] + b);
-                to[2 * j + 1] = (which == 1 ? mine : 0) + (a * top[2 * j + 1] + b);
-                under[2 * j] = (which == 2 ? mine : 0) + (a * low[2 * j] + b);
-                under[2 * j + 1] = (which == 3 ? mine : 0) + (a * low[2 * j + 1] + b);
-            }
-            dy += width / 2;
-            chosen += width / 2;
+    long pixels = s->height * s->width, outputs = pixels / 4;
+    for (long c = 0; c < s->channels; c++) {
+        for (long p = 0; p < pixels; p++)
+            dx[p] = slope[c] * x[p] + level[c];
+        for (long from = 0; from < outputs; from += LANES) {
+            long count = outputs - from < LANES ? outputs - from : LANES;
+            int32_t places[LANES];
+            float mine[LANES];
+            store(mine, own[c] * reached(corners + from, chosen + from, dy + from, count, (int32_t)s->width, places));
+            for (long o = 0; o < count; o++)
+                dx[places[o]] += mine[o];
         }
+        x += pixels;
+        dx += pixels;
+        dy += outputs;
+        chosen += outputs;
+    }
 }
 
 /* From the channels' sums to the parameters' gradients and the line that every x of a channel gets. */
@@ -210,6 +229,9 @@ void norm_backward(const norm_shape *s, const float *dy, const float *x, const f
 {
     float middle[MOST_CHANNELS], plain[MOST_CHANNELS], weighted[MOST_CHANNELS];
     float own[MOST_CHANNELS], slope[MOST_CHANNELS], level[MOST_CHANNELS];
+    int32_t corners[MOST_WINDOWS];
+    if (s->pool && !s->last)
+        find_corners(s, corners);
     long h = s->height, w = s->width, channels = s->channels, pixels = h * w, size = channels * pixels;
     long out = s->pool ? size / 4 : size, in_group = channels / s->groups;
     float *dgamma = parameters, *dbeta = dgamma + channels, *dbias = bias ? dbeta + channels : 0;
@@ -221,7 +243,7 @@ void norm_backward(const norm_shape *s, const float *dy, const float *x, const f
         if (s->pool && s->last)
             pooled_sums_last(h, w, channels, dy, x, chosen, middle, plain, weighted);
         else if (s->pool)
-            pooled_sums_first(h, w, channels, dy, x, chosen, middle, plain, weighted);
+            pooled_sums_first(s, corners, dy, x, chosen, middle, plain, weighted);
         else if (s->last)
             sums_last(pixels, channels, s->relu, dy, x, y, middle, plain, weighted);
         else
@@ -230,7 +252,7 @@ void norm_backward(const norm_shape *s, const float *dy, const float *x, const f
         if (s->pool && s->last)
             pooled_gradient_last(h, w, channels, dy, x, chosen, own, slope, level, dx);
         else if (s->pool)
-            pooled_gradient_first(h, w, channels, dy, x, chosen, own, slope, level, dx);
+            pooled_gradient_first(s, corners, dy, x, chosen, own, slope, level, dx);
         else if (s->last)
             gradient_last(pixels, channels, s->relu, dy, x, y, own, slope, level, dx, dresidual);
         else

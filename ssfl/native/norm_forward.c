@@ -113,53 +113,62 @@ INLINE void apply_first(long pixels, long channels, int with_relu, const float *
     }
 }
 
-INLINE void pool_last(long height, long width, long channels, const float *x, const float *scale,
-                      const float *offset, float *y, uint8_t *chosen)
+/* The largest of each window's four, and which: 4 where it is not positive. */
+INLINE lanes largest(const lanes *window, lanes scale, lanes offset, lanes_byte *which)
 {
-    long row = width * channels;
-    for (long i = 0; i < height / 2; i++)
-        for (long j = 0; j < width / 2; j++) {
+    lanes best = window[0] * scale + offset;
+    lanes_int found = {0};
+    for (int k = 1; k < 4; k++) {
+        lanes v = window[k] * scale + offset;
+        lanes_int larger = v > best;
+        best = blend(larger, v, best);
+        found = (larger & k) | (~larger & found);
+    }
+    lanes_int dead = best <= 0;
+    *which = to_bytes((dead & 4) | (~dead & found));
+    return relu(best);
+}
+
+INLINE void pool_last(const norm_shape *s, const float *x, const float *scale, const float *offset, float *y,
+                      uint8_t *chosen)
+{
+    long channels = s->channels, row = s->width * channels;
+    for (long i = 0; i < s->height / 2; i++)
+        for (long j = 0; j < s->width / 2; j++) {
             const float *corner = x + 2 * i * row + 2 * j * channels;
             for (long c = 0; c < channels; c += LANES) {
-                lanes a = load(scale + c), b = load(offset + c);
-                lanes best = load(corner + c) * a + b;
-                lanes_int which = {0};
-                for (int k = 1; k < 4; k++) {
-                    lanes v = load(corner + (k / 2) * row + (k % 2) * channels + c) * a + b;
-                    lanes_int larger = v > best;
-                    best = blend(larger, v, best);
-                    which = (larger & k) | (~larger & which);
-                }
-                lanes_int dead = best <= 0;
-                which = (dead & 4) | (~dead & which);
-                long at = (i * (width / 2) + j) * channels + c;
-                store(y + at, relu(best));
-                lanes_byte narrow = to_bytes(which);
-                memcpy(chosen + at, &narrow, sizeof narrow);
+                const float *at = corner + c;
+                lanes window[4] = {load(at), load(at + channels), load(at + row), load(at + row + channels)};
+                lanes_byte which;
+                long to = (i * (s->width / 2) + j) * channels + c;
+                store(y + to, largest(window, load(scale + c), load(offset + c), &which));
+                memcpy(chosen + to, &which, sizeof which);
             }
         }
 }
 
-INLINE void pool_first(long height, long width, long channels, const float *x, const float *scale,
+INLINE void pool_first(const norm_shape *s, const int32_t *corners, const float *x, const float *scale,
                        const float *offset, float *y, uint8_t *chosen)
 {
-    for (long c = 0; c < channels; c++)
-        for (long i = 0; i < height / 2; i++) {
-            const float *top = x + (c * height + 2 * i) * width, *low = top + width;
-            float a = scale[c], b = offset[c];
-            for (long j = 0; j < width / 2; j++) {
-                float v0 = top[2 * j] * a + b, v1 = top[2 * j + 1] * a + b;
-                float v2 = low[2 * j] * a + b, v3 = low[2 * j + 1] * a + b;
-                float upper = v1 > v0 ? v1 : v0, lower = v3 > v2 ? v3 : v2;
-                int in_top = v1 > v0 ? 1 : 0, in_low = v3 > v2 ? 3 : 2;
-                float best = lower > upper ? lower : upper;
-                int which = lower > upper ? in_low : in_top;
-                y[j] = best <= 0 ? 0 : best;
-                chosen[j] = best <= 0 ? 4 : which;
-            }
-            y += width / 2;
-            chosen += width / 2;
+    long pixels = s->height * s->width, outputs = pixels / 4, width = s->width;
+    for (long c = 0; c < s->channels; c++) {
+        lanes a = splat(scale[c]), b = splat(offset[c]);
+        for (long from = 0; from < outputs; from += LANES) {
+            long count = outputs - from < LANES ? outputs - from : LANES;
+            int32_t some[LANES] = {0};
+            const int32_t *at = corners + from;
+            if (count < LANES)
+                at = memcpy(some, at, count * sizeof *at);
+            lanes window[4] = {pick(x, at), pick(x + 1, at), pick(x + width, at), pick(x + width + 1, at)};
+            lanes_byte which;
+            lanes best = largest(window, a, b, &which);
+            memcpy(y + from, &best, count * sizeof *y);
+            memcpy(chosen + from, &which, count);
         }
+        x += pixels;
+        y += outputs;
+        chosen += outputs;
+    }
 }
 
 FOR_EVERY_PROCESSOR
@@ -167,14 +176,17 @@ void norm_forward(const norm_shape *s, const float *x, const float *bias, const 
                   const float *beta, float *y, uint8_t *chosen, float *statistics)
 {
     float scale[MOST_CHANNELS], offset[MOST_CHANNELS];
+    int32_t corners[MOST_WINDOWS];
+    if (s->pool && !s->last)
+        find_corners(s, corners);
     long pixels = s->height * s->width, size = s->channels * pixels, out = s->pool ? size / 4 : size;
     for (long n = 0; n < s->images; n++) {
         float *mean = statistics, *rstd = mean + s->groups, *apart = rstd + s->groups;
         affine(s, x, bias, gamma, beta, mean, rstd, apart, scale, offset);
         if (s->pool && s->last)
-            pool_last(s->height, s->width, s->channels, x, scale, offset, y, chosen);
+            pool_last(s, x, scale, offset, y, chosen);
         else if (s->pool)
-            pool_first(s->height, s->width, s->channels, x, scale, offset, y, chosen);
+            pool_first(s, corners, x, scale, offset, y, chosen);
         else if (s->last)
             apply_last(pixels, s->channels, s->relu, x, residual, scale, offset, y);
         else
