@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from ssfl.engine.native_layers import bias_apart, replaced
 from ssfl.engine.pixel_pool import max_pool2d
+from ssfl.native.group_conv import group_conv, serves
 from ssfl.native.group_norm import After, fits, layer_by_layer, norm_act
 
 
@@ -213,7 +214,15 @@ def _native_fused(
     layer: nn.GroupNorm, conv: nn.Module, x: Stacked, residual: Stacked | None, pool: bool
 ) -> Stacked:
     shift: Any = bias_apart(conv)
-    y: Any = conv(x) if shift is None else conv._conv_forward(x, conv.weight, None)  # type: ignore[operator]
+    weight: Any = conv.weight
+    y: Any
+    if "forward" not in vars(conv) and serves(conv, _images(x)):
+        filters = _weights(weight)
+        assert filters is not None
+        y = Stacked(group_conv(_images(x), filters, x.clients), x.clients, images=True)
+        shift = conv.bias
+    else:
+        y = conv(x) if shift is None else conv._conv_forward(x, weight, None)  # type: ignore[operator]
     return _norm_act(layer, y, residual, After(pool=pool), shift)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 NormShape = tuple[int, int, int, int, int, bool, bool, bool, float]
 """images, channels, height, width, groups, last, pool, relu, eps."""
+ConvShape = tuple[int, int, int, int, int, int]
+"""images, groups, channels in and out of one group, height, width."""
 BatchShape = tuple[int, int, int, int, int, bool]
 """images, channels, height, width, padding, last."""
 
@@ -33,6 +35,8 @@ def norm_backward(
     parameters: int,
     /,
 ) -> None: ...
+def conv_forward(shape: ConvShape, x: int, filters: int, y: int, /) -> None: ...
+def conv_backward(shape: ConvShape, dy: int, x: int, filters: int, dx: int, dfilters: int, /) -> None: ...
 def expand(mask: int, size: int, values: int, kept: int, out: int, /) -> None: ...
 def weighted_sum(vectors: int, weights: int, count: int, size: int, out: int, /) -> None: ...
 def gather(

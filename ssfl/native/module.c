@@ -2,6 +2,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "group_conv.h"
 #include "group_norm.h"
 #include "images.h"
 #include "vectors.h"
@@ -38,6 +39,40 @@ static PyObject *py_norm_backward(PyObject *self, PyObject *arguments)
     norm_backward(&s, AT(float, dy), AT(float, x), AT(float, y), AT(uint8_t, chosen), AT(float, bias),
                   AT(float, gamma), AT(float, statistics), AT(float, dx), AT(float, dresidual), AT(float, parameters));
     Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_conv_forward(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    conv_shape s;
+    int done;
+    address x, filters, y;
+    if (!PyArg_ParseTuple(arguments, "(llllll)KKK", &s.images, &s.groups, &s.in, &s.out, &s.height, &s.width, &x,
+                          &filters, &y))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    done = conv_forward(&s, AT(float, x), AT(float, filters), AT(float, y));
+    Py_END_ALLOW_THREADS
+    if (!done)
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_conv_backward(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    conv_shape s;
+    int done;
+    address dy, x, filters, dx, dfilters;
+    if (!PyArg_ParseTuple(arguments, "(llllll)KKKKK", &s.images, &s.groups, &s.in, &s.out, &s.height, &s.width, &dy,
+                          &x, &filters, &dx, &dfilters))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    done = conv_backward(&s, AT(float, dy), AT(float, x), AT(float, filters), AT(float, dx), AT(float, dfilters));
+    Py_END_ALLOW_THREADS
+    if (!done)
+        return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
@@ -96,6 +131,8 @@ static PyObject *py_gather(PyObject *self, PyObject *arguments)
 static PyMethodDef functions[] = {
     {"norm_forward", py_norm_forward, METH_VARARGS, "GroupNorm, ReLU, pooling: group_norm.h"},
     {"norm_backward", py_norm_backward, METH_VARARGS, "Its gradients: group_norm.h"},
+    {"conv_forward", py_conv_forward, METH_VARARGS, "3x3 convolutions of small groups: group_conv.h"},
+    {"conv_backward", py_conv_backward, METH_VARARGS, "Their gradients: group_conv.h"},
     {"expand", py_expand, METH_VARARGS, "Values to the places of a mask: vectors.h"},
     {"weighted_sum", py_weighted_sum, METH_VARARGS, "Sum of vectors with weights: vectors.h"},
     {"gather", py_gather, METH_VARARGS, "A minibatch of images: images.h"},
