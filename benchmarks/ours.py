@@ -37,7 +37,7 @@ from ssfl.engine.calibrate import time_steps
 from ssfl.engine.driver import Federation, Progress, TestSet
 from ssfl.engine.executors import Executor, SequentialExecutor
 from ssfl.engine.local import Arithmetic, ClientRunner
-from ssfl.engine.memory import keep_freed_memory
+from ssfl.engine.memory import give_back_freed_memory, keep_freed_memory
 from ssfl.engine.processes import ProcessExecutor
 from ssfl.engine.simulator import Simulator
 from ssfl.engine.threads import ThreadExecutor
@@ -121,9 +121,10 @@ class Ours:
     ) -> None:
         """algorithm: None is FedAvg."""
         module, data = our_module(work), our_data(work)
-        keep_freed_memory()  # after the data is made, as in `ssfl run`: what making it took is given back
+        keep_freed_memory(workers if executor == "threads" else 1)
         layout = memory_format(work, module) if layout == "auto" and executor != "batched" else layout
         self.memory_format = layout
+        give_back_freed_memory()  # as `ssfl run` does: what making data and measuring took
         fit = FitSpec(1, BATCH_SIZE, ExponentialDecay(LR, 1.0))
         algorithm = FedAvg(fit, work.cohort) if algorithm is None else algorithm
         arithmetic = Arithmetic(precision, channels_last=layout == "channels_last", native=available())

@@ -17,7 +17,7 @@ from ssfl.engine.batched import BatchedExecutor, UnbatchableError, check_batchab
 from ssfl.engine.device import NoDeviceError, device_of, resolved_device, set_arithmetic
 from ssfl.engine.executors import Executor, SequentialExecutor
 from ssfl.engine.local import Arithmetic, ClientRunner
-from ssfl.engine.memory import keep_freed_memory
+from ssfl.engine.memory import give_back_freed_memory, keep_freed_memory
 from ssfl.engine.processes import ProcessExecutor
 from ssfl.engine.ranks import Link, RankedExecutor
 from ssfl.engine.threads import ThreadExecutor, UnthreadableError, check_threadable
@@ -165,7 +165,8 @@ def executor_of(parts: Parts, link: Link | None = None) -> Executor:
 
 def _local_executor(parts: Parts, runner: ClientRunner) -> Executor:
     engine = parts.config.engine
-    keep_freed_memory()
+    keep_freed_memory(int(engine.workers) if engine.executor == "threads" else 1)
+    give_back_freed_memory()  # of reading the data and of measuring steps
     torch.set_num_threads(int(engine.threads))
     if engine.executor == "processes":
         return ProcessExecutor(runner, int(engine.workers), block=int(engine.block))

@@ -35,7 +35,8 @@ def weighted_mean(items: Iterable[tuple[Tensor, float]]) -> Tensor:
     wide = torch.zeros_like(mean, dtype=torch.float64)
     while group:
         wide += _sum_into(mean, group)
-        group = list(islice(source, TOGETHER))
+        group.clear()  # before the next ones come, or both groups would be held
+        group.extend(islice(source, TOGETHER))
         total += sum(w for _, w in group)
     return mean.copy_(wide.div_(total))
 
