@@ -127,7 +127,8 @@ class Ours:
         give_back_freed_memory()  # as `ssfl run` does: what making data and measuring took
         fit = FitSpec(1, BATCH_SIZE, ExponentialDecay(LR, 1.0))
         algorithm = FedAvg(fit, work.cohort) if algorithm is None else algorithm
-        arithmetic = Arithmetic(precision, channels_last=layout == "channels_last", native=available())
+        last = layout in ("channels_last", "mixed")
+        arithmetic = Arithmetic(precision, channels_last=last, native=available(), mixed=layout == "mixed")
         data = data.laid_out(arithmetic.channels_last)
         self.runner = ClientRunner(module, data, our_tasks(algorithm), SEED, arithmetic=arithmetic)
         self.executor = executor_of(executor, self.runner, workers, work.cohort)
@@ -184,7 +185,7 @@ def main() -> None:
         "--executor", choices=["sequential", "threads", "batched", "processes"], default="threads"
     )
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--format", choices=["auto", "contiguous", "channels_last"], default="auto")
+    parser.add_argument("--format", choices=["auto", "contiguous", "channels_last", "mixed"], default="auto")
     options = parser.parse_args()
     torch.set_num_threads(1)
     work = workload(options.workload)

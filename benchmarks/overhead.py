@@ -22,7 +22,7 @@ class BareSteps:
         runner = ours.runner
         data = runner.federation
         self.flat: FlatModule = runner.flat()
-        self.native = runner.arithmetic.native
+        self.native, self.mixed = runner.arithmetic.native, runner.arithmetic.mixed
         order = torch.arange(work.examples)
         cohort = range(work.cohort)
         self.batches = [runner.to_compute(b) for k in cohort for b in data.train_batches(k, order, 16, None)]
@@ -32,7 +32,7 @@ class BareSteps:
         start = time.perf_counter()
         flat = self.flat
         flat.module.train()
-        with native_layers(flat.module, self.native):
+        with native_layers(flat.module, self.native, self.mixed):
             for x, y in self.batches:
                 torch.autograd.backward(cross_entropy(flat.module(x), y))
                 with torch.no_grad():

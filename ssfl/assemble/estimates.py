@@ -95,6 +95,7 @@ def _tell(times: StepTimes) -> None:
     forms = {
         "contiguous": times.contiguous,
         "channels_last": times.channels_last,
+        "mixed": times.mixed,
         f"block of {times.block}": times.batched,
         f"{times.workers} threads": times.threaded,
     }

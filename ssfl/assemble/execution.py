@@ -69,7 +69,12 @@ def chosen_kernels(config: Config) -> str:
                 "engine.kernels", "native", "they compute on a CPU; leave it auto, or engine.device=cpu"
             )
     serve = available() and not on_device and not engine.compile and engine.threads in ("auto", 1)
-    return ("native" if serve else "torch") if engine.kernels == "auto" else engine.kernels
+    chosen = ("native" if serve else "torch") if engine.kernels == "auto" else engine.kernels
+    if engine.memory_format == "mixed" and chosen == "torch":
+        raise refuse(
+            "engine.memory_format", "mixed", "needs engine.kernels=native, which does not serve here"
+        )
+    return chosen
 
 
 def _check_native(kernels: str) -> None:
@@ -182,7 +187,7 @@ def runner_of(parts: Parts) -> ClientRunner:
     engine = parts.config.engine
     device = device_here(parts.config)
     set_arithmetic(device, engine.precision)
-    last = engine.memory_format == "channels_last"
+    last = engine.memory_format in ("channels_last", "mixed")
     _check_native(engine.kernels)
     arithmetic = Arithmetic(
         engine.precision,
@@ -190,6 +195,7 @@ def runner_of(parts: Parts) -> ClientRunner:
         device=device,
         compiled=engine.compile,
         native=engine.kernels == "native",
+        mixed=engine.memory_format == "mixed",
     )
     seed = parts.config.experiment.seed
     return ClientRunner(

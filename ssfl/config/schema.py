@@ -142,7 +142,7 @@ class EngineConfig:
     workers: int | str = "auto"
     block: int | str = "auto"  # clients trained together by the batched executor
     precision: str = "fp32"  # fp32 | tf32 | bf16
-    memory_format: str = "auto"  # of images: auto | contiguous | channels_last
+    memory_format: str = "auto"  # of images: auto | contiguous | channels_last | mixed
     kernels: str = "auto"  # of norms and what follows them on a CPU: auto | native | torch
     compile: bool = False
     device: str = "auto"  # auto | cpu | cuda

@@ -46,7 +46,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "engine.executor": ("auto", "sequential", "threads", "batched", "processes"),
     "engine.precision": ("fp32", "tf32", "bf16"),
     "engine.device": ("auto", "cpu", "cuda"),
-    "engine.memory_format": ("auto", "contiguous", "channels_last"),
+    "engine.memory_format": ("auto", "contiguous", "channels_last", "mixed"),
     "engine.kernels": ("auto", "native", "torch"),
     "engine.rank_exchange": ("mean", "replies"),
     "tracking.console": ("auto", "rich", "plain", "quiet", "json"),
@@ -146,6 +146,7 @@ def validate(config: Config) -> None:
     _check_block(config)
     _check_compaction(config)
     _check_compile(config)
+    _check_format(config)
 
 
 def refuse(key: str, value: object, allowed: str) -> ConfigError:
@@ -227,6 +228,13 @@ def _check_compile(config: Config) -> None:
         )
     if config.engine.kernels == "native":
         raise refuse("engine.kernels", "native", "not with engine.compile=true; leave it auto, or torch")
+
+
+def _check_format(config: Config) -> None:
+    engine = config.engine
+    if engine.memory_format == "mixed" and (engine.kernels == "torch" or engine.compile):
+        allowed = "needs engine.kernels=native, which changes the format on its way; or choose channels_last"
+        raise refuse("engine.memory_format", "mixed", allowed)
 
 
 def _check_compaction(config: Config) -> None:

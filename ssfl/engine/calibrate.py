@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import statistics
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -22,6 +24,8 @@ from ssfl.engine.flat_module import FlatModule
 from ssfl.engine.native_layers import native_layers
 from ssfl.engine.threads import UnthreadableError, check_threadable
 
+Kernels = Callable[[nn.Module], contextlib.AbstractContextManager[None]]
+"""The context in which a network computes with the kernels, or without."""
 STEPS = 10
 SECONDS = 1.5
 """Each form is timed for so many steps, or until so many seconds have passed."""
@@ -46,17 +50,22 @@ class StepTimes:
     threaded: float | None = None
     """Seconds of a step while `workers` threads each compute one; None where that cannot or need not be tried."""
     workers: int = 1
+    mixed: float | None = None
+    """Channels last but for small maps; None without kernels."""
 
     @property
     def best_alone(self) -> float:
-        """The faster memory format's step."""
-        return min(self.contiguous, self.channels_last or self.contiguous)
+        """The fastest memory format's step."""
+        return min(t for t in (self.contiguous, self.channels_last, self.mixed) if t is not None)
 
     @property
     def memory_format(self) -> str:
-        """The faster format; channels_last must win by 3 % to be taken."""
-        last = self.channels_last
-        return "channels_last" if last is not None and last < 0.97 * self.contiguous else "contiguous"
+        """The fastest format; each must win by 3 % over the plainer ones to be taken."""
+        name, best = "contiguous", self.contiguous
+        for other, seconds in (("channels_last", self.channels_last), ("mixed", self.mixed)):
+            if seconds is not None and seconds < 0.97 * best:
+                name, best = other, seconds
+        return name
 
 
 def time_steps(
@@ -80,17 +89,19 @@ def time_steps(
         classes = copied.eval()(x[:1]).shape[1]
     copied.train()
     y = torch.randint(classes, (batch_size,), generator=generator)
-    last = None
+    last = mixed = None
     with torch.random.fork_rng(devices=[]):
         contiguous = _alone_seconds(copied, layout, (x, y), native)
         if x.dim() == 4:
             image = x.to(memory_format=torch.channels_last)
             last = _alone_seconds(copied, layout, (image, y), native)
+            mixed = _alone_seconds(copied, layout, (image, y), native, mixed=True) if native else None
         together = _block_seconds(copied, layout, (x, y), block, native)
-        alone = StepTimes(contiguous, last, together, block)
-        if alone.memory_format == "channels_last":
+        alone = StepTimes(contiguous, last, together, block, mixed=mixed)
+        if alone.memory_format != "contiguous":
             x = x.to(memory_format=torch.channels_last)
-        threaded = _threads_seconds(module, layout, (x, y), workers, native)
+        kernels = partial(native_layers, wanted=native, mixed=alone.memory_format == "mixed")
+        threaded = _threads_seconds(module, layout, (x, y), workers, kernels)
     return replace(alone, threaded=threaded, workers=workers)
 
 
@@ -99,9 +110,11 @@ def _step(flat: FlatModule, batch: Batch) -> None:
     flat.take_gradient()
 
 
-def _alone_seconds(module: nn.Module, layout: Layout, batch: Batch, native: bool) -> float:
+def _alone_seconds(
+    module: nn.Module, layout: Layout, batch: Batch, native: bool, mixed: bool = False
+) -> float:
     flat = FlatModule(module, layout)
-    with native_layers(module, native):
+    with native_layers(module, native, mixed):
         return _quickest_seconds(lambda: _step(flat, batch))
 
 
@@ -122,7 +135,7 @@ def _block_seconds(module: nn.Module, layout: Layout, batch: Batch, block: int, 
 
 
 def _threads_seconds(
-    module: nn.Module, layout: Layout, batch: Batch, workers: int, native: bool
+    module: nn.Module, layout: Layout, batch: Batch, workers: int, kernels: Kernels
 ) -> float | None:
     """Seconds of a step beside those of the other threads: what they lose to Python's lock is in it."""
     if workers < 2 or 16 * layout.size * workers > THREADS_BYTES:
@@ -137,7 +150,7 @@ def _threads_seconds(
     def work() -> None:
         try:
             flat = FlatModule(copy.deepcopy(module).train(), layout)
-            with native_layers(flat.module, native):
+            with kernels(flat.module):
                 _step(flat, batch)
                 for attempt in seconds:
                     together.wait()

@@ -70,6 +70,8 @@ class Arithmetic:
     """Training steps through torch.compile, where the network sees the weights themselves: other last bits."""
     native: bool = False
     """GroupNorm and what follows it through the kernels of `ssfl.native`, in training and tests: other last bits."""
+    mixed: bool = False
+    """Small maps with their channels first although images have theirs last (`native_layers.py`)."""
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context in which networks run."""
@@ -169,7 +171,7 @@ class ClientRunner:
         seed = stream(self.seed, "layers", context.client, context.clock.round).initial_seed()
         plan = training_plan(task, work["theta"], work, self.layout) if self.compaction else {}
         module = self.flat(task).module
-        native = native_layers(module, self.arithmetic.native)
+        native = native_layers(module, self.arithmetic.native, self.arithmetic.mixed)
         with layer_draws(self.arithmetic.device, seed), compacted(module, plan), native:
             losses, counts = self.train(task, spec, work, context)
         return sum(v * n for v, n in zip(losses.tolist(), counts, strict=True)) / max(sum(counts), 1)
@@ -306,7 +308,7 @@ class ClientRunner:
         flat.set_training(False)
         losses, hits, labels = [], [], []
         plan = live_channels(self.layout, theta) if self.compaction else {}
-        native = native_layers(flat.module, self.arithmetic.native)
+        native = native_layers(flat.module, self.arithmetic.native, self.arithmetic.mixed)
         with torch.inference_mode(), compacted(flat.module, plan), native:
             for x, y in map(self.to_compute, batches):
                 with self.arithmetic.autocast():

@@ -17,11 +17,17 @@ from torch import Tensor, nn
 
 from ssfl.native.group_norm import After, fits, layer_by_layer, norm_act
 
+SMALL_MAP = 16
+"""Pixels: a convolution that makes so few is computed with channels first in the mixed memory format."""
+
 
 @contextlib.contextmanager
-def native_layers(module: nn.Module, wanted: bool = True) -> Iterator[None]:
-    """Within: the module's GroupNorm layers go through the kernels, if `wanted`."""
-    with replaced(module if wanted else nn.Identity(), _norm, _fused):
+def native_layers(module: nn.Module, wanted: bool = True, mixed: bool = False) -> Iterator[None]:
+    """Within: the module's GroupNorm layers go through the kernels, if `wanted`.
+
+    mixed: convolutions to small maps (`conv_norm_relu`'s only) get their input with channels first, whatever it was.
+    """
+    with replaced(module if wanted else nn.Identity(), _norm, partial(_fused, mixed)):
         yield
 
 
@@ -47,13 +53,23 @@ def _norm(layer: nn.GroupNorm, x: Tensor) -> Tensor:
     return compute(x, layer.num_groups, layer.weight, layer.bias, layer.eps, after)
 
 
-def _fused(layer: nn.GroupNorm, conv: nn.Module, x: Tensor, residual: Tensor | None, pool: bool) -> Tensor:
+def _fused(
+    mixed: bool, layer: nn.GroupNorm, conv: nn.Module, x: Tensor, residual: Tensor | None, pool: bool
+) -> Tensor:
+    if mixed and _makes_a_small_map(conv, x):
+        x = x.contiguous()
     shift = bias_apart(conv)
     y = conv(x) if shift is None else conv._conv_forward(x, conv.weight, None)  # type: ignore[operator]
     after = After(pool=pool)
     same = residual is None or (residual.dtype == y.dtype and residual.shape == y.shape)
     compute = norm_act if same and fits(y, after) else layer_by_layer
     return compute(y, layer.num_groups, layer.weight, layer.bias, layer.eps, after, residual, shift)
+
+
+def _makes_a_small_map(conv: nn.Module, x: Tensor) -> bool:
+    if not isinstance(conv, nn.Conv2d) or x.dim() != 4:
+        return False
+    return x.shape[2] * x.shape[3] <= SMALL_MAP * conv.stride[0] * conv.stride[1]
 
 
 def bias_apart(conv: nn.Module) -> Tensor | None:

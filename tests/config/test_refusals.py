@@ -99,6 +99,12 @@ def test_what_compiling_does_not_go_with(words: list[str], said: str) -> None:
     assert caught.value.key in ("engine.compile", "engine.kernels")
 
 
+def test_the_mixed_format_needs_the_kernels() -> None:
+    with pytest.raises(ConfigError, match=r"engine.memory_format=mixed.*needs engine.kernels=native"):
+        load_config(["engine.memory_format=mixed", "engine.kernels=torch"])
+    assert load_config(["engine.memory_format=mixed"]).engine.memory_format == "mixed"
+
+
 def test_a_mode_for_a_method_without_masks() -> None:
     with pytest.raises(ConfigError, match=r"algorithm/mode=random_global.*fedavg.*algorithm=ssfl"):
         load_config(["algorithm=fedavg", "algorithm/mode=random_global"])

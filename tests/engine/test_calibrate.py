@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,9 @@ def test_the_memory_format_must_win_by_three_percent(
     contiguous: float, last: float | None, chosen: str, best: float
 ) -> None:
     times = StepTimes(contiguous, last, None, 1)
+    mixed = replace(times, mixed=0.96 * best)
+    assert (mixed.memory_format, mixed.best_alone) == ("mixed", 0.96 * best)
+    assert replace(times, mixed=0.99 * best).memory_format == chosen
     assert (times.memory_format, times.best_alone) == (chosen, best)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -145,6 +146,35 @@ def test_the_projects_networks_compute_the_same(name: str) -> None:
         torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
         mine = torch.cat([g.flatten() for g in gradients])
         assert float((mine - wanted).norm() / wanted.norm()) < 1e-4
+
+
+def test_mixed_formats_compute_the_same() -> None:
+    torch.manual_seed(0)
+    net = build_model("resnet18", 10, (3, 32, 32), "group2")
+    x = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    formats = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            formats[name] = output.is_contiguous()
+
+        return hook
+
+    handles = [m.register_forward_hook(note(n)) for n, m in net.named_modules() if isinstance(m, nn.Conv2d)]
+    with native_layers(net):
+        plain = net(x)
+    for handle in handles:
+        handle.remove()
+    with native_layers(net, mixed=True):
+        hooked = [
+            m.register_forward_hook(note(n)) for n, m in net.named_modules() if isinstance(m, nn.Conv2d)
+        ]
+        mixed = net(x)
+    assert len(hooked) == len(handles)
+    torch.testing.assert_close(mixed, plain, rtol=1e-4, atol=1e-4)
+    assert formats["layer4.1.conv2"]
+    assert formats["layer4.0.conv1"]  # its input has 64 pixels, its output 16
+    assert not formats["layer3.1.conv2"]
 
 
 def test_bf16_leaves_the_norms_to_pytorch() -> None:
