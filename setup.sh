@@ -21,7 +21,8 @@ done
 
 # The backend is part of the stamp only when it was asked for: a plain second run keeps what the first one chose.
 stamp_file=.venv/.setup-stamp
-stamp() { { pwd; cat constraints.txt pyproject.toml setup.sh ssfl/native/*.[ch]; .venv/bin/python -V; } | cksum; }
+# A compiler that came later, or went, is a change too: the kernels of ssfl/native are built with it.
+stamp() { { pwd; cat constraints.txt pyproject.toml setup.sh ssfl/native/*.[ch]; .venv/bin/python -V; command -v "${CC:-cc}"; } | cksum; }
 up_to_date() {
   [ -x .venv/bin/python ] && [ -f "$stamp_file" ] || return 1
   { read -r had_sum && read -r had_dev && read -r had_build; } < "$stamp_file" || return 1
@@ -116,7 +117,12 @@ fi
 say "installing the project$([ "$dev" = yes ] && printf ' and what its tests need')"
 project=.
 [ "$dev" = yes ] && project='.[dev]'
-install --editable "$project" 2> /dev/null || (use_pip_settings; install --editable "$project") || die "the project could not be installed"
+# Built anew, since uv would take the build that a machine without a compiler had made.
+again=(--reinstall-package ssfl --refresh-package ssfl --editable "$project")
+install "${again[@]}" 2> /dev/null || (use_pip_settings; install "${again[@]}") || die "the project could not be installed"
+if ! .venv/bin/python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("ssfl.native.kernels"))'; then
+  say "the C kernels were not built (no C compiler, or no Python headers): everything runs, some of it slower"
+fi
 
 printf '%s\n%s\n%s\n' "$(stamp)" "$dev" "$build" > "$stamp_file"
 if [ "$dev" = yes ]; then
