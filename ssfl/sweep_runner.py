@@ -50,7 +50,10 @@ class Runner:
                     running = [attempt for attempt in running if not self._ended(attempt, progress, failed)]
                     time.sleep(POLL_SECONDS)
             except BaseException:
-                self._place.stop()
+                try:
+                    self._place.stop()
+                except KeyboardInterrupt:  # a second Ctrl-C: nothing may stay in a queue for that
+                    self._place.stop()
                 raise
         return [cell for cell in cells if cell in failed]
 

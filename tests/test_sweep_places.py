@@ -1,7 +1,8 @@
-"""Where cells run: several at a time here, and on clusters that are stand-ins (neither Slurm nor Ray exists here)."""
+"""Where cells run: several at a time here, on clusters that are stand-ins, and (slow) on real ones where they are."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -17,8 +18,10 @@ import pytest
 
 from ssfl import cli, sweep
 from ssfl.config import ConfigError
+from ssfl.sweep_cells import SweepCell
 from ssfl.sweep_place import LauncherError, launcher
 from ssfl.sweep_process import Local, Tail
+from ssfl.sweep_runner import Runner
 
 CELL = """
 import json, os, pathlib, sys, time
@@ -344,3 +347,48 @@ def test_help_names_the_places() -> None:
         check=True,
     )
     assert all(word in done.stdout for word in ("--jobs", "--into", "submitit", "ray"))
+
+
+class _Interrupted:
+    """A launcher whose user presses Ctrl-C twice: while a cell is waited for, and while it is taken back."""
+
+    here = False
+
+    def __init__(self) -> None:
+        self.stops = 0
+
+    def start(self, command: Sequence[str], log: Path) -> Any:
+        return self
+
+    def done(self) -> bool:
+        raise KeyboardInterrupt
+
+    def stop(self) -> None:
+        self.stops += 1
+        if self.stops == 1:
+            raise KeyboardInterrupt
+
+
+def test_a_second_ctrl_c_leaves_no_job_queued(tmp_path: Path) -> None:
+    place = _Interrupted()
+    cells = [SweepCell("one", "one", ("preset=digits",), 3)]
+    with pytest.raises(KeyboardInterrupt):
+        Runner(tmp_path, ["true"], place, 1).run(cells)  # type: ignore[arg-type]
+    assert place.stops == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["submitit", "ray"])
+def test_a_real_launcher_gives_the_local_figures(kind: str, tmp_path: Path) -> None:
+    """Slurm where there is one (else submitit's own processes), and a Ray of this machine."""
+    pytest.importorskip(kind, reason=f"needs the extra {kind!r}")
+    figures = []
+    for place in ("local", kind):
+        words = ["preset=digits", "training.comm_round=2", "algorithm=ssfl,fedavg"]
+        sweeping = [sys.executable, "-m", "ssfl", "sweep", *words, "--launcher", place]
+        subprocess.run([*sweeping, "--into", str(tmp_path / place)], check=True, timeout=600)
+        with (tmp_path / place / "report" / "comparison.csv").open() as table:
+            rows = sorted(csv.DictReader(table), key=lambda row: row["setting"])
+        figures.append([(row["setting"], row["status"], row["global_accuracy"]) for row in rows])
+    assert figures[0] == figures[1]
+    assert [status for _, status, _ in figures[0]] == ["finished", "finished"]
