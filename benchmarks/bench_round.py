@@ -23,7 +23,9 @@ BATCHED = "ssfl, 32 clients a block"
 BARE_LOOP = "plain loop, 1 thread"
 BARE = "plain, 2 processes"
 LIMIT = "convolutions and products alone, 2 processes"
-ROUNDS = {"cnn": 10, "resnet18": 4, "tiny": 10}
+TURNS = {"cnn": 6, "resnet18": 4, "tiny": 6}
+BURSTS = {"cnn": 4, "resnet18": 1, "tiny": 4}
+"""Rounds of a turn; ResNet18's take seconds each, so a pause before them does not show."""
 
 
 def contestants(work: Workload, peers: Sequence[str], quick: bool = False) -> list[Contestant]:
@@ -59,6 +61,8 @@ def figures(work: Workload, scores: dict[str, Score]) -> list[Figure]:
         label = f"{work.name}: {name}"
         rows.append(times(f"{label}: round", score.seconds))
         rows.append(times(f"{label}: round, CPU", score.cpu_seconds))
+        if score.first_seconds:
+            rows.append(times(f"{label}: round after a pause", score.first_seconds))
         rate = work.round_examples / statistics.median(score.seconds)
         rows.append(Figure(f"{label}: images", rate, "1/s", n=len(score.seconds)))
         rows.append(Figure(f"{label}: peak memory", score.peak_bytes / 1e9, "GB"))
@@ -81,30 +85,26 @@ def _against(work: Workload, ours: str, other: str, scores: dict[str, Score]) ->
     return Figure(row.name, row.value, row.unit, other, ratio, row.n, row.spread)
 
 
-def run(names: Sequence[str], rounds: int | None, peers: Sequence[str], quick: bool) -> list[Figure]:
+def run(names: Sequence[str], turns: int | None, peers: Sequence[str], quick: bool) -> list[Figure]:
     """All workloads, one after the other."""
     rows: list[Figure] = []
     for name in names:
         work = workload(name)
         some = contestants(work, peers, quick)
         print(f"{name}: {', '.join(c.name for c in some)}", file=sys.stderr)
-        rows += figures(work, contest(some, rounds_of(name, rounds)))
+        rows += figures(work, contest(some, turns or TURNS[name], BURSTS[name]))
         if name != "tiny":
-            turns = 1 if name == "resnet18" else 3
-            rows += overhead(work, 2 if quick else turns * rounds_of(name, rounds))
+            rows += overhead(work, 2 if quick else (turns or TURNS[name]) * 2 * BURSTS[name])
     return rows
-
-
-def rounds_of(name: str, asked: int | None) -> int:
-    """Measured rounds of each contestant."""
-    return asked or ROUNDS[name]
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = options(__doc__ or "")
-    parser.add_argument("--model", choices=[*ROUNDS, "all"], default="all")
-    parser.add_argument("--rounds", type=int, help="measured rounds of each (default: 10, resnet18 4)")
+    parser.add_argument("--model", choices=[*TURNS, "all"], default="all")
+    parser.add_argument(
+        "--turns", type=int, help="of each contestant (default: 6 of 4 rounds, resnet18 4 of one)"
+    )
     parser.add_argument("--peers", nargs="*", choices=[*PEERS], default=None, help="default: all installed")
     parser.add_argument("--install-peers", action="store_true", help="make the peers' environments first")
     return parser
@@ -114,7 +114,7 @@ def main() -> None:
     """See README.md in this folder."""
     chosen = parser().parse_args()
     torch.set_num_threads(1)
-    names = list(ROUNDS) if chosen.model == "all" else [chosen.model]
+    names = list(TURNS) if chosen.model == "all" else [chosen.model]
     peers = list(PEERS) if chosen.peers is None else chosen.peers
     if chosen.quick:
         names = ["cnn", "tiny"] if chosen.model == "all" else names
@@ -122,8 +122,8 @@ def main() -> None:
     if chosen.install_peers:
         for peer in peers:
             install(peer)
-    rounds = chosen.rounds or (2 if chosen.quick else None)
-    publish(run(names, rounds, peers, chosen.quick), chosen.json)
+    turns = chosen.turns or (2 if chosen.quick else None)
+    publish(run(names, turns, peers, chosen.quick), chosen.json)
 
 
 if __name__ == "__main__":

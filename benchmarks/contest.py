@@ -1,7 +1,8 @@
 """Contestants side by side: each a long-lived child process, their rounds taken in turns (A B C A B C …).
 
-Only one contestant works at a time. The first round of each is left out (imports, first allocations), and so is a
-last one in which memory is sampled.
+Only one contestant works at a time. A turn is a burst of rounds one after the other, as in a run; the first of each is
+counted apart, because it finds the processor's caches full of another's data. The very first rounds (imports, first
+allocations) are left out, and so is a last one in which memory is sampled.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Score:
     start_seconds: float
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
+    first_seconds: list[float] = field(default_factory=list)
+    """Of the round that begins a burst; empty where turns are single rounds."""
     peak_bytes: float = float("nan")
     accuracy: float = float("nan")
 
@@ -87,6 +90,13 @@ class Seat:
         seconds = self.unmeasured_round()
         self.score.seconds.append(seconds)
         self.score.cpu_seconds.append(cpu_seconds(pids) - cpu)
+
+    def turn(self, burst: int) -> None:
+        """`burst` measured rounds; where they are several, after one that is counted apart."""
+        if burst > 1:
+            self.score.first_seconds.append(self.unmeasured_round())
+        for _ in range(burst):
+            self.round()
 
     def unmeasured_round(self) -> float:
         """Seconds from the command until it is ready for the next."""
@@ -144,17 +154,17 @@ class Seat:
         return ContestantError(f"{self.contestant.name} {what}; it said last:\n{said}")
 
 
-def contest(contestants: Sequence[Contestant], rounds: int) -> dict[str, Score]:
-    """`rounds` measured rounds of each, in turns; those that fail are named on stderr and left out."""
+def contest(contestants: Sequence[Contestant], turns: int, burst: int = 1) -> dict[str, Score]:
+    """`turns` bursts of measured rounds of each, in turns; those that fail are named on stderr and left out."""
     seats: dict[str, Seat] = {}
     try:
         for contestant in contestants:
             with _left_out():
                 seats[contestant.name] = Seat(contestant)
-        for turn in range(rounds + 1):
+        for turn in range(turns + 1):
             for name in list(seats):
                 try:
-                    seats[name].round() if turn else seats[name].unmeasured_round()
+                    seats[name].turn(burst) if turn else seats[name].unmeasured_round()
                 except ContestantError as error:
                     print(error, file=sys.stderr)
                     seats.pop(name).close()

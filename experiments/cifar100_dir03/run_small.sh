@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# CIFAR-100 with its own recipe, small: 5 settings, 3 seeds; about 25 minutes on 2 cores (an estimate: README.md).
+# CIFAR-100 with its own recipe, small: 5 settings, 3 seeds; about 23 minutes on 2 cores (an estimate: README.md).
 # Run tune_small.sh first: it chooses the learning rates. Start it again after a stop and it goes on.
 experiment=cifar100_dir03
 . "$(dirname "$0")/../common.sh"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's table, small: 8 settings, 3 seeds; about 74 minutes on 2 cores (an estimate: README.md).
+# The README's table, small: 8 settings, 3 seeds; about 68 minutes on 2 cores (an estimate: README.md).
 # Run tune_small.sh first: it chooses the learning rates. Start it again after a stop and it goes on.
 experiment=cifar10_dir03
 . "$(dirname "$0")/../common.sh"

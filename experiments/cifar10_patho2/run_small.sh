@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Two classes a client, small: 6 settings, 3 seeds; about 24 minutes on 2 cores (an estimate: README.md).
+# Two classes a client, small: 6 settings, 3 seeds; about 22 minutes on 2 cores (an estimate: README.md).
 # Run tune_small.sh first: it chooses the learning rates. Start it again after a stop and it goes on.
 experiment=cifar10_patho2
 . "$(dirname "$0")/../common.sh"

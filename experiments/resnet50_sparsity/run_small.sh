@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Accuracy against sparsity, small: 2 methods at 4 densities and FedAvg, 3 seeds; about 22 minutes on 2 cores (README.md).
+# Accuracy against sparsity, small: 2 methods at 4 densities and FedAvg, 3 seeds; about 21 minutes on 2 cores (README.md).
 # Run tune_small.sh first: it chooses the learning rates. Start it again after a stop and it goes on.
 experiment=resnet50_sparsity
 . "$(dirname "$0")/../common.sh"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tiny-ImageNet, small: 4 settings, 3 seeds; about 33 minutes on 2 cores (an estimate: README.md).
+# Tiny-ImageNet, small: 4 settings, 3 seeds; about 42 minutes on 2 cores (an estimate: README.md).
 # Run tune_small.sh first: it chooses the learning rates. Start it again after a stop and it goes on.
 experiment=tinyimagenet
 . "$(dirname "$0")/../common.sh"

@@ -41,6 +41,7 @@ from ssfl.core.evolve import (
 )
 from ssfl.core.gossip import overlap_mean
 from ssfl.core.layout import Layout
+from ssfl.core.masks import keep_
 from ssfl.core.optim import FitSpec
 from ssfl.core.payloads import SERVER, Part, Payload, SparseValues, dense_values, pack_sparse
 from ssfl.core.rng import stream
@@ -104,7 +105,7 @@ class GossipTraining(ClientTask):
 
     def project_weights(self, theta: Tensor, work: Work) -> Tensor:
         """w * m after each step; the gradient, and the norm that clipping sees, are dense."""
-        return theta.mul_(work["mask"])
+        return keep_(theta, work["mask"])
 
     def kept_model(self, state: ClientState) -> Tensor | None:
         """The model as trained last."""

@@ -24,6 +24,7 @@ from ssfl.algorithms.base import (
 from ssfl.algorithms.dense import WEIGHTS, broadcast
 from ssfl.core.aggregate import weighted_mean
 from ssfl.core.layout import Layout
+from ssfl.core.masks import keep_
 from ssfl.core.optim import FitSpec
 from ssfl.core.payloads import MaskBits, Part, Payload, Support
 
@@ -101,7 +102,7 @@ class MaskedTraining(ClientTask):
 
     def transform_gradient(self, gradient: Tensor, theta: Tensor, work: Work) -> Tensor:
         """g * m."""
-        return gradient.mul_(work[MASK])
+        return keep_(gradient, work[MASK])
 
     def reply(
         self, work: Work, probed: Tensor | None, state: ClientState, context: ClientContext

@@ -34,7 +34,7 @@ from ssfl.algorithms.masked import (
     masked_aggregate,
     masked_plan,
 )
-from ssfl.core.masks import random_global_mask, random_layerwise_mask
+from ssfl.core.masks import keep_, random_global_mask, random_layerwise_mask
 from ssfl.core.optim import FitSpec
 from ssfl.core.payloads import DenseValues, Payload, dense_values, pack_sparse
 from ssfl.core.rng import stream
@@ -123,7 +123,7 @@ class OwnRandomMaskTraining(ClientTask):
 
     def transform_gradient(self, gradient: Tensor, theta: Tensor, work: Work) -> Tensor:
         """g * m_k."""
-        return gradient.mul_(work[MASK])
+        return keep_(gradient, work[MASK])
 
     def reply(
         self, work: Work, probed: Tensor | None, state: ClientState, context: ClientContext

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssfl.core.payloads import SparseValues
+from ssfl.core.payloads import SparseValues, dense_values
 
 
 def overlap_mean(parts: Sequence[SparseValues]) -> Tensor:
@@ -21,9 +21,8 @@ def overlap_mean(parts: Sequence[SparseValues]) -> Tensor:
     first = parts[0].values
     total = torch.zeros(parts[0].bits.shape, dtype=torch.float64, device=first.device)
     holders = torch.zeros(parts[0].bits.shape, dtype=torch.int32, device=first.device)
-    spread = torch.empty(parts[0].bits.shape, dtype=first.dtype, device=first.device)
     for part in parts:
-        total.add_(spread.zero_().masked_scatter_(part.bits, part.values))
+        total.add_(dense_values(part))
         holders.add_(part.bits)
     # Where nobody holds a coordinate the total is 0, and so is the quotient by one.
     return total.div_(holders.clamp_min_(1)).to(first.dtype)

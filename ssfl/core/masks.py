@@ -10,7 +10,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ssfl.native.vectors import expands, multiply_by_mask_
+
 Segments = Sequence[tuple[str, int, int]]
+
+
+def keep_(values: Tensor, mask: Tensor) -> Tensor:
+    """values * mask, in place: zero where the mask (bool, of the same shape or of the last dimensions) is False.
+
+    For `transform_gradient` and `project_weights`, which do this at every step.
+    """
+    if values.shape == mask.shape and expands(mask, values):
+        return multiply_by_mask_(values, mask)
+    return values.mul_(mask)
 
 
 def kept_count(size: int, density: float) -> int:

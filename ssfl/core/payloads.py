@@ -149,7 +149,7 @@ def dense_values(part: Part) -> Tensor:
     if isinstance(part, DenseValues):
         return part.values
     if isinstance(part, SparseValues):
-        out = torch.zeros(part.bits.shape, dtype=part.values.dtype)
-        out[part.bits] = part.values
-        return out
+        if expands(part.bits, part.values):
+            return expand(part.bits, part.values, part.values.numel())
+        return torch.zeros(part.bits.shape, dtype=part.values.dtype).masked_scatter_(part.bits, part.values)
     raise ValueError(f"a {type(part).__name__} does not describe a vector by itself")

@@ -89,6 +89,19 @@ static PyObject *py_expand(PyObject *self, PyObject *arguments)
     Py_RETURN_NONE;
 }
 
+static PyObject *py_multiply_by_mask(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    long size;
+    address mask, values;
+    if (!PyArg_ParseTuple(arguments, "KlK", &mask, &size, &values))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    multiply_by_mask(AT(uint8_t, mask), size, AT(float, values));
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_weighted_sum(PyObject *self, PyObject *arguments)
 {
     (void)self;
@@ -134,6 +147,7 @@ static PyMethodDef functions[] = {
     {"conv_forward", py_conv_forward, METH_VARARGS, "3x3 convolutions of small groups: group_conv.h"},
     {"conv_backward", py_conv_backward, METH_VARARGS, "Their gradients: group_conv.h"},
     {"expand", py_expand, METH_VARARGS, "Values to the places of a mask: vectors.h"},
+    {"multiply_by_mask", py_multiply_by_mask, METH_VARARGS, "Zero what a mask drops: vectors.h"},
     {"weighted_sum", py_weighted_sum, METH_VARARGS, "Sum of vectors with weights: vectors.h"},
     {"gather", py_gather, METH_VARARGS, "A minibatch of images: images.h"},
     {NULL, NULL, 0, NULL},

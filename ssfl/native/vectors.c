@@ -49,6 +49,16 @@ void expand(const uint8_t *mask, long size, const float *values, long kept, floa
     expand_plain(mask, size, values, kept, out);
 }
 
+FOR_EVERY_PROCESSOR
+void multiply_by_mask(const uint8_t *mask, long size, float *values)
+{
+    long i = 0;
+    for (; i + LANES <= size; i += LANES)
+        store(values + i, load(values + i) * __builtin_convertvector(from_bytes(mask + i), lanes));
+    for (; i < size; i++)
+        values[i] *= mask[i];
+}
+
 /* All vectors side by side: as many streams as there are vectors, and each is read once, from end to end. */
 FOR_EVERY_PROCESSOR
 void weighted_sum(const float *const *vectors, const float *weights, long count, long size, float *out)

@@ -7,6 +7,9 @@
 /* out[i] = the next of `values` where mask[i] is 1, else 0. mask: bytes 0 or 1, as many ones as `kept` values. */
 void expand(const uint8_t *mask, long size, const float *values, long kept, float *out);
 
+/* values[i] *= mask[i]; mask: bytes 0 or 1. */
+void multiply_by_mask(const uint8_t *mask, long size, float *values);
+
 /* out[i] = weights[0] * vectors[0][i] + weights[1] * vectors[1][i] + ..., added in that order. */
 void weighted_sum(const float *const *vectors, const float *weights, long count, long size, float *out);
 

@@ -1,4 +1,4 @@
-"""Long vectors in one pass: values to the places of a mask, sums with weights; to the bit what PyTorch computes."""
+"""Long vectors in one pass: values to a mask's places, values times a mask, sums with weights; PyTorch's bits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssfl.native.library import address, available, kernels
 
 
 def expands(mask: Tensor, values: Tensor) -> bool:
-    """Whether `expand` serves: a mask [P] (bool) and float32 values, both on the CPU."""
+    """Whether `expand` and `multiply_by_mask_` serve: a bool mask and float32 values, contiguous, on the CPU."""
     plain = mask.dtype == torch.bool and values.dtype == torch.float32 and not values.requires_grad
     here = mask.device.type == values.device.type == "cpu"
     return available() and plain and here and mask.is_contiguous() and values.is_contiguous()
@@ -25,6 +25,14 @@ def expand(mask: Tensor, values: Tensor, kept: int) -> Tensor:
     out = torch.empty(mask.shape, dtype=torch.float32)
     kernels.expand(address(mask), mask.numel(), address(values), kept, address(out))
     return out
+
+
+def multiply_by_mask_(values: Tensor, mask: Tensor) -> Tensor:
+    """`values.mul_(mask)` for a mask of the same shape; PyTorch first converts the mask in memory, which takes longer."""
+    if values.shape != mask.shape:
+        raise ValueError(f"values {list(values.shape)} and a mask {list(mask.shape)}")
+    kernels.multiply_by_mask(address(mask), mask.numel(), address(values))
+    return values
 
 
 def sums(vectors: Sequence[Tensor]) -> bool:

@@ -171,7 +171,15 @@ def test_rounds_are_taken_in_turns_and_counted(capsys: pytest.CaptureFixture[str
     assert list(scores) == ["counts"]
     assert len(scores["counts"].seconds) == len(scores["counts"].cpu_seconds) == 3
     assert scores["counts"].accuracy == 0.05  # a first, three measured, one for the memory
+    assert scores["counts"].first_seconds == []
     assert "no such thing" in capsys.readouterr().err
+
+
+def test_a_burst_counts_its_first_round_apart() -> None:
+    (score,) = contest([_contestant("counts", COUNTING)], turns=2, burst=3).values()
+    assert len(score.seconds) == 6
+    assert len(score.first_seconds) == 2
+    assert score.accuracy == 0.1  # a first, two bursts of one and three, one for the memory
 
 
 def test_a_contestant_leaves_no_process_behind() -> None:

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ssfl.core.aggregate import weighted_mean
+from ssfl.core.masks import keep_
 from ssfl.core.payloads import Support
 from ssfl.native import available
-from ssfl.native.vectors import expand, expands, sums, weighted_sum
+from ssfl.native.vectors import expand, expands, multiply_by_mask_, sums, weighted_sum
 
 pytestmark = pytest.mark.skipif(
     not available(), reason="the kernels were not built: no C compiler at installation"
@@ -54,6 +55,25 @@ def test_doubles_and_gradients_go_pytorchs_way() -> None:
     assert not expands(mask, torch.ones(2).requires_grad_())
     assert not expands(mask.to("meta"), torch.ones(2))
     assert Support.of(mask).scatter(torch.ones(2).double()).dtype == torch.float64
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 300), clients=st.integers(1, 3), seed=st.integers(0, 99))
+def test_what_a_mask_drops_becomes_zero(size: int, clients: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(clients, size, generator=generator)
+    values[0, 0] = float("nan") if seed % 2 else -0.0
+    mask = torch.rand(clients, size, generator=generator) < 0.5
+    wanted = values * mask
+    found = keep_(values.clone(), mask)
+    assert found.view(torch.int32).equal(wanted.view(torch.int32))  # -0 and NaN too
+    shared = keep_(values.clone(), mask[0])  # one mask for all: PyTorch's own way
+    torch.testing.assert_close(shared, values * mask[0], equal_nan=True)
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="a mask"):
+        multiply_by_mask_(torch.ones(3), torch.ones(2, dtype=torch.bool))
 
 
 def chain(vectors: list[Tensor], weights: list[float]) -> Tensor:
