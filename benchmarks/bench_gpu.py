@@ -23,10 +23,12 @@ from ssfl.core.payloads import DenseValues, Payload
 from ssfl.data.arrays import Arrays
 from ssfl.data.federation import Federation
 from ssfl.data.preprocess import Preprocess
+from ssfl.engine.arithmetic import Arithmetic
 from ssfl.engine.batched import BatchedExecutor
 from ssfl.engine.device import CPU, device_facts, set_arithmetic
 from ssfl.engine.executors import Executor, SequentialExecutor
-from ssfl.engine.local import Arithmetic, ClientRunner, Job
+from ssfl.engine.jobs import Job
+from ssfl.engine.local import ClientRunner
 from ssfl.models import build_model
 
 ROUNDS_OF_THE_PAPER = 999

@@ -18,7 +18,7 @@ from benchmarks.figures import Figure, options, paired_ratio, publish, spread
 from benchmarks.ours import Ours
 from benchmarks.workload import BATCH_SIZE, LR, Workload, workload
 from ssfl.algorithms.base import Algorithm, Probe
-from ssfl.algorithms.dispfl import DisPFL
+from ssfl.algorithms.dispfl import DisPFL, MaskSearch
 from ssfl.algorithms.fedavg import FedAvg
 from ssfl.algorithms.local_training import LocalTraining
 from ssfl.algorithms.sparsyfed import SparsyFed
@@ -35,6 +35,9 @@ METHODS: Mapping[str, Callable[[int], Algorithm[Any]]] = {
     "local training": lambda cohort: LocalTraining(FIT, cohort),
     "DisPFL, a cohort": lambda cohort: DisPFL(FIT, DENSITY, per_round=cohort),
     "DisPFL, every client": lambda cohort: DisPFL(FIT, DENSITY),
+    "DisPFL, every client, without its mask search": lambda cohort: DisPFL(
+        FIT, DENSITY, MaskSearch(grow="none")
+    ),
 }
 PREPARATION = 2
 """Exchanges before the first timed round, at most: scoring and handing out the mask."""

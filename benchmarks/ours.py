@@ -32,11 +32,12 @@ from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.data.arrays import Arrays
 from ssfl.data.federation import Federation as Data
 from ssfl.data.preprocess import Preprocess
+from ssfl.engine.arithmetic import Arithmetic
 from ssfl.engine.batched import BatchedExecutor
 from ssfl.engine.calibrate import time_steps
 from ssfl.engine.driver import Federation, Progress, TestSet
 from ssfl.engine.executors import Executor, SequentialExecutor
-from ssfl.engine.local import Arithmetic, ClientRunner
+from ssfl.engine.local import ClientRunner
 from ssfl.engine.memory import give_back_freed_memory, keep_freed_memory
 from ssfl.engine.processes import ProcessExecutor
 from ssfl.engine.simulator import Simulator

@@ -13,10 +13,11 @@ from ssfl.assemble.build import Parts
 from ssfl.assemble.estimates import estimated_seconds, measured
 from ssfl.config import Config, cohort_size
 from ssfl.config.validate import refuse
+from ssfl.engine.arithmetic import Arithmetic
 from ssfl.engine.batched import BatchedExecutor, UnbatchableError, check_batchable
 from ssfl.engine.device import NoDeviceError, device_of, resolved_device, set_arithmetic
 from ssfl.engine.executors import Executor, SequentialExecutor
-from ssfl.engine.local import Arithmetic, ClientRunner
+from ssfl.engine.local import ClientRunner
 from ssfl.engine.memory import give_back_freed_memory, keep_freed_memory
 from ssfl.engine.processes import ProcessExecutor
 from ssfl.engine.ranks import Link, RankedExecutor

@@ -29,8 +29,8 @@ from ssfl.engine.checkpoint import Checkpoints
 from ssfl.engine.client_store import ClientStore, whole
 from ssfl.engine.driver import Progress
 from ssfl.engine.executors import Executor
+from ssfl.engine.jobs import DivergedError
 from ssfl.engine.ledger import dense_payload_bytes
-from ssfl.engine.local import DivergedError
 from ssfl.engine.processes import WorkerError
 from ssfl.engine.ranks import Link, RankError, first_decides
 from ssfl.engine.simulator import Simulator

@@ -13,7 +13,7 @@ from ssfl.assemble.execution import executor_of
 from ssfl.engine.checkpoint import COMMON_RECORDS
 from ssfl.engine.driver import Emit, Federation, Progress, Save, TestSet
 from ssfl.engine.executors import Executor
-from ssfl.engine.local import DivergedError
+from ssfl.engine.jobs import DivergedError
 from ssfl.engine.processes import WorkerError
 from ssfl.engine.ranks import Link, RankError, first_decides
 from ssfl.engine.simulator import Simulator

@@ -130,7 +130,7 @@ class Support:
     def scatter(self, values: Tensor) -> Tensor:
         """Values [nnz] to theta [P], zero off the support."""
         if expands(self.mask, values):
-            return expand(self.mask, values, self.index.numel())
+            return expand(self.mask, values)
         theta = torch.zeros(self.mask.shape, dtype=values.dtype)
         return theta.scatter_(0, self.long_index, values)  # twice as fast as index_copy_ (bench_core)
 
@@ -150,6 +150,6 @@ def dense_values(part: Part) -> Tensor:
         return part.values
     if isinstance(part, SparseValues):
         if expands(part.bits, part.values):
-            return expand(part.bits, part.values, part.values.numel())
+            return expand(part.bits, part.values)
         return torch.zeros(part.bits.shape, dtype=part.values.dtype).masked_scatter_(part.bits, part.values)
     raise ValueError(f"a {type(part).__name__} does not describe a vector by itself")

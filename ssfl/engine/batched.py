@@ -25,7 +25,8 @@ from ssfl.engine.block_net import BlockNet
 from ssfl.engine.block_scores import BLOCK_SALIENCIES, block_saliency, block_tallies
 from ssfl.engine.device import on_host, stacked
 from ssfl.engine.device_block import StaticTrainer, static_task
-from ssfl.engine.local import ClientRunner, Job, Outcome, check_finite
+from ssfl.engine.jobs import Job, Outcome, check_finite
+from ssfl.engine.local import ClientRunner
 
 
 class UnbatchableError(ValueError):

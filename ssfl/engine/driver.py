@@ -14,8 +14,8 @@ from ssfl.algorithms.base import Algorithm, ClientReply, ClientState, Clock, Rou
 from ssfl.core.layout import layer_densities
 from ssfl.core.masks import empty_layers
 from ssfl.core.metrics import Tally
+from ssfl.engine.jobs import DivergedError
 from ssfl.engine.ledger import Ledger, Meter, exchange_fields
-from ssfl.engine.local import DivergedError
 from ssfl.engine.scoreboard import Scoreboard
 
 

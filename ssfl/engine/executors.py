@@ -8,7 +8,8 @@ from typing import Protocol
 from torch import Tensor
 
 from ssfl.core.layout import Layout
-from ssfl.engine.local import ClientRunner, Job, Outcome
+from ssfl.engine.jobs import Job, Outcome
+from ssfl.engine.local import ClientRunner
 
 
 class Executor(Protocol):

@@ -5,9 +5,7 @@ This is the plainest executor's inside, the reference that every faster way must
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,10 +19,7 @@ from ssfl.algorithms.base import (
     ClientContext,
     ClientReply,
     ClientReport,
-    ClientState,
     ClientTask,
-    Clock,
-    Instruction,
     Probe,
     Work,
     sees_theta,
@@ -35,9 +30,11 @@ from ssfl.core.metrics import Tally
 from ssfl.core.net import Batch, FlatNet
 from ssfl.core.optim import FitSpec, sgd_step_
 from ssfl.core.rng import stream
+from ssfl.engine.arithmetic import Arithmetic
 from ssfl.engine.compaction import compacted, live_channels, training_plan
-from ssfl.engine.device import CPU, EVALUATION_BATCH_ON_DEVICE, layer_draws, on_device, on_host
+from ssfl.engine.device import EVALUATION_BATCH_ON_DEVICE, layer_draws, on_device, on_host
 from ssfl.engine.flat_module import FlatModule
+from ssfl.engine.jobs import Job, Outcome, check_finite
 from ssfl.engine.native_layers import native_layers
 from ssfl.engine.order import BatchOrder, SeededOrder
 from ssfl.engine.source import DataSource
@@ -46,59 +43,8 @@ EVALUATION_BATCH = 64
 """Examples of a forward pass on a CPU: as fast as 256 within 5 %, with a quarter of the memory."""
 
 
-class DivergedError(ArithmeticError):
-    """A client's loss is not finite: names client, round and the way out."""
-
-
 def _go_on() -> None:
     """Nobody breaks this work off."""
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """How numbers are computed; part of the resolved configuration, so that a resume computes the same."""
-
-    precision: str = "fp32"
-    """fp32, tf32 (CUDA only) or bf16 (autocast over fp32 weights)."""
-    channels_last: bool = False
-    """Memory format of images."""
-    dtype: torch.dtype = torch.float32
-    """Type of the flat vectors; float64 where equality is tested."""
-    device: torch.device = CPU
-    """Where networks, weights and batches lie; payloads are the host's."""
-    compiled: bool = False
-    """Training steps through torch.compile, where the network sees the weights themselves: other last bits."""
-    native: bool = False
-    """GroupNorm and what follows it through the kernels of `ssfl.native`, in training and tests: other last bits."""
-    mixed: bool = False
-    """Small maps with their channels first although images have theirs last (`native_layers.py`)."""
-
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """The context in which networks run."""
-        if self.precision == "bf16":
-            # No cache of cast weights: a captured step would replay the cast of one step's weights for ever.
-            return torch.autocast(
-                self.device.type, dtype=torch.bfloat16, cache_enabled=self.device.type == "cpu"
-            )
-        return contextlib.nullcontext()
-
-
-@dataclass(frozen=True)
-class Job:
-    """An instruction with what the client remembers."""
-
-    phase: str
-    instruction: Instruction
-    state: ClientState
-    clock: Clock
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A reply and what the client remembers now."""
-
-    reply: ClientReply
-    state: ClientState
 
 
 @dataclass
@@ -236,14 +182,7 @@ class ClientRunner:
     def to_compute(self, batch: Batch) -> Batch:
         """A batch in the type and memory format of the computation."""
         self.heed()
-        x, y = batch
-        device, dtype = self.arithmetic.device, self.arithmetic.dtype
-        form = torch.preserve_format
-        if self.arithmetic.channels_last and x.dim() == 4:
-            form = torch.channels_last
-        if device.type == "cpu" and x.dtype == dtype and (form is torch.preserve_format or _lies(x, form)):
-            return batch
-        return x.to(device, dtype, memory_format=form), y.to(device)
+        return self.arithmetic.batch(batch)
 
     @property
     def evaluation_batch(self) -> int:
@@ -332,17 +271,3 @@ class ClientRunner:
             scored = min(task.probe.batch_size, context.examples) * task.probe.batches
             total += training_flops(forward_flops(self.costs, None), scored, 1)
         return total
-
-
-def _lies(x: Tensor, form: torch.memory_format) -> bool:
-    return x.is_contiguous(memory_format=form)
-
-
-def check_finite(loss: float, context: ClientContext) -> None:
-    """Stop at the client and round where training broke."""
-    if not math.isfinite(loss):
-        raise DivergedError(
-            f"client {context.client} in round {context.clock.round}: the training loss is {loss}. "
-            "Lower optimizer.lr or optimizer.clip_norm, or check this client's data; "
-            "the last checkpoint is kept"
-        )

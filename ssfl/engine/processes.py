@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from ssfl.core.layout import Layout
-from ssfl.engine.local import ClientRunner, Job, Outcome
+from ssfl.engine.jobs import Job, Outcome
+from ssfl.engine.local import ClientRunner
 from ssfl.engine.shared import Arena, Receiver, SentTensors, dumps
 from ssfl.engine.shares import in_order, longest_first, row_slices
 

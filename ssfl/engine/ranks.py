@@ -22,7 +22,8 @@ from ssfl.core.layout import Layout
 from ssfl.core.metrics import Tally
 from ssfl.core.payloads import DenseValues, MaskBits, MaskedValues, Payload, SparseValues
 from ssfl.engine.executors import Executor
-from ssfl.engine.local import ClientRunner, DivergedError, Job, Outcome
+from ssfl.engine.jobs import DivergedError, Job, Outcome
+from ssfl.engine.local import ClientRunner
 from ssfl.engine.rank_means import Outline, PartialMean, outlines, payload_of, same
 from ssfl.engine.records import Packer, apart, unpack
 from ssfl.engine.shares import row_slices

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
-from ssfl.engine.local import EVALUATION_BATCH, ClientRunner, Job
+from ssfl.engine.jobs import Job
+from ssfl.engine.local import EVALUATION_BATCH, ClientRunner
 
 _Item = TypeVar("_Item")
 

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ssfl.algorithms.base import Algorithm, ServerContext
+from ssfl.engine.arithmetic import Arithmetic
 from ssfl.engine.driver import Federation, TestSet
 from ssfl.engine.executors import SequentialExecutor
-from ssfl.engine.local import Arithmetic, ClientRunner
+from ssfl.engine.local import ClientRunner
 from ssfl.engine.order import BatchOrder
 from ssfl.engine.simulator import Simulator
 from ssfl.engine.source import DataSource

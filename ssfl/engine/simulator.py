@@ -10,7 +10,7 @@ from ssfl.core.codec import decode, encode
 from ssfl.core.payloads import Payload
 from ssfl.engine.client_store import ClientStates, ClientStore
 from ssfl.engine.executors import Executor
-from ssfl.engine.local import Job
+from ssfl.engine.jobs import Job
 from ssfl.engine.remembered import bind, without_tensors
 
 

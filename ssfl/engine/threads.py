@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from ssfl.core.layout import Layout
-from ssfl.engine.local import ClientRunner, Job, Outcome
+from ssfl.engine.jobs import Job, Outcome
+from ssfl.engine.local import ClientRunner
 from ssfl.engine.shares import in_order, longest_first, row_slices
 
 AHEAD = 4

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ssfl.engine.batched import BatchedExecutor
 from ssfl.engine.executors import SequentialExecutor
-from ssfl.engine.local import ClientRunner, Job
+from ssfl.engine.jobs import Job
+from ssfl.engine.local import ClientRunner
 from ssfl.engine.memory import keep_freed_memory
 from ssfl.engine.shared import Arena, Receiver, dumps
 

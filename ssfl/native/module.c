@@ -79,14 +79,14 @@ static PyObject *py_conv_backward(PyObject *self, PyObject *arguments)
 static PyObject *py_expand(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    long size, kept;
+    long size, kept, ones;
     address mask, values, out;
     if (!PyArg_ParseTuple(arguments, "KlKlK", &mask, &size, &values, &kept, &out))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    expand(AT(uint8_t, mask), size, AT(float, values), kept, AT(float, out));
+    ones = expand(AT(uint8_t, mask), size, AT(float, values), kept, AT(float, out));
     Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    return PyLong_FromLong(ones);
 }
 
 static PyObject *py_multiply_by_mask(PyObject *self, PyObject *arguments)

@@ -8,7 +8,7 @@
 
 #define STEP (4 * LANES) /* values of a sum in registers while the vectors pass by */
 
-static void expand_plain(const uint8_t *mask, long size, const float *values, long kept, float *out)
+static long expand_plain(const uint8_t *mask, long size, const float *values, long kept, float *out)
 {
     long next = 0;
     for (long i = 0; i < size; i++) {
@@ -16,10 +16,11 @@ static void expand_plain(const uint8_t *mask, long size, const float *values, lo
         out[i] = pair[mask[i]];
         next += mask[i];
     }
+    return next;
 }
 
 #ifdef HAS_EXPAND
-__attribute__((target("avx512f,avx512bw,avx512vl"))) static void
+__attribute__((target("avx512f,avx512bw,avx512vl"))) static long
 expand_lanes(const uint8_t *mask, long size, const float *values, long kept, float *out)
 {
     long i = 0, next = 0;
@@ -29,24 +30,20 @@ expand_lanes(const uint8_t *mask, long size, const float *values, long kept, flo
         _mm512_storeu_ps(out + i, _mm512_maskz_expand_ps(here, _mm512_loadu_ps(values + next)));
         next += __builtin_popcount(here);
     }
-    if (i < size)
-        expand_plain(mask + i, size - i, kept > next ? values + next : values, kept - next, out + i);
+    return next + expand_plain(mask + i, size - i, kept > next ? values + next : values, kept - next, out + i);
 }
 #endif
 
-void expand(const uint8_t *mask, long size, const float *values, long kept, float *out)
+long expand(const uint8_t *mask, long size, const float *values, long kept, float *out)
 {
-    if (!kept) {
-        memset(out, 0, size * sizeof *out);
-        return;
-    }
+    static const float none = 0;
+    if (!kept)
+        values = &none;
 #ifdef HAS_EXPAND
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-        expand_lanes(mask, size, values, kept, out);
-        return;
-    }
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+        return expand_lanes(mask, size, values, kept, out);
 #endif
-    expand_plain(mask, size, values, kept, out);
+    return expand_plain(mask, size, values, kept, out);
 }
 
 FOR_EVERY_PROCESSOR

@@ -4,8 +4,9 @@
 
 #include <stdint.h>
 
-/* out[i] = the next of `values` where mask[i] is 1, else 0. mask: bytes 0 or 1, as many ones as `kept` values. */
-void expand(const uint8_t *mask, long size, const float *values, long kept, float *out);
+/* out[i] = the next of `values` where mask[i] is 1, else 0. mask: bytes 0 or 1. Returns its ones: where they are not
+   `kept`, the number of values, `out` means nothing, though nothing beyond them was read. */
+long expand(const uint8_t *mask, long size, const float *values, long kept, float *out);
 
 /* values[i] *= mask[i]; mask: bytes 0 or 1. */
 void multiply_by_mask(const uint8_t *mask, long size, float *values);

@@ -18,17 +18,17 @@ def expands(mask: Tensor, values: Tensor) -> bool:
     return available() and plain and here and mask.is_contiguous() and values.is_contiguous()
 
 
-def expand(mask: Tensor, values: Tensor, kept: int) -> Tensor:
-    """[P]: the next of `values [kept]` where `mask [P]` holds, 0 elsewhere. kept: how many it holds."""
-    if values.shape != (kept,):
-        raise ValueError(f"{values.numel()} values for a mask that keeps {kept}")
+def expand(mask: Tensor, values: Tensor) -> Tensor:
+    """[P]: the next of `values` where `mask [P]` holds, 0 elsewhere; ValueError where it keeps another number."""
     out = torch.empty(mask.shape, dtype=torch.float32)
-    kernels.expand(address(mask), mask.numel(), address(values), kept, address(out))
+    kept = kernels.expand(address(mask), mask.numel(), address(values), values.numel(), address(out))
+    if kept != values.numel():
+        raise ValueError(f"{values.numel()} values for a mask that keeps {kept}")
     return out
 
 
 def multiply_by_mask_(values: Tensor, mask: Tensor) -> Tensor:
-    """`values.mul_(mask)` for a mask of the same shape; PyTorch first converts the mask in memory, which takes longer."""
+    """`values.mul_(mask)` for a mask of the same shape; PyTorch would convert the mask in memory first."""
     if values.shape != mask.shape:
         raise ValueError(f"values {list(values.shape)} and a mask {list(mask.shape)}")
     kernels.multiply_by_mask(address(mask), mask.numel(), address(values))

@@ -16,7 +16,7 @@ from ssfl.algorithms.dispfl import DisPFL, DisPFLState, MaskSearch
 from ssfl.core.evolve import drop_counts, drop_smallest, grow_largest, trained_spans
 from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.core.payloads import SERVER, Payload, SparseValues, pack_sparse
-from ssfl.engine.local import Job
+from ssfl.engine.jobs import Job
 from tests.algorithms.oracle_net import InOrder, OracleNet, arrays, flat
 from tests.engine.support import FloatData, Rig, float_data, make_rig, make_runner, tiny_net
 

@@ -21,7 +21,8 @@ from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.core.payloads import DenseValues, Payload, dense_values
 from ssfl.core.saliency import snip
 from ssfl.engine.executors import Executor, SequentialExecutor
-from ssfl.engine.local import ClientRunner, Job, Outcome
+from ssfl.engine.jobs import Job, Outcome
+from ssfl.engine.local import ClientRunner
 from tests.engine.support import Rig, float_data, make_rig, make_runner, tiny_net
 
 SIZES = (11, 9, 1, 5, 6) * 4

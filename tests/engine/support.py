@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ssfl.algorithms.base import Algorithm, ClientReply, ClientTask, RoundPlan, ServerContext
 from ssfl.core.net import Batch
 from ssfl.core.payloads import Payload
+from ssfl.engine.arithmetic import Arithmetic
 from ssfl.engine.driver import Federation, TestSet
 from ssfl.engine.executors import Executor, SequentialExecutor
-from ssfl.engine.local import Arithmetic, ClientRunner
+from ssfl.engine.local import ClientRunner
 from ssfl.engine.order import BatchOrder
 from ssfl.engine.simulator import Simulator
 

@@ -20,7 +20,7 @@ from ssfl.core.masks import kept_count, top_k_mask
 from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.core.payloads import Payload, Support, dense_values
 from ssfl.core.saliency import CRITERIA
-from ssfl.engine.local import Job
+from ssfl.engine.jobs import Job
 from tests.engine.support import FloatData, Rig, make_rig, make_runner
 
 FOLDER = Path(__file__).resolve().parent.parent / "oracles"

@@ -23,12 +23,13 @@ from ssfl.data.arrays import Arrays
 from ssfl.data.federation import Federation
 from ssfl.data.preprocess import Preprocess
 from ssfl.data.side_by_side import steps_side_by_side
+from ssfl.engine.arithmetic import Arithmetic
 from ssfl.engine.batched import BatchedExecutor
 from ssfl.engine.block_batches import probe_steps, train_steps
 from ssfl.engine.block_net import BlockNet
 from ssfl.engine.block_scores import BLOCK_SALIENCIES, block_saliency, block_tallies
 from ssfl.engine.executors import SequentialExecutor
-from ssfl.engine.local import Arithmetic, ClientRunner
+from ssfl.engine.local import ClientRunner
 from ssfl.engine.source import BlockSource
 from tests.engine.support import float_data, make_rig, make_runner, tiny_net
 

@@ -36,8 +36,8 @@ from ssfl.engine.checkpoint import Checkpoints
 from ssfl.engine.client_store import ClientStore, StoredState, StoreError, whole
 from ssfl.engine.driver import Progress
 from ssfl.engine.executors import SequentialExecutor
+from ssfl.engine.jobs import Job, Outcome
 from ssfl.engine.ledger import Ledger
-from ssfl.engine.local import Job, Outcome
 from ssfl.engine.simulator import Simulator
 from tests.engine.support import Rig, float_data, make_rig, make_runner, tiny_net
 

@@ -13,8 +13,9 @@ from ssfl.assemble.build import parts_of
 from ssfl.assemble.execution import resolve_engine
 from ssfl.config import ConfigError, load_config
 from ssfl.core.optim import ExponentialDecay, FitSpec
+from ssfl.engine.arithmetic import Arithmetic
 from ssfl.engine.executors import SequentialExecutor
-from ssfl.engine.local import Arithmetic, ClientRunner
+from ssfl.engine.local import ClientRunner
 from tests.engine.support import float_data, make_rig, tiny_net
 
 FIT = FitSpec(1, 8, ExponentialDecay(0.1, 0.99), momentum=0.9, clip_norm=10.0)

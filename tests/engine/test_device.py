@@ -20,6 +20,7 @@ from ssfl.data import federation as federation_module
 from ssfl.data.arrays import Arrays
 from ssfl.data.federation import Federation
 from ssfl.data.preprocess import Preprocess
+from ssfl.engine.arithmetic import Arithmetic
 from ssfl.engine.batched import BatchedExecutor
 from ssfl.engine.device import (
     CPU,
@@ -33,7 +34,8 @@ from ssfl.engine.device import (
 )
 from ssfl.engine.device_block import StaticBlock, StaticTrainer, block_epoch, masked_sgd_step_
 from ssfl.engine.executors import SequentialExecutor
-from ssfl.engine.local import Arithmetic, ClientRunner, DivergedError
+from ssfl.engine.jobs import DivergedError
+from ssfl.engine.local import ClientRunner
 from tests.contract.table import ALGORITHMS, run_to_end
 from tests.engine.support import float_data, make_rig, make_runner, tiny_net
 

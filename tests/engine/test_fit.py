@@ -18,7 +18,7 @@ from ssfl.core.layout import Layout
 from ssfl.core.optim import CosineRestarts, ExponentialDecay, FitSpec
 from ssfl.core.payloads import DenseValues, Payload, Support, dense_values
 from ssfl.core.saliency import CRITERIA, snip
-from ssfl.engine.local import DivergedError, Job
+from ssfl.engine.jobs import DivergedError, Job
 from ssfl.engine.order import SeededOrder
 from tests.engine.support import FloatData, float_data, make_rig, make_runner, tiny_net
 

@@ -17,9 +17,10 @@ from ssfl.algorithms.sparsyfed import SparsyFed
 from ssfl.algorithms.ssfl import SSFL, Discovery
 from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.core.saliency import snip
+from ssfl.engine.arithmetic import Arithmetic
 from ssfl.engine.batched import BatchedExecutor
 from ssfl.engine.executors import Executor, SequentialExecutor
-from ssfl.engine.local import Arithmetic, ClientRunner
+from ssfl.engine.local import ClientRunner
 from ssfl.engine.native_layers import native_layers
 from ssfl.engine.processes import ProcessExecutor
 from ssfl.engine.threads import ThreadExecutor

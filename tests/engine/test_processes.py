@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from ssfl.engine.executors import SequentialExecutor
-from ssfl.engine.local import ClientRunner, DivergedError
+from ssfl.engine.jobs import DivergedError
+from ssfl.engine.local import ClientRunner
 from ssfl.engine.processes import MAX_DEATHS, ProcessExecutor, WorkerError
 from tests.engine.executors import (
     METHODS,

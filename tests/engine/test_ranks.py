@@ -27,8 +27,8 @@ from ssfl.core.saliency import CRITERIA
 from ssfl.engine.checkpoint import COMMON_RECORDS
 from ssfl.engine.driver import Progress
 from ssfl.engine.executors import SequentialExecutor
+from ssfl.engine.jobs import DivergedError, Job
 from ssfl.engine.ledger import Ledger
-from ssfl.engine.local import DivergedError, Job
 from ssfl.engine.rank_means import UnequalRepliesError, outlines, same
 from ssfl.engine.ranks import (
     Alone,

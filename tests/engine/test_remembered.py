@@ -21,7 +21,8 @@ from ssfl.engine.checkpoint import Checkpoints
 from ssfl.engine.client_store import ClientStore, Entry, whole
 from ssfl.engine.driver import Progress
 from ssfl.engine.executors import SequentialExecutor
-from ssfl.engine.local import ClientRunner, Job, Outcome
+from ssfl.engine.jobs import Job, Outcome
+from ssfl.engine.local import ClientRunner
 from ssfl.engine.remembered import Remembered, bind, without_tensors
 from tests.engine.support import Rig, float_data, make_rig, make_runner, tiny_net
 

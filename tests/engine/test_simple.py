@@ -12,7 +12,7 @@ from ssfl.algorithms.fedavg import FedAvg
 from ssfl.algorithms.local_training import LocalTraining
 from ssfl.core.layout import Layout
 from ssfl.core.optim import ExponentialDecay, FitSpec
-from ssfl.engine.local import Arithmetic
+from ssfl.engine.arithmetic import Arithmetic
 from ssfl.engine.simple import simulate
 from tests.engine.support import FloatData, float_data, make_rig, tiny_net
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from ssfl.algorithms.base import ClientContext
 from ssfl.algorithms.fedavg import FedAvg
 from ssfl.core.optim import ExponentialDecay, FitSpec
+from ssfl.engine.arithmetic import Arithmetic
 from ssfl.engine.executors import SequentialExecutor
-from ssfl.engine.local import Arithmetic, ClientRunner, DivergedError, Job
+from ssfl.engine.jobs import DivergedError, Job
+from ssfl.engine.local import ClientRunner
 from ssfl.engine.threads import AHEAD, ThreadExecutor, UnthreadableError
 from tests.engine.executors import (
     METHODS,

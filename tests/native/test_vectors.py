@@ -28,7 +28,7 @@ def test_values_go_to_their_places(size: int, density: float, seed: int) -> None
     values = torch.randn(kept, generator=generator)
     wanted = torch.zeros(size)
     wanted[mask] = values
-    assert expand(mask, values, kept).equal(wanted)
+    assert expand(mask, values).equal(wanted)
     assert Support.of(mask).scatter(values).equal(wanted)
 
 
@@ -38,14 +38,15 @@ def test_the_last_values_are_not_read_past_their_end(kept: int) -> None:
     mask[1000 - kept :] = True  # where whole registers meet the end of both vectors
     around = torch.full((kept + 32,), float("nan"))
     values = around[16 : 16 + kept].copy_(torch.arange(1.0, kept + 1))
-    out = expand(mask, values, kept)
+    out = expand(mask, values)
     assert not bool(out.isnan().any())
     assert out[mask].equal(values)
 
 
-def test_another_number_of_values_is_refused() -> None:
-    with pytest.raises(ValueError, match="2 values for a mask that keeps 3"):
-        expand(torch.ones(3, dtype=torch.bool), torch.ones(2), 3)
+@pytest.mark.parametrize(("size", "given_"), [(3, 2), (3, 4), (100, 0), (100, 99), (100, 40), (0, 1)])
+def test_another_number_of_values_is_refused(size: int, given_: int) -> None:
+    with pytest.raises(ValueError, match=f"{given_} values for a mask that keeps {size}"):
+        expand(torch.ones(size, dtype=torch.bool), torch.ones(given_))
 
 
 def test_doubles_and_gradients_go_pytorchs_way() -> None:
