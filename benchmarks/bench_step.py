@@ -17,9 +17,11 @@ from torch.nn.functional import cross_entropy
 from ssfl.core.layout import Layout
 from ssfl.engine.flat_module import FlatModule
 from ssfl.engine.memory import keep_freed_memory
+from ssfl.engine.native_layers import native_layers
 from ssfl.models import build_model
 
-FORMS = ("nchw", "nchw+kept", "last", "last+kept", "last+kept+flat")
+KERNELS = ("nchw+kept+flat+kernels", "last+kept+flat+kernels", "mixed+kept+flat+kernels")
+FORMS = ("nchw", "nchw+kept", "last", "last+kept", "last+kept+flat", *KERNELS)
 COMPILED = "last+kept+flat+compiled"
 """Minutes on some machines: only with --compiled."""
 WARM_UP = 3
@@ -34,23 +36,24 @@ def step_seconds(form: str, model: str, steps: int) -> list[float]:
     norm = "group" if model == "cnn" else "group2"
     net = build_model(model, num_classes=10, input_shape=(3, 32, 32), norm=norm)
     x, y = torch.randn(16, 3, 32, 32), torch.randint(0, 10, (16,))
-    if form.startswith("last"):
+    if form.startswith(("last", "mixed")):
         x = x.to(memory_format=torch.channels_last)
     flat = FlatModule(net, Layout.of(net), form == COMPILED) if "flat" in form else None
     forward = net if flat is None else flat.forward
     optimiser = torch.optim.SGD(net.parameters(), lr=0.05)
     seconds = []
-    for _ in range(steps + WARM_UP):
-        start = time.perf_counter()
-        if flat is None:
-            optimiser.zero_grad()
-        torch.autograd.backward(cross_entropy(forward(x), y))
-        if flat is None:
-            optimiser.step()
-        else:
-            with torch.no_grad():
-                flat.trained.add_(flat.take_gradient(), alpha=-0.05)
-        seconds.append(time.perf_counter() - start)
+    with native_layers(net, "kernels" in form, form.startswith("mixed")):
+        for _ in range(steps + WARM_UP):
+            start = time.perf_counter()
+            if flat is None:
+                optimiser.zero_grad()
+            torch.autograd.backward(cross_entropy(forward(x), y))
+            if flat is None:
+                optimiser.step()
+            else:
+                with torch.no_grad():
+                    flat.trained.add_(flat.take_gradient(), alpha=-0.05)
+            seconds.append(time.perf_counter() - start)
     return seconds[WARM_UP:]
 
 
@@ -72,7 +75,7 @@ def main() -> None:
     seconds = step_seconds(arguments.form, arguments.model, arguments.steps)
     median = 1e3 * statistics.median(seconds)
     print(
-        f"{arguments.model} {arguments.form:15} median {median:.1f} ms, quickest {1e3 * min(seconds):.1f} ms"
+        f"{arguments.model} {arguments.form:23} median {median:.1f} ms, quickest {1e3 * min(seconds):.1f} ms"
     )
 
 
