@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.figures import Figure, options, paired_ratio, publish, spread, times
-from benchmarks.ours import memory_format, our_module
+from benchmarks.ours import form_here, our_module
 from benchmarks.workload import BATCH_SIZE, LR, ClientArrays, Workload, client_arrays, workload
 from ssfl.core.cost import forward_flops, layer_costs
 from ssfl.core.layout import Layout
@@ -85,7 +85,7 @@ def ssfl_scores(flat: FlatModule, theta: Tensor, arrays: ClientArrays) -> Tensor
 
 def batches_of(work: Workload, arrays: ClientArrays, module: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """A client's whole batches, in the faster memory format."""
-    last = memory_format(work, module) == "channels_last"
+    last = form_here(work, module).memory_format == "channels_last"
     form = torch.channels_last if last else torch.contiguous_format
     pairs = zip(torch.split(arrays.x[0], BATCH_SIZE), torch.split(arrays.y[0], BATCH_SIZE))
     return [(x.to(memory_format=form), y) for x, y in pairs if len(y) == BATCH_SIZE]

@@ -34,7 +34,7 @@ from ssfl.data.federation import Federation as Data
 from ssfl.data.preprocess import Preprocess
 from ssfl.engine.arithmetic import Arithmetic
 from ssfl.engine.batched import BatchedExecutor
-from ssfl.engine.calibrate import time_steps
+from ssfl.engine.calibrate import Form, time_steps
 from ssfl.engine.driver import Federation, Progress, TestSet
 from ssfl.engine.executors import Executor, SequentialExecutor
 from ssfl.engine.local import ClientRunner
@@ -74,9 +74,10 @@ def our_data(work: Workload) -> Data:
     return Data(table, Preprocess((0.0,), (1.0,)), parts, tests)
 
 
-def memory_format(work: Workload, module: nn.Module) -> str:
-    """What `engine.memory_format=auto` would choose here."""
-    return time_steps(module, work.shape, BATCH_SIZE, block=1, native=available()).memory_format
+def form_here(work: Workload, module: nn.Module, precision: str = "fp32") -> Form:
+    """What `engine.memory_format=auto` and `engine.convolutions=auto` would choose here."""
+    times = time_steps(module, work.shape, BATCH_SIZE, block=1, native=available())
+    return times.form(convolutions="auto" if precision == "fp32" else "direct")
 
 
 def our_tasks(algorithm: Algorithm[Any]) -> Mapping[str, ClientTask]:
@@ -117,19 +118,25 @@ class Ours:
         executor: str,
         workers: int,
         precision: str = "fp32",
-        layout: str = "auto",
         algorithm: Algorithm[Any] | None = None,
     ) -> None:
         """algorithm: None is FedAvg."""
         module, data = our_module(work), our_data(work)
         keep_freed_memory(workers if executor == "threads" else 1)
-        layout = memory_format(work, module) if layout == "auto" and executor != "batched" else layout
-        self.memory_format = layout
+        self.form = Form("contiguous", "direct")
+        if executor != "batched":
+            self.form = form_here(work, module, precision)
         give_back_freed_memory()  # as `ssfl run` does: what making data and measuring took
         fit = FitSpec(1, BATCH_SIZE, ExponentialDecay(LR, 1.0))
         algorithm = FedAvg(fit, work.cohort) if algorithm is None else algorithm
-        last = layout in ("channels_last", "mixed")
-        arithmetic = Arithmetic(precision, channels_last=last, native=available(), mixed=layout == "mixed")
+        layout, convolutions = self.form
+        arithmetic = Arithmetic(
+            precision,
+            channels_last=layout != "contiguous",
+            native=available(),
+            mixed=layout == "mixed",
+            winograd=convolutions == "winograd",
+        )
         data = data.laid_out(arithmetic.channels_last)
         self.runner = ClientRunner(module, data, our_tasks(algorithm), SEED, arithmetic=arithmetic)
         self.executor = executor_of(executor, self.runner, workers, work.cohort)

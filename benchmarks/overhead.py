@@ -12,7 +12,6 @@ from benchmarks.figures import Figure, spread
 from benchmarks.ours import Ours
 from benchmarks.workload import LR, Workload
 from ssfl.engine.flat_module import FlatModule
-from ssfl.engine.native_layers import native_layers
 
 
 class BareSteps:
@@ -22,7 +21,7 @@ class BareSteps:
         runner = ours.runner
         data = runner.federation
         self.flat: FlatModule = runner.flat()
-        self.native, self.mixed = runner.arithmetic.native, runner.arithmetic.mixed
+        self.layers = runner.arithmetic.layers
         order = torch.arange(work.examples)
         cohort = range(work.cohort)
         self.batches = [runner.to_compute(b) for k in cohort for b in data.train_batches(k, order, 16, None)]
@@ -32,7 +31,7 @@ class BareSteps:
         start = time.perf_counter()
         flat = self.flat
         flat.module.train()
-        with native_layers(flat.module, self.native, self.mixed):
+        with self.layers(flat.module):
             for x, y in self.batches:
                 torch.autograd.backward(cross_entropy(flat.module(x), y))
                 with torch.no_grad():

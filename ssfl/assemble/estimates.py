@@ -96,6 +96,7 @@ def _tell(times: StepTimes) -> None:
         "contiguous": times.contiguous,
         "channels_last": times.channels_last,
         "mixed": times.mixed,
+        "winograd": times.winograd,
         f"block of {times.block}": times.batched,
         f"{times.workers} threads": times.threaded,
     }

@@ -15,6 +15,7 @@ from ssfl.config import Config, cohort_size
 from ssfl.config.validate import refuse
 from ssfl.engine.arithmetic import Arithmetic
 from ssfl.engine.batched import BatchedExecutor, UnbatchableError, check_batchable
+from ssfl.engine.calibrate import Form
 from ssfl.engine.device import NoDeviceError, device_of, resolved_device, set_arithmetic
 from ssfl.engine.executors import Executor, SequentialExecutor
 from ssfl.engine.local import ClientRunner
@@ -24,6 +25,7 @@ from ssfl.engine.ranks import Link, RankedExecutor
 from ssfl.engine.threads import ThreadExecutor, UnthreadableError, check_threadable
 from ssfl.engine.torchrun import local_ranks, started_by_torchrun
 from ssfl.native import available
+from ssfl.native.winograd import serves
 
 LARGEST_BLOCK = 32
 
@@ -36,6 +38,7 @@ class Choice:
     workers: int
     block: int
     memory_format: str
+    convolutions: str
 
 
 def resolve_engine(config: Config, parts: Parts, ranks: int = 1) -> Config:
@@ -96,14 +99,17 @@ def choose(config: Config, parts: Parts, ranks: int = 1) -> Choice:
         _refuse_unbatchable(parts)
     if engine.executor == "threads":
         _refuse_unthreadable(parts)
+    native = chosen_kernels(config) == "native"
+    convolutions = _convolutions(config, parts, native)
     if resolved_device(engine.device) != "cpu":
         return _choice_on_device(config, parts, cohort)
     if engine.executor == "sequential" and engine.block == "auto":
         engine = replace(engine, block=1)
-    if "auto" not in (engine.executor, engine.memory_format, engine.block):
-        return Choice(engine.executor, workers, int(engine.block), engine.memory_format)
+    if convolutions == "winograd":
+        engine = replace(engine, block=1)  # blocks do not offer it
+    if "auto" not in (engine.executor, engine.memory_format, engine.block, convolutions):
+        return Choice(engine.executor, workers, int(engine.block), engine.memory_format, convolutions)
     block = int(engine.block) if engine.block != "auto" else min(cohort, LARGEST_BLOCK)
-    native = chosen_kernels(config) == "native"
     times = measured(parts, config.training.batch_size, block, workers, native)
     asked = engine.executor
     estimates = estimated_seconds(config, parts, times, workers, cohort)
@@ -117,9 +123,26 @@ def choose(config: Config, parts: Parts, ranks: int = 1) -> Choice:
         block = min(block, -(-cohort // workers)) if engine.block == "auto" else block
     elif executor != "batched" and engine.block == "auto":
         block = 1
-    # A block runs in the layout that vmap makes of it; another memory format would only be undone.
-    usual = "contiguous" if block > 1 else times.memory_format
-    return Choice(executor, workers, block, usual if engine.memory_format == "auto" else engine.memory_format)
+    form = times.form(engine.memory_format, convolutions)
+    if block > 1:
+        # A block runs in the layout that vmap makes of it; another memory format would only be undone.
+        usual = "contiguous" if engine.memory_format == "auto" else engine.memory_format
+        form = Form(usual, "direct")
+    return Choice(executor, workers, block, *form)
+
+
+def _convolutions(config: Config, parts: Parts, native: bool) -> str:
+    """What was asked for; direct where there is no choice. Raises ConfigError for winograd where it cannot serve."""
+    engine = config.engine
+    could = native and engine.precision == "fp32" and engine.memory_format in ("auto", "channels_last")
+    could = could and engine.executor != "batched" and engine.block in ("auto", 1)
+    could = could and any(map(serves, parts.module.modules()))
+    if engine.convolutions == "winograd" and not could:
+        allowed = (
+            "needs native kernels on a CPU and 3x3 convolutions with stride 1 of channels in multiples of 16"
+        )
+        raise refuse("engine.convolutions", "winograd", f"{allowed}; leave it auto, or direct")
+    return engine.convolutions if could else "direct"
 
 
 def _choice_on_device(config: Config, parts: Parts, cohort: int) -> Choice:
@@ -144,6 +167,7 @@ def _choice_on_device(config: Config, parts: Parts, cohort: int) -> Choice:
         1,
         block if engine.block == "auto" else int(engine.block),
         usual if engine.memory_format == "auto" else engine.memory_format,
+        "direct",
     )
 
 
@@ -197,6 +221,7 @@ def runner_of(parts: Parts) -> ClientRunner:
         compiled=engine.compile,
         native=engine.kernels == "native",
         mixed=engine.memory_format == "mixed",
+        winograd=engine.convolutions == "winograd",
     )
     seed = parts.config.experiment.seed
     return ClientRunner(

@@ -143,6 +143,7 @@ class EngineConfig:
     block: int | str = "auto"  # clients trained together by the batched executor
     precision: str = "fp32"  # fp32 | tf32 | bf16
     memory_format: str = "auto"  # of images: auto | contiguous | channels_last | mixed
+    convolutions: str = "auto"  # 3x3 ones, with channels last: auto | direct | winograd
     kernels: str = "auto"  # of norms and what follows them on a CPU: auto | native | torch
     compile: bool = False
     device: str = "auto"  # auto | cpu | cuda

@@ -47,6 +47,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "engine.precision": ("fp32", "tf32", "bf16"),
     "engine.device": ("auto", "cpu", "cuda"),
     "engine.memory_format": ("auto", "contiguous", "channels_last", "mixed"),
+    "engine.convolutions": ("auto", "direct", "winograd"),
     "engine.kernels": ("auto", "native", "torch"),
     "engine.rank_exchange": ("mean", "replies"),
     "tracking.console": ("auto", "rich", "plain", "quiet", "json"),
@@ -235,6 +236,21 @@ def _check_format(config: Config) -> None:
     if engine.memory_format == "mixed" and (engine.kernels == "torch" or engine.compile):
         allowed = "needs engine.kernels=native, which changes the format on its way; or choose channels_last"
         raise refuse("engine.memory_format", "mixed", allowed)
+    if engine.convolutions == "winograd":
+        _check_winograd(config)
+
+
+def _check_winograd(config: Config) -> None:
+    engine = config.engine
+    in_blocks = engine.executor == "batched" or engine.block not in ("auto", 1)
+    for hinders, because in (
+        (engine.kernels == "torch" or engine.compile, "needs engine.kernels=native"),
+        (engine.memory_format not in ("auto", "channels_last"), "needs engine.memory_format=channels_last"),
+        (in_blocks, "not in blocks of clients, which compute theirs together"),
+        (engine.precision != "fp32", "computes in float32: engine.precision=fp32"),
+    ):
+        if hinders:
+            raise refuse("engine.convolutions", "winograd", f"{because}; or leave it auto, or direct")
 
 
 def _check_compaction(config: Config) -> None:

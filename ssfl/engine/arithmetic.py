@@ -6,9 +6,11 @@ import contextlib
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from ssfl.core.net import Batch
 from ssfl.engine.device import CPU
+from ssfl.engine.native_layers import native_layers
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,12 @@ class Arithmetic:
     """GroupNorm and what follows it through the kernels of `ssfl.native`, in training and tests: other last bits."""
     mixed: bool = False
     """Small maps with their channels first although images have theirs last (`native_layers.py`)."""
+    winograd: bool = False
+    """3x3 convolutions of images with channels last by minimal filtering (`ssfl.native.winograd`): other last bits."""
+
+    def layers(self, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """The context in which a network trains and is tested: its layers computed as said here."""
+        return native_layers(module, self.native, self.mixed, self.winograd)
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context in which networks run."""
@@ -43,8 +51,16 @@ class Arithmetic:
         """A batch in the type and memory format of the computation; itself where it is so already."""
         x, y = batch
         images = self.channels_last and x.dim() == 4
-        form = torch.channels_last if images else torch.preserve_format
-        lies = not images or x.is_contiguous(memory_format=torch.channels_last)
+        lies = not images or (x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last))
         if self.device.type == "cpu" and x.dtype == self.dtype and lies:
             return batch
-        return x.to(self.device, self.dtype, memory_format=form), y.to(self.device)
+        x = x.to(self.device, self.dtype)
+        return channels_last(x) if images else x, y.to(self.device)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Images [B, C, H, W] with channels last, and said so: of one channel both formats are one, and PyTorch assumes the
+    other for all layers that follow."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    batch, channels, height, width = x.shape
+    return x.as_strided((batch, 1, height, width), (height * width, 1, width, 1)) if channels == 1 else x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import statistics
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,11 +20,13 @@ from torch.nn.functional import cross_entropy
 
 from ssfl.core.layout import Layout
 from ssfl.core.net import Batch
+from ssfl.engine.arithmetic import channels_last
 from ssfl.engine.batched import UnbatchableError, check_batchable
 from ssfl.engine.block_net import BlockNet
 from ssfl.engine.flat_module import FlatModule
 from ssfl.engine.native_layers import native_layers
 from ssfl.engine.threads import UnthreadableError, check_threadable
+from ssfl.native.winograd import serves
 
 Kernels = Callable[[nn.Module], contextlib.AbstractContextManager[None]]
 """The context in which a network computes with the kernels, or without."""
@@ -35,6 +39,18 @@ THREADS_BYTES = 4 << 30
 """Threads are not tried where their networks, gradients and copies would take more."""
 BATCHED_PARAMETERS = 300_000
 """Above this size a block of clients was never faster than one after the other (docs/performance.md)."""
+
+
+class Form(NamedTuple):
+    """How images lie and 3x3 convolutions are computed, in the words of the configuration."""
+
+    memory_format: str
+    convolutions: str
+
+    def kernels(self, native: bool) -> Kernels:
+        """The context in which a network computes in this form."""
+        mixed, winograd = self.memory_format == "mixed", self.convolutions == "winograd"
+        return partial(native_layers, wanted=native, mixed=mixed, winograd=winograd)
 
 
 @dataclass(frozen=True)
@@ -52,20 +68,34 @@ class StepTimes:
     workers: int = 1
     mixed: float | None = None
     """Channels last but for small maps; None without kernels."""
+    winograd: float | None = None
+    """Channels last and 3x3 convolutions by minimal filtering; None where the kernels serve none."""
 
     @property
     def best_alone(self) -> float:
         """The fastest memory format's step."""
-        return min(t for t in (self.contiguous, self.channels_last, self.mixed) if t is not None)
+        times = (self.contiguous, self.channels_last, self.mixed, self.winograd)
+        return min(t for t in times if t is not None)
 
-    @property
-    def memory_format(self) -> str:
-        """The fastest format; each must win by 3 % over the plainer ones to be taken."""
-        name, best = "contiguous", self.contiguous
-        for other, seconds in (("channels_last", self.channels_last), ("mixed", self.mixed)):
-            if seconds is not None and seconds < 0.97 * best:
-                name, best = other, seconds
-        return name
+    def form(self, memory_format: str = "auto", convolutions: str = "auto") -> Form:
+        """The fastest of the forms asked for; each must win by 3 % over the plainer ones to be taken."""
+        times = {
+            Form("contiguous", "direct"): self.contiguous,
+            Form("channels_last", "direct"): self.channels_last,
+            Form("mixed", "direct"): self.mixed,
+            Form("channels_last", "winograd"): self.winograd,
+        }
+        chosen, best = None, math.inf
+        for form, seconds in times.items():
+            asked = memory_format in ("auto", form.memory_format) and convolutions in (
+                "auto",
+                form.convolutions,
+            )
+            if asked and seconds is not None and (chosen is None or seconds < 0.97 * best):
+                chosen, best = form, seconds
+        if chosen is None:  # asked for and not timed
+            return Form("contiguous" if memory_format == "auto" else memory_format, "direct")
+        return chosen
 
 
 def time_steps(
@@ -89,19 +119,22 @@ def time_steps(
         classes = copied.eval()(x[:1]).shape[1]
     copied.train()
     y = torch.randint(classes, (batch_size,), generator=generator)
-    last = mixed = None
+    last = mixed = winograd = None
     with torch.random.fork_rng(devices=[]):
-        contiguous = _alone_seconds(copied, layout, (x, y), native)
+        contiguous = _alone_seconds(copied, layout, (x, y), Form("contiguous", "direct").kernels(native))
         if x.dim() == 4:
-            image = x.to(memory_format=torch.channels_last)
-            last = _alone_seconds(copied, layout, (image, y), native)
-            mixed = _alone_seconds(copied, layout, (image, y), native, mixed=True) if native else None
+            seconds = partial(_alone_seconds, copied, layout, (channels_last(x), y))
+            last = seconds(Form("channels_last", "direct").kernels(native))
+            if native:
+                mixed = seconds(Form("mixed", "direct").kernels(native))
+            if native and any(map(serves, copied.modules())):
+                winograd = seconds(Form("channels_last", "winograd").kernels(native))
         together = _block_seconds(copied, layout, (x, y), block, native)
-        alone = StepTimes(contiguous, last, together, block, mixed=mixed)
-        if alone.memory_format != "contiguous":
-            x = x.to(memory_format=torch.channels_last)
-        kernels = partial(native_layers, wanted=native, mixed=alone.memory_format == "mixed")
-        threaded = _threads_seconds(module, layout, (x, y), workers, kernels)
+        alone = StepTimes(contiguous, last, together, block, mixed=mixed, winograd=winograd)
+        form = alone.form()
+        if form.memory_format != "contiguous":
+            x = channels_last(x)
+        threaded = _threads_seconds(module, layout, (x, y), workers, form.kernels(native))
     return replace(alone, threaded=threaded, workers=workers)
 
 
@@ -110,11 +143,9 @@ def _step(flat: FlatModule, batch: Batch) -> None:
     flat.take_gradient()
 
 
-def _alone_seconds(
-    module: nn.Module, layout: Layout, batch: Batch, native: bool, mixed: bool = False
-) -> float:
+def _alone_seconds(module: nn.Module, layout: Layout, batch: Batch, kernels: Kernels) -> float:
     flat = FlatModule(module, layout)
-    with native_layers(module, native, mixed):
+    with kernels(module):
         return _quickest_seconds(lambda: _step(flat, batch))
 
 

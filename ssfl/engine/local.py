@@ -35,7 +35,6 @@ from ssfl.engine.compaction import compacted, live_channels, training_plan
 from ssfl.engine.device import EVALUATION_BATCH_ON_DEVICE, layer_draws, on_device, on_host
 from ssfl.engine.flat_module import FlatModule
 from ssfl.engine.jobs import Job, Outcome, check_finite
-from ssfl.engine.native_layers import native_layers
 from ssfl.engine.order import BatchOrder, SeededOrder
 from ssfl.engine.source import DataSource
 
@@ -117,8 +116,8 @@ class ClientRunner:
         seed = stream(self.seed, "layers", context.client, context.clock.round).initial_seed()
         plan = training_plan(task, work["theta"], work, self.layout) if self.compaction else {}
         module = self.flat(task).module
-        native = native_layers(module, self.arithmetic.native, self.arithmetic.mixed)
-        with layer_draws(self.arithmetic.device, seed), compacted(module, plan), native:
+        layers = self.arithmetic.layers(module)
+        with layer_draws(self.arithmetic.device, seed), compacted(module, plan), layers:
             losses, counts = self.train(task, spec, work, context)
         return sum(v * n for v, n in zip(losses.tolist(), counts, strict=True)) / max(sum(counts), 1)
 
@@ -247,8 +246,8 @@ class ClientRunner:
         flat.set_training(False)
         losses, hits, labels = [], [], []
         plan = live_channels(self.layout, theta) if self.compaction else {}
-        native = native_layers(flat.module, self.arithmetic.native, self.arithmetic.mixed)
-        with torch.inference_mode(), compacted(flat.module, plan), native:
+        layers = self.arithmetic.layers(flat.module)
+        with torch.inference_mode(), compacted(flat.module, plan), layers:
             for x, y in map(self.to_compute, batches):
                 with self.arithmetic.autocast():
                     logits = flat.module(x)

@@ -1,4 +1,4 @@
-"""The compiled functions: addresses in, nothing out. `group_norm.py`, `vectors.py` and `images.py` check first."""
+"""The compiled functions: addresses in, nothing out. `group_norm.py` and its neighbours check first."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ NormShape = tuple[int, int, int, int, int, bool, bool, bool, float]
 """images, channels, height, width, groups, last, pool, relu, eps."""
 ConvShape = tuple[int, int, int, int, int, int]
 """images, groups, channels in and out of one group, height, width."""
+WinogradShape = tuple[int, int, int, int, int]
+"""images, channels in and out, height, width."""
 BatchShape = tuple[int, int, int, int, int, bool]
 """images, channels, height, width, padding, last."""
 
@@ -37,6 +39,18 @@ def norm_backward(
 ) -> None: ...
 def conv_forward(shape: ConvShape, x: int, filters: int, y: int, /) -> None: ...
 def conv_backward(shape: ConvShape, dy: int, x: int, filters: int, dx: int, dfilters: int, /) -> None: ...
+def winograd(
+    shape: WinogradShape,
+    bits: int,
+    x: int,
+    filters: int,
+    bias: int,
+    dy: int,
+    y: int,
+    dx: int,
+    dfilters: int,
+    /,
+) -> None: ...
 def expand(mask: int, size: int, values: int, kept: int, out: int, /) -> int: ...
 def multiply_by_mask(mask: int, size: int, values: int, /) -> None: ...
 def weighted_sum(vectors: int, weights: int, count: int, size: int, out: int, /) -> None: ...

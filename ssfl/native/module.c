@@ -6,6 +6,7 @@
 #include "group_norm.h"
 #include "images.h"
 #include "vectors.h"
+#include "winograd.h"
 
 typedef unsigned long long address;
 #define AT(type, where) ((type *)(uintptr_t)(where))
@@ -70,6 +71,26 @@ static PyObject *py_conv_backward(PyObject *self, PyObject *arguments)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
     done = conv_backward(&s, AT(float, dy), AT(float, x), AT(float, filters), AT(float, dx), AT(float, dfilters));
+    Py_END_ALLOW_THREADS
+    if (!done)
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_winograd(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    int bits, done;
+    winograd_work w;
+    winograd_shape *s = &w.shape;
+    address x, filters, bias, dy, y, dx, dfilters;
+    if (!PyArg_ParseTuple(arguments, "(lllll)iKKKKKKK", &s->images, &s->in, &s->out, &s->height, &s->width, &bits, &x,
+                          &filters, &bias, &dy, &y, &dx, &dfilters))
+        return NULL;
+    w.x = AT(float, x), w.filters = AT(float, filters), w.bias = AT(float, bias), w.dy = AT(float, dy);
+    w.y = AT(float, y), w.dx = AT(float, dx), w.dfilters = AT(float, dfilters);
+    Py_BEGIN_ALLOW_THREADS
+    done = winograd(&w, bits);
     Py_END_ALLOW_THREADS
     if (!done)
         return PyErr_NoMemory();
@@ -146,6 +167,7 @@ static PyMethodDef functions[] = {
     {"norm_backward", py_norm_backward, METH_VARARGS, "Its gradients: group_norm.h"},
     {"conv_forward", py_conv_forward, METH_VARARGS, "3x3 convolutions of small groups: group_conv.h"},
     {"conv_backward", py_conv_backward, METH_VARARGS, "Their gradients: group_conv.h"},
+    {"winograd", py_winograd, METH_VARARGS, "3x3 convolutions of channels that are last: winograd.h"},
     {"expand", py_expand, METH_VARARGS, "Values to the places of a mask: vectors.h"},
     {"multiply_by_mask", py_multiply_by_mask, METH_VARARGS, "Zero what a mask drops: vectors.h"},
     {"weighted_sum", py_weighted_sum, METH_VARARGS, "Sum of vectors with weights: vectors.h"},

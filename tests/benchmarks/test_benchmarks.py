@@ -143,7 +143,7 @@ def test_a_plain_round_averages_what_the_clients_trained(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("executor", ["sequential", "batched"])
 def test_our_contestant_trains(executor: str) -> None:
     work = workload("tiny")
-    ours = Ours(work, executor, workers=1, layout="contiguous")
+    ours = Ours(work, executor, workers=1)
     start = accuracy_of(seeded(work), client_arrays(work))
     for _ in range(4):
         assert ours.round() > 0

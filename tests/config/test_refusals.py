@@ -105,6 +105,23 @@ def test_the_mixed_format_needs_the_kernels() -> None:
     assert load_config(["engine.memory_format=mixed"]).engine.memory_format == "mixed"
 
 
+@pytest.mark.parametrize(
+    ("other", "because"),
+    [
+        ("engine.kernels=torch", "needs engine.kernels=native"),
+        ("engine.compile=true", "needs engine.kernels=native"),
+        ("engine.memory_format=mixed", "needs engine.memory_format=channels_last"),
+        ("engine.executor=batched", "not in blocks of clients"),
+        ("engine.block=4", "not in blocks of clients"),
+        ("engine.precision=bf16", "computes in float32"),
+    ],
+)
+def test_minimal_filtering_says_what_it_needs(other: str, because: str) -> None:
+    with pytest.raises(ConfigError, match=f"engine.convolutions=winograd.*{because}"):
+        load_config(["engine.convolutions=winograd", other])
+    assert load_config(["engine.convolutions=winograd"]).engine.convolutions == "winograd"
+
+
 def test_a_mode_for_a_method_without_masks() -> None:
     with pytest.raises(ConfigError, match=r"algorithm/mode=random_global.*fedavg.*algorithm=ssfl"):
         load_config(["algorithm=fedavg", "algorithm/mode=random_global"])

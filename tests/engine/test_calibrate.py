@@ -57,7 +57,7 @@ def test_every_form_is_timed_where_it_exists() -> None:
     assert images.block == 3
     features = time_steps(nn.Sequential(nn.Linear(5, 3)), (5,), 4, block=1, workers=1)
     assert features.channels_last is None
-    assert features.memory_format == "contiguous"
+    assert features.form() == ("contiguous", "direct")
     assert features.best_alone == features.contiguous
 
 
@@ -83,9 +83,21 @@ def test_the_memory_format_must_win_by_three_percent(
 ) -> None:
     times = StepTimes(contiguous, last, None, 1)
     mixed = replace(times, mixed=0.96 * best)
-    assert (mixed.memory_format, mixed.best_alone) == ("mixed", 0.96 * best)
-    assert replace(times, mixed=0.99 * best).memory_format == chosen
-    assert (times.memory_format, times.best_alone) == (chosen, best)
+    assert (mixed.form(), mixed.best_alone) == (("mixed", "direct"), 0.96 * best)
+    assert replace(times, mixed=0.99 * best).form() == (chosen, "direct")
+    assert (times.form(), times.best_alone) == ((chosen, "direct"), best)
+
+
+def test_forms_are_chosen_among_those_asked_for() -> None:
+    times = StepTimes(1.0, 0.9, None, 1, mixed=0.8, winograd=0.5)
+    assert times.form() == ("channels_last", "winograd")
+    assert times.form(convolutions="direct") == ("mixed", "direct")
+    assert times.form("channels_last") == ("channels_last", "winograd")
+    assert times.form("channels_last", "direct") == ("channels_last", "direct")
+    assert times.form("contiguous") == ("contiguous", "direct")
+    assert replace(times, winograd=2.0).form(convolutions="winograd") == ("channels_last", "winograd")
+    assert StepTimes(1.0, None, None, 1).form("channels_last") == ("channels_last", "direct")
+    assert times.best_alone == 0.5
 
 
 # ── cached, told, kept ───────────────────────────────────────────────────────────────────────────────────────────

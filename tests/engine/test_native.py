@@ -45,16 +45,35 @@ def small_net() -> nn.Module:
         return build_model("digits_cnn", 3, (1, 6, 6))
 
 
+def filtered_net() -> nn.Module:
+    """With a convolution that minimal filtering serves."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build_model("resnet8", 3, (1, 6, 6))
+
+
+NETS: dict[bool, Callable[[], nn.Module]] = {False: small_net, True: filtered_net}
+"""By whether minimal filtering serves them."""
+
+
 def runner_of(
-    method: str, native: bool, dtype: torch.dtype = torch.float32, last: bool = False
+    method: str,
+    native: bool,
+    dtype: torch.dtype = torch.float32,
+    last: bool = False,
+    winograd: bool | None = None,
 ) -> ClientRunner:
-    arithmetic = Arithmetic(channels_last=last, dtype=dtype, native=native)
-    return ClientRunner(small_net(), float_data(), METHODS[method].tasks, 0, arithmetic=arithmetic)
+    """winograd: None is a network without such convolutions."""
+    arithmetic = Arithmetic(channels_last=last, dtype=dtype, native=native, winograd=bool(winograd))
+    net = NETS[winograd is not None]()
+    return ClientRunner(net, float_data(), METHODS[method].tasks, 0, arithmetic=arithmetic)
 
 
-def trained(method: str, executor: Executor, rounds: int = 2) -> Tensor:
+def trained(
+    method: str, executor: Executor, rounds: int = 2, net: Callable[[], nn.Module] = small_net
+) -> Tensor:
     try:
-        rig = make_rig(METHODS[method], float_data(), small_net(), dtype=torch.float32, executor=executor)
+        rig = make_rig(METHODS[method], float_data(), net(), dtype=torch.float32, executor=executor)
         return rig.run(rounds)
     finally:
         executor.close()
@@ -74,6 +93,25 @@ def test_threads_and_processes_have_the_sequential_bits() -> None:
     alone = trained("ssfl", SequentialExecutor(runner_of("ssfl", True)))
     assert trained("ssfl", ThreadExecutor(runner_of("ssfl", True), 2)).equal(alone)
     assert trained("ssfl", ProcessExecutor(runner_of("ssfl", True), 2)).equal(alone)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "ssfl"])  # SparsyFed has convolutions of its own
+def test_a_run_with_minimal_filtering_is_the_direct_one_to_rounding(method: str) -> None:
+    direct, filtered = (
+        trained(method, SequentialExecutor(runner_of(method, True, last=True, winograd=w)), net=filtered_net)
+        for w in (False, True)
+    )
+    assert not filtered.equal(direct)
+    torch.testing.assert_close(filtered, direct, rtol=0, atol=2e-5)
+
+
+def test_with_minimal_filtering_too_threads_and_processes_have_the_sequential_bits() -> None:
+    def runner() -> ClientRunner:
+        return runner_of("ssfl", True, last=True, winograd=True)
+
+    alone = trained("ssfl", SequentialExecutor(runner()), net=filtered_net)
+    assert trained("ssfl", ThreadExecutor(runner(), 2), net=filtered_net).equal(alone)
+    assert trained("ssfl", ProcessExecutor(runner(), 2), net=filtered_net).equal(alone)
 
 
 def test_a_block_is_one_client_after_the_other_to_rounding() -> None:
@@ -132,8 +170,9 @@ def test_a_users_network_computes_the_same(form: torch.memory_format) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("winograd", [False, True])
 @pytest.mark.parametrize("name", ["cnn", "digits_cnn", "resnet8", "resnet18"])
-def test_the_projects_networks_compute_the_same(name: str) -> None:
+def test_the_projects_networks_compute_the_same(name: str, winograd: bool) -> None:
     torch.manual_seed(0)
     net = build_model(name, 10, (3, 16, 16))
     x = torch.randn(4, 3, 16, 16)
@@ -141,7 +180,7 @@ def test_the_projects_networks_compute_the_same(name: str) -> None:
         images = x.contiguous(memory_format=form)
         plain = net(images)
         wanted = torch.cat([g.flatten() for g in torch.autograd.grad(plain.sum(), list(net.parameters()))])
-        with native_layers(net):
+        with native_layers(net, winograd=winograd):
             found = net(images)
             gradients = torch.autograd.grad(found.sum(), list(net.parameters()))
         torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
@@ -176,6 +215,40 @@ def test_mixed_formats_compute_the_same() -> None:
     assert formats["layer4.1.conv2"]
     assert formats["layer4.0.conv1"]  # its input has 64 pixels, its output 16
     assert not formats["layer3.1.conv2"]
+
+
+class Filtered(nn.Module):
+    """A user's network: convolutions with a bias, without a norm, and one that computes something of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(16, 16, 3, padding=1)
+        self.own = nn.Conv2d(16, 32, 3, padding="same")
+        self.own.forward = lambda x: 2 * nn.Conv2d.forward(self.own, x)  # type: ignore[method-assign,assignment]
+        self.norm = nn.GroupNorm(4, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.own(torch.relu(self.first(x)))).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def test_a_users_convolutions_are_filtered_unless_they_compute_something_else() -> None:
+    net, x = Filtered(), torch.randn(3, 16, 5, 6).contiguous(memory_format=torch.channels_last)
+    own = net.own.forward
+    plain = net(x)
+    wanted = torch.autograd.grad(plain.square().sum(), list(net.parameters()))
+    with native_layers(net, winograd=True):
+        assert "forward" in vars(net.first)
+        assert net.own.forward is own
+        found = net(x)
+        gradients = torch.autograd.grad(found.square().sum(), list(net.parameters()))
+        half = net.double()(x.double())  # what the kernels do not serve
+    assert "forward" not in vars(net.first)
+    assert net.own.forward is own
+    assert not found.equal(plain)
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(half.float(), plain, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_bf16_leaves_the_norms_to_pytorch() -> None:

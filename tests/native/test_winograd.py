@@ -1,0 +1,156 @@
+"""Convolutions by minimal filtering, against PyTorch's own in float64, with each kind of registers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+from ssfl.native import available, winograd
+from ssfl.native.winograd import fits, serves, winograd_conv
+
+pytestmark = pytest.mark.skipif(
+    not available(), reason="the kernels were not built: no C compiler at installation"
+)
+BITS = (512, 256, 128)
+LAST = torch.channels_last
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    """Relative to the norm."""
+    assert found.shape == wanted.shape
+    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-30))
+
+
+def drawn(images: int, inner: int, out: int, height: int, width: int) -> list[Tensor]:
+    """x, filters, bias, dy."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((images, inner, height, width), (out, inner, 3, 3), (out,), (images, out, height, width))
+    x, filters, bias, dy = (torch.randn(shape, generator=generator) for shape in shapes)
+    return [x.contiguous(memory_format=LAST), filters, bias, dy]
+
+
+def direct(leaves: list[Tensor]) -> Tensor:
+    """conv2d of x, filters and perhaps a bias."""
+    return conv2d(leaves[0], leaves[1], leaves[2] if len(leaves) > 2 else None, padding=1)
+
+
+def compare(inputs: list[Tensor], with_bias: bool) -> None:
+    """Values within 1e-6, gradients within 1e-5 of their norms."""
+    *leaves, dy = inputs
+    mine = [t.clone().requires_grad_() for t in leaves[: 2 + with_bias]]
+    wide = [t.detach().double().requires_grad_() for t in mine]
+    y = winograd_conv(*mine)
+    wanted = direct(wide)
+    assert y.is_contiguous(memory_format=LAST)
+    assert error(y.detach(), wanted.detach()) < 1e-6
+    found = torch.autograd.grad(y, mine, dy)
+    for m, t in zip(found, torch.autograd.grad(wanted, wide, dy.double()), strict=True):
+        assert error(m, t) < 1e-5
+
+
+@pytest.mark.parametrize("bits", BITS)
+@settings(max_examples=40, deadline=None)
+@given(
+    images=st.integers(1, 5),
+    inner=st.sampled_from((16, 32, 48)),
+    out=st.sampled_from((16, 32, 48, 64, 80, 128)),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    with_bias=st.booleans(),
+)
+def test_values_and_gradients_are_pytorchs(
+    bits: int, images: int, inner: int, out: int, height: int, width: int, with_bias: bool
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "REGISTER_BITS", bits)
+        compare(drawn(images, inner, out, height, width), with_bias)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("shape", [(9, 64, 80, 32, 30), (8, 16, 16, 64, 64), (16, 256, 96, 8, 8)])
+def test_many_tiles_go_block_by_block(
+    bits: int, shape: tuple[int, int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd, "REGISTER_BITS", bits)
+    compare(drawn(*shape), with_bias=True)
+
+
+def test_zeros_stay_zeros() -> None:
+    """A filter of zeros makes exact zeros, and a channel of zeros gets exactly no gradient: masks rely on it."""
+    x, filters, _, dy = drawn(3, 32, 32, 7, 8)
+    filters[5] = 0
+    x[:, 9] = 0
+    leaf = filters.clone().requires_grad_()
+    y = winograd_conv(x, leaf)
+    assert not y[:, 5].any()
+    (gradient,) = torch.autograd.grad(y, leaf, dy)
+    assert not gradient[:, 9].any()
+
+
+def test_what_needs_no_gradient_gets_none() -> None:
+    x, filters, _, dy = drawn(2, 16, 32, 6, 6)
+    wanted = torch.ops.aten.convolution_backward(
+        dy, x, filters, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
+    )
+    for which in range(2):
+        leaves = [x.clone(), filters.clone()]
+        leaves[which].requires_grad_()
+        (found,) = torch.autograd.grad(winograd_conv(*leaves), leaves[which], dy)
+        assert error(found, wanted[which]) < 1e-5
+
+
+def test_a_gradient_of_a_gradient_is_pytorchs() -> None:
+    x, filters, bias, _ = drawn(2, 16, 16, 5, 5)
+    found = []
+    for native in (True, False):
+        leaves = [t.clone().requires_grad_() for t in (x, filters, bias)]
+        y = winograd_conv(*leaves) if native else direct(leaves)
+        gradients = torch.autograd.grad(y.pow(3).sum(), leaves, create_graph=True)
+        penalty = torch.stack([g.square().sum() for g in gradients]).sum()
+        found.append(torch.autograd.grad(penalty, leaves))
+    for mine, theirs in zip(*found, strict=True):
+        assert error(mine, theirs) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(16, 16, 3, padding=1, stride=2),
+        nn.Conv2d(16, 16, 5, padding=2),
+        nn.Conv2d(16, 16, 3),
+        nn.Conv2d(16, 16, 3, padding=2, dilation=2),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.Conv2d(16, 10, 3, padding=1),
+        nn.ConvTranspose2d(16, 16, 3, padding=1),
+    ],
+)
+def test_layers_that_are_left_to_pytorch(conv: nn.Module) -> None:
+    assert serves(nn.Conv2d(16, 32, 3, padding=1))
+    assert serves(nn.Conv2d(16, 32, 3, padding="same"))
+    assert not serves(conv)
+
+
+def test_images_that_are_left_to_pytorch() -> None:
+    x, filters, _, _ = drawn(2, 16, 16, 4, 4)
+    assert fits(x, filters)
+    assert not fits(x.contiguous(), filters)
+    assert not fits(x.double(), filters.double())
+    assert not fits(x[:0], filters)
+    assert not fits(x, filters.contiguous(memory_format=LAST))
+    assert not fits(x[0], filters)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    x, filters, bias, _ = drawn(2, 16, 16, 4, 4)
+    with pytest.raises(ValueError, match=r"filters are \[16, 8, 3, 3\]"):
+        winograd_conv(x, filters[:, :8])
+    with pytest.raises(ValueError, match="channels last"):
+        winograd_conv(x.contiguous(), filters)
+    with pytest.raises(ValueError, match=r"bias is torch.float32 \[3\]"):
+        winograd_conv(x, filters, bias[:3])
