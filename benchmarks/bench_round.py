@@ -19,6 +19,7 @@ from benchmarks.workload import Workload, workload
 OURS = "ssfl, 2 threads"
 PROCESSES = "ssfl, 2 processes"
 BF16 = "ssfl, 2 threads, bf16"
+DIRECT = "ssfl, 2 threads, direct convolutions"
 BATCHED = "ssfl, 32 clients a block"
 BARE_LOOP = "plain loop, 1 thread"
 BARE = "plain, 2 processes"
@@ -43,6 +44,9 @@ def contestants(work: Workload, peers: Sequence[str], quick: bool = False) -> li
         python_contestant("ssfl, sequential", "benchmarks.ours", name, "--executor", "sequential"),
         python_contestant(OURS, "benchmarks.ours", name, "--executor", "threads"),
         python_contestant(PROCESSES, "benchmarks.ours", name, "--executor", "processes"),
+        python_contestant(
+            DIRECT, "benchmarks.ours", name, "--executor", "threads", "--convolutions", "direct"
+        ),
         python_contestant(LIMIT, "benchmarks.limit", name),
     ]
     if has_bf16_arithmetic():

@@ -74,10 +74,10 @@ def our_data(work: Workload) -> Data:
     return Data(table, Preprocess((0.0,), (1.0,)), parts, tests)
 
 
-def form_here(work: Workload, module: nn.Module, precision: str = "fp32") -> Form:
-    """What `engine.memory_format=auto` and `engine.convolutions=auto` would choose here."""
+def form_here(work: Workload, module: nn.Module, convolutions: str = "auto") -> Form:
+    """What `engine.memory_format=auto` would choose here."""
     times = time_steps(module, work.shape, BATCH_SIZE, block=1, native=available())
-    return times.form(convolutions="auto" if precision == "fp32" else "direct")
+    return times.form(convolutions=convolutions)
 
 
 def our_tasks(algorithm: Algorithm[Any]) -> Mapping[str, ClientTask]:
@@ -118,6 +118,7 @@ class Ours:
         executor: str,
         workers: int,
         precision: str = "fp32",
+        convolutions: str = "auto",
         algorithm: Algorithm[Any] | None = None,
     ) -> None:
         """algorithm: None is FedAvg."""
@@ -125,7 +126,7 @@ class Ours:
         keep_freed_memory(workers if executor == "threads" else 1)
         self.form = Form("contiguous", "direct")
         if executor != "batched":
-            self.form = form_here(work, module, precision)
+            self.form = form_here(work, module, "direct" if precision == "bf16" else convolutions)
         give_back_freed_memory()  # as `ssfl run` does: what making data and measuring took
         fit = FitSpec(1, BATCH_SIZE, ExponentialDecay(LR, 1.0))
         algorithm = FedAvg(fit, work.cohort) if algorithm is None else algorithm
@@ -193,11 +194,11 @@ def main() -> None:
         "--executor", choices=["sequential", "threads", "batched", "processes"], default="threads"
     )
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--format", choices=["auto", "contiguous", "channels_last", "mixed"], default="auto")
+    parser.add_argument("--convolutions", choices=["auto", "direct"], default="auto")
     options = parser.parse_args()
     torch.set_num_threads(1)
     work = workload(options.workload)
-    ours = Ours(work, options.executor, options.cores, options.precision, options.format)
+    ours = Ours(work, options.executor, options.cores, options.precision, options.convolutions)
     try:
         Gate(*options.gate).serve(ours.round, ours.accuracy)
     finally:
