@@ -28,6 +28,7 @@ from benchmarks.workload import (
 )
 from ssfl.algorithms.base import Algorithm, ClientReply, ClientTask, RoundPlan, ServerContext
 from ssfl.algorithms.fedavg import FedAvg
+from ssfl.core.layout import Layout
 from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.data.arrays import Arrays
 from ssfl.data.federation import Federation as Data
@@ -123,7 +124,7 @@ class Ours:
     ) -> None:
         """algorithm: None is FedAvg."""
         module, data = our_module(work), our_data(work)
-        keep_freed_memory(workers if executor == "threads" else 1)
+        keep_freed_memory(workers if executor == "threads" else 1, 4 * Layout.of(module).size)
         self.form = Form("contiguous", "direct")
         if executor != "batched":
             self.form = form_here(work, module, "direct" if precision == "bf16" else convolutions)

@@ -46,7 +46,7 @@ def resolve_engine(config: Config, parts: Parts, ranks: int = 1) -> Config:
 
     `ranks` processes share out each cohort (torchrun); the choice is for one of them, with its part of the host.
     """
-    keep_freed_memory()
+    keep_freed_memory(_cores(config), 4 * parts.layout.size)
     torch.set_num_threads(1)
     if ranks > 1 and config.checkpoint.stop_after_seconds:
         allowed = (
@@ -195,7 +195,7 @@ def executor_of(parts: Parts, link: Link | None = None) -> Executor:
 
 def _local_executor(parts: Parts, runner: ClientRunner) -> Executor:
     engine = parts.config.engine
-    keep_freed_memory(int(engine.workers) if engine.executor == "threads" else 1)
+    keep_freed_memory(int(engine.workers) if engine.executor == "threads" else 1, 4 * parts.layout.size)
     give_back_freed_memory()  # of reading the data and of measuring steps
     torch.set_num_threads(int(engine.threads))
     if engine.executor == "processes":

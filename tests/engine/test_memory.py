@@ -69,5 +69,28 @@ print(resident())
     assert shared[0] <= apart[0] + 5
 
 
+def test_threads_of_a_small_model_keep_memory_of_their_own() -> None:
+    """malloc's own account of its arenas, after two threads that lived at once."""
+    code = """
+import ctypes, tempfile
+keep_freed_memory(2, {model_bytes})
+together = threading.Barrier(2)
+threads = [threading.Thread(target=lambda: (together.wait(), step(), together.wait())) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc = ctypes.CDLL("libc.so.6")
+libc.fopen.restype = ctypes.c_void_p
+with tempfile.NamedTemporaryFile() as told:
+    file = ctypes.c_void_p(libc.fopen(told.name.encode(), b"w"))
+    libc.malloc_info(0, file)
+    libc.fclose(file)
+    print(told.read().count(b"<heap nr="))
+"""
+    assert told(code.format(model_bytes=1000)) == [2]
+    assert told(code.format(model_bytes=1 << 30)) == [1]
+
+
 def test_settings_are_taken() -> None:
     assert told("print(int(keep_freed_memory(4)), int(give_back_freed_memory()))") in ([1, 0], [1, 1])
