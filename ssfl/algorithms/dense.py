@@ -15,6 +15,7 @@ from ssfl.algorithms.base import (
     Clock,
     Instruction,
     RoundPlan,
+    ServerContext,
     Work,
 )
 from ssfl.core.aggregate import weighted_mean
@@ -51,6 +52,12 @@ def broadcast(
     return RoundPlan(phase, tuple(Instruction(c, (payload,)) for c in clients), clock, timed)
 
 
-def dense_mean(replies: Iterable[ClientReply]) -> Tensor:
+def dense_mean(replies: Iterable[ClientReply], plan: RoundPlan, context: ServerContext) -> Tensor:
     """FedAvg: the n_k-weighted mean of dense replies, [P]."""
-    return weighted_mean((dense_values(r.payload.parts[WEIGHTS]), r.examples) for r in replies)
+    values = ((dense_values(r.payload.parts[WEIGHTS]), float(r.examples)) for r in replies)
+    return weighted_mean(values, expected_examples(plan, context))
+
+
+def expected_examples(plan: RoundPlan, context: ServerContext) -> list[float]:
+    """n_k of every client that is to reply."""
+    return [float(context.example_counts[i.client]) for i in plan.instructions]

@@ -99,7 +99,7 @@ class FedAvg:
         """The mean of the replies; fine-tuning leaves the global model alone."""
         if plan.phase == "fine_tune":
             return replace(state, tuned=True)
-        return replace(state, theta=dense_mean(replies))
+        return replace(state, theta=dense_mean(replies, plan, context))
 
     def weights_to_evaluate(self, state: FedAvgState, context: ServerContext) -> Tensor | None:
         """The global model."""

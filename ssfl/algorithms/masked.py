@@ -21,7 +21,7 @@ from ssfl.algorithms.base import (
     Work,
     sample_clients,
 )
-from ssfl.algorithms.dense import WEIGHTS, broadcast
+from ssfl.algorithms.dense import WEIGHTS, broadcast, expected_examples
 from ssfl.core.aggregate import weighted_mean
 from ssfl.core.layout import Layout
 from ssfl.core.masks import keep_
@@ -132,7 +132,13 @@ def masked_plan(
     return broadcast("train", sample_clients(context, per_round, clock), payload, clock)
 
 
-def masked_aggregate(state: MaskedState, support: Support, replies: Iterable[ClientReply]) -> MaskedState:
+def masked_aggregate(
+    state: MaskedState,
+    support: Support,
+    replies: Iterable[ClientReply],
+    plan: RoundPlan,
+    context: ServerContext,
+) -> MaskedState:
     """The n_k-weighted mean of values, in the packed space; zero off the mask."""
-    values = ((support.values(r.payload.parts[WEIGHTS]), r.examples) for r in replies)
-    return replace(state, theta=support.scatter(weighted_mean(values)))
+    values = ((support.values(r.payload.parts[WEIGHTS]), float(r.examples)) for r in replies)
+    return replace(state, theta=support.scatter(weighted_mean(values, expected_examples(plan, context))))

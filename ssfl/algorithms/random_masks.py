@@ -90,7 +90,7 @@ class SharedRandomMask:
         assert state.bits is not None
         if plan.phase == "adopt":
             return replace(state, told=True)
-        return masked_aggregate(state, self.memo.of(state.bits, context.layout), replies)
+        return masked_aggregate(state, self.memo.of(state.bits, context.layout), replies, plan, context)
 
     def weights_to_evaluate(self, state: MaskedState, context: ServerContext) -> Tensor | None:
         """The global model, zero off the mask."""
@@ -183,7 +183,7 @@ class ClientwiseRandomMask:
         context: ServerContext,
     ) -> ClientwiseState:
         """FedAvg over models with different zeros."""
-        return replace(state, theta=dense_mean(replies))
+        return replace(state, theta=dense_mean(replies, plan, context))
 
     def weights_to_evaluate(self, state: ClientwiseState, context: ServerContext) -> Tensor | None:
         """The global model, unmasked."""

@@ -162,7 +162,7 @@ class SparsyFed:
         self, state: SparsyFedState, plan: RoundPlan, replies: Iterable[ClientReply], context: ServerContext
     ) -> SparsyFedState:
         """FedAvg of v, zeros included; not pruned again."""
-        return replace(state, theta=dense_mean(replies))
+        return replace(state, theta=dense_mean(replies, plan, context))
 
     def weights_to_evaluate(self, state: SparsyFedState, context: ServerContext) -> Tensor | None:
         """The effective weights."""

@@ -26,7 +26,7 @@ from ssfl.algorithms.base import (
     Work,
     sample_clients,
 )
-from ssfl.algorithms.dense import WEIGHTS, DenseTraining, broadcast, dense_mean
+from ssfl.algorithms.dense import WEIGHTS, DenseTraining, broadcast, dense_mean, expected_examples
 from ssfl.algorithms.masked import (
     MaskedState,
     MaskedTraining,
@@ -67,12 +67,12 @@ class Discovery:
         """What weighs a client's scores in their mean."""
         return "examples" if self.weighting == "examples" else "clients"
 
-    def mask(self, replies: Iterable[ClientReply], context: ServerContext) -> Tensor:
+    def mask(self, replies: Iterable[ClientReply], plan: RoundPlan, context: ServerContext) -> Tensor:
         """Bits [N]: top-k of s = sum_k p_k s_k, a mean of absolute values (README, phase 1, steps 2 and 3)."""
         weigh = self.weighting == "examples"
-        scores = weighted_mean(
-            (dense_values(r.payload.parts[SCORES]), r.examples if weigh else 1.0) for r in replies
-        )
+        expected = expected_examples(plan, context) if weigh else [1.0] * len(plan.instructions)
+        replied = ((dense_values(r.payload.parts[SCORES]), r.examples if weigh else 1.0) for r in replies)
+        scores = weighted_mean(replied, expected)
         keep = kept_count(scores.numel(), self.density)
         segments = context.layout.prunable_segments
         return top_k_mask_with_floor(scores, keep, segments, self.floor_density, self.ties)
@@ -158,15 +158,15 @@ class SSFL:
     ) -> MaskedState:
         """Scores become the mask and the model is cut to it; trained values are averaged by n_k."""
         if plan.phase == "warmup":
-            return replace(state, theta=dense_mean(replies))
+            return replace(state, theta=dense_mean(replies, plan, context))
         if plan.phase == "score":
-            bits = self.discovery.mask(replies, context)
+            bits = self.discovery.mask(replies, plan, context)
             kept = context.layout.expand_mask(bits)
             return replace(state, theta=state.theta * kept, bits=bits)
         if plan.phase == "adopt":
             return replace(state, told=True)
         assert state.bits is not None
-        return masked_aggregate(state, self.memo.of(state.bits, context.layout), replies)
+        return masked_aggregate(state, self.memo.of(state.bits, context.layout), replies, plan, context)
 
     def weights_to_evaluate(self, state: MaskedState, context: ServerContext) -> Tensor | None:
         """The global model; zero off the mask once it is made."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -14,10 +14,16 @@ CHUNK = 1 << 19
 """Coordinates summed at a time: so many float32 sums stay in the processor's cache while the clients pass by."""
 TOGETHER = 16
 """Clients summed chunk by chunk: the sum then goes through memory once for all of them."""
+LARGE_BYTES = 16 << 20
+"""Vectors from this size on are added as they come: 16 of them would be more memory than a client's training takes."""
 
 
-def weighted_mean(items: Iterable[tuple[Tensor, float]]) -> Tensor:
+def weighted_mean(items: Iterable[tuple[Tensor, float]], expected: Sequence[float] = ()) -> Tensor:
     """sum_k w_k x_k / sum_k w_k over an iterable of (x_k [P], w_k > 0), holding one sum and 16 x_k at a time.
+
+    expected: the weights that will come, where they are known beforehand; of large vectors one at a time is held then,
+    with the same bits if they do come (and another last bit if some stay away).
+
 
     FedAvg (McMahan et al. 2017, algorithm 1) with w_k = n_k; the saliency mean with p_k = n_k / sum n.
     Sums run in the inputs' type over 16 clients and in float64 over such groups, in the items' order: replies come
@@ -25,7 +31,10 @@ def weighted_mean(items: Iterable[tuple[Tensor, float]]) -> Tensor:
     (relative to sum w|x| / sum w) however many clients there are. Raises ValueError on no items or no weight.
     """
     source = iter(items)
-    group = list(islice(source, TOGETHER))
+    group = list(islice(source, 1))
+    if expected and group and group[0][0].nbytes >= LARGE_BYTES:
+        return _one_by_one(group, source, expected)
+    group += islice(source, TOGETHER - 1)
     total = sum(w for _, w in group)
     if not group or total <= 0:
         raise ValueError("a mean over no clients: no reply arrived, or all of them hold no examples")
@@ -39,6 +48,34 @@ def weighted_mean(items: Iterable[tuple[Tensor, float]]) -> Tensor:
         group.extend(islice(source, TOGETHER))
         total += sum(w for _, w in group)
     return mean.copy_(wide.div_(total))
+
+
+def _one_by_one(
+    first: list[tuple[Tensor, float]], others: Iterable[tuple[Tensor, float]], expected: Sequence[float]
+) -> Tensor:
+    """The sums of `weighted_mean`, in the same order, over first[0], which is taken out, and the others."""
+    few, total, arrived = len(expected) < TOGETHER, sum(expected), 0.0
+    mean = torch.empty_like(first[0][0])
+    wide: Tensor | None = None
+    for number, (x, w) in enumerate(chain(_taken(first), others)):
+        arrived += w
+        factor = w / total if few else w
+        if (few and number) or number % TOGETHER:
+            _sum_into(mean, [(mean, 1.0), (x, factor)])
+            continue
+        if number:
+            wide = mean.to(torch.float64, copy=True) if wide is None else wide.add_(mean)
+        _sum_into(mean, [(x, factor)])
+    if few:
+        return mean if arrived == total else mean.mul_(total / arrived)
+    wide = mean.double() if wide is None else wide.add_(mean)
+    return mean.copy_(wide.div_(arrived))
+
+
+def _taken(items: list[tuple[Tensor, float]]) -> Iterator[tuple[Tensor, float]]:
+    """Each item, no longer held by the list."""
+    while items:
+        yield items.pop(0)
 
 
 def _sum_into(out: Tensor, items: Sequence[tuple[Tensor, float]]) -> Tensor:

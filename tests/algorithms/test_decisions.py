@@ -21,6 +21,7 @@ from ssfl.algorithms.base import (
     ServerContext,
     sample_clients,
 )
+from ssfl.algorithms.dense import broadcast
 from ssfl.algorithms.fedavg import FedAvg
 from ssfl.algorithms.masked import MaskedState, MaskedTraining, StoreMask, SupportMemo
 from ssfl.algorithms.random_masks import ClientwiseRandomMask, SharedRandomMask
@@ -73,13 +74,14 @@ def test_cohorts_change_with_round_and_seed_and_reach_everybody() -> None:
 def test_weighting_decides_the_mask() -> None:
     """Scores by hand: uniform mean [3, 2, 2, 1.5, 0, 0], p_k-weighted (1/4, 3/4) [1.5, 3, 1, 2.25, 0, 0]."""
     replies = [scored(0, [6, 0, 4, 0, 0, 0], 10), scored(1, [0, 4, 0, 3, 0, 0], 30)]
-    uniform = Discovery(PROBE, 0.34, "uniform").mask(replies, context())
-    weighted = Discovery(PROBE, 0.34).mask(replies, context())
+    plan = broadcast("score", [0, 1], Payload({}), CLOCK, timed=False)
+    uniform = Discovery(PROBE, 0.34, "uniform").mask(replies, plan, context())
+    weighted = Discovery(PROBE, 0.34).mask(replies, plan, context())
     assert uniform.int().tolist() == [1, 1, 0, 0, 0, 0]  # the tie of 2 and 2 goes to the lower index
     assert weighted.int().tolist() == [0, 1, 0, 1, 0, 0]
-    kept = Discovery(PROBE, 0.34, "uniform", ties="keep").mask(replies, context())
+    kept = Discovery(PROBE, 0.34, "uniform", ties="keep").mask(replies, plan, context())
     assert kept.int().tolist() == [1, 1, 1, 0, 0, 0]
-    floored = Discovery(PROBE, 0.34, "uniform", floor_density=0.1).mask(replies, context())
+    floored = Discovery(PROBE, 0.34, "uniform", floor_density=0.1).mask(replies, plan, context())
     assert floored.int().tolist() == [1, 0, 0, 0, 1, 0]
 
 
