@@ -6,13 +6,14 @@ The mask is the method's own: the global top-k of the saliency |w dL/dw|, averag
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks.figures import Figure, options, paired_ratio, publish, spread, times
@@ -23,14 +24,18 @@ from ssfl.core.layout import Layout
 from ssfl.core.masks import kept_count, top_k_mask
 from ssfl.core.net import FlatNet
 from ssfl.core.saliency import snip
+from ssfl.engine.arithmetic import channels_last
+from ssfl.engine.calibrate import Form
 from ssfl.engine.compaction import Plan, compacted, live_channels
 from ssfl.engine.flat_module import FlatModule
 from ssfl.engine.memory import keep_freed_memory
+from ssfl.native import available
 
 DENSITIES = (0.5, 0.1, 0.05, 0.01)
 QUICK_DENSITIES = (0.1, 0.01)
 SCORING_CLIENTS = 10
 WHOLE: Plan = {}
+DIRECT = Form("contiguous", "direct")
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,19 @@ class Sparse:
     mask: Tensor
     """[T], bool."""
     batches: Sequence[tuple[Tensor, Tensor]]
+    form: Form = DIRECT
+    """How convolutions are computed, whole and compacted."""
+
+    @contextlib.contextmanager
+    def computing(self, plan: Plan) -> Iterator[None]:
+        """Within: steps leave out what `plan` does not name."""
+        winograd = self.form.convolutions == "winograd"
+        native = self.flat.theta.dtype == torch.float32
+        with (
+            compacted(self.flat.module, plan, winograd),
+            self.form.kernels(native and available())(self.flat.module),
+        ):
+            yield
 
     def step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """One masked SGD step, as the executors do it; the logits."""
@@ -56,7 +74,7 @@ class Sparse:
     def trained(self, plan: Plan) -> tuple[Tensor, Tensor]:
         """The first step's logits and the weights [P] after all batches."""
         self.flat.load(self.theta)
-        with compacted(self.flat.module, plan):
+        with self.computing(plan):
             logits = [self.step(batch) for batch in self.batches]
         return logits[0], self.flat.theta.clone()
 
@@ -83,12 +101,11 @@ def ssfl_scores(flat: FlatModule, theta: Tensor, arrays: ClientArrays) -> Tensor
     return flat.layout.take_prunable(total)
 
 
-def batches_of(work: Workload, arrays: ClientArrays, module: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """A client's whole batches, in the faster memory format."""
-    last = form_here(work, module).memory_format == "channels_last"
-    form = torch.channels_last if last else torch.contiguous_format
+def batches_of(arrays: ClientArrays, form: Form) -> list[tuple[Tensor, Tensor]]:
+    """A client's whole batches."""
     pairs = zip(torch.split(arrays.x[0], BATCH_SIZE), torch.split(arrays.y[0], BATCH_SIZE))
-    return [(x.to(memory_format=form), y) for x, y in pairs if len(y) == BATCH_SIZE]
+    whole = [(x, y) for x, y in pairs if len(y) == BATCH_SIZE]
+    return whole if form.memory_format == "contiguous" else [(channels_last(x), y) for x, y in whole]
 
 
 def cut(flat: FlatModule, theta: Tensor, scores: Tensor, density: float) -> tuple[Tensor, Tensor]:
@@ -106,7 +123,7 @@ def in_turns(sparse: Sparse, plan: Plan, steps: int) -> tuple[list[float], list[
     sparse.flat.load(sparse.theta)
     for turn in range(steps + 1):
         for kept, used in zip(seconds, (WHOLE, plan)):
-            with compacted(sparse.flat.module, used):
+            with sparse.computing(used):
                 start = time.perf_counter()
                 sparse.step(sparse.batches[turn % len(sparse.batches)])
                 kept.append(time.perf_counter() - start)
@@ -124,14 +141,13 @@ def products_left(sparse: Sparse, plan: Plan, work: Workload) -> float:
     return forward_flops(costs, kept) / forward_flops(costs)
 
 
-def rows_at(sparse: Sparse, density: float, steps: int, work: Workload) -> list[Figure]:
+def rows_at(sparse: Sparse, name: str, steps: int, work: Workload) -> list[Figure]:
     """Step times, their ratio, what is left to multiply, what making the plan takes, and how equal results are."""
     start = time.perf_counter()
-    plan = live_channels(sparse.flat.layout, sparse.mask)
+    plan = live_channels(sparse.flat.layout, sparse.mask, winograd=sparse.form.convolutions == "winograd")
     planning = time.perf_counter() - start
     whole, small = in_turns(sparse, plan, steps)
     ratios = [a / b for a, b in zip(whole, small)]
-    name = f"density {density}"
     logits, weights = sparse.differences(plan)
     exact = max(sparse.double().differences(plan))
     row = times(f"{name}: compacted step", small)
@@ -148,17 +164,20 @@ def rows_at(sparse: Sparse, density: float, steps: int, work: Workload) -> list[
 
 
 def figures(model: str, densities: Sequence[float], steps: int) -> list[Figure]:
-    """All densities of one network."""
+    """All densities of one network, with direct convolutions and, where they are built, by minimal filtering."""
     work = workload(model)
     arrays, module = client_arrays(work), our_module(work)
-    batches = batches_of(work, arrays, module)
+    forms = {"": form_here(work, module, "direct")}
+    if available():
+        forms[", minimal filtering"] = Form("channels_last", "winograd")
     flat = FlatModule(module.train(), Layout.of(module))
     theta = flat.theta.clone()
     scores = ssfl_scores(flat, theta, arrays)
     rows: list[Figure] = []
     for density in densities:
-        sparse = Sparse(flat, *cut(flat, theta, scores, density), batches)
-        rows += rows_at(sparse, density, steps, work)
+        for label, form in forms.items():
+            sparse = Sparse(flat, *cut(flat, theta, scores, density), batches_of(arrays, form), form)
+            rows += rows_at(sparse, f"density {density}{label}", steps, work)
     return rows
 
 

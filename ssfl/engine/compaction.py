@@ -20,6 +20,7 @@ from torch.nn.functional import conv2d, linear
 
 from ssfl.algorithms.base import ClientTask, Work, sees_theta
 from ssfl.core.layout import Layout
+from ssfl.native.winograd import CHANNELS, fits, serves, winograd_conv
 
 LEAST_SAVING = 0.1
 """A layer that would lose a smaller share of its products is left alone: gathering costs too."""
@@ -37,20 +38,39 @@ Plan = Mapping[str, Live]
 """Name of a weight -> what is left of it; layers that are whole, or nearly, are not named."""
 
 
-def live_channels(layout: Layout, kept: Tensor, least_saving: float = LEAST_SAVING) -> Plan:
-    """The plan for a vector `kept` [T] or [P] whose zeros (False) mark weights that are zero and stay so."""
+def live_channels(
+    layout: Layout, kept: Tensor, least_saving: float = LEAST_SAVING, winograd: bool = False
+) -> Plan:
+    """The plan for a vector `kept` [T] or [P] whose zeros (False) mark weights that are zero and stay so.
+
+    winograd: 3x3 convolutions keep so many channels that minimal filtering serves them (some dead ones too, whose
+    weights are zeros, so nothing else changes).
+    """
     plan: dict[str, Live] = {}
     for name, weight in layout.views(kept.detach()).items():
         if weight.dim() not in (2, 4):
             continue
         used = weight.ne(0) if weight.dim() == 2 else weight.ne(0).flatten(2).any(2)
-        live = Live(used.any(1).nonzero().squeeze(1), used.any(0).nonzero().squeeze(1))
+        multiple = CHANNELS if winograd and weight.shape[2:] == (3, 3) else 1
+        live = Live(_numbers(used.any(1), multiple), _numbers(used.any(0), multiple))
         if len(live.filters) * len(live.columns) <= (1 - least_saving) * used.numel():
             plan[name] = live
     return plan
 
 
-def training_plan(task: ClientTask, theta: Tensor, work: Work, layout: Layout) -> Plan:
+def _numbers(alive: Tensor, multiple: int) -> Tensor:
+    """Numbers (int64, ascending) of the channels that are alive, and of as many dead ones as make it a multiple."""
+    count = int(alive.sum())
+    lacking = -count % multiple
+    if lacking > len(alive) - count:
+        lacking = 0
+    dead = (~alive).nonzero().squeeze(1)[:lacking]
+    return torch.cat([alive.nonzero().squeeze(1), dead]).sort().values
+
+
+def training_plan(
+    task: ClientTask, theta: Tensor, work: Work, layout: Layout, winograd: bool = False
+) -> Plan:
     """What may be left out while `task` trains theta [P]: empty unless leaving it out changes nothing.
 
     It changes nothing when the mask's zeros are zeros of theta, the network sees theta itself, and the gradient is
@@ -65,17 +85,22 @@ def training_plan(task: ClientTask, theta: Tensor, work: Work, layout: Layout) -
     dropped = ~kept
     if any(bool(v.ne(0).logical_and_(dropped).any()) for v in (trained, told)):
         return {}
-    return live_channels(layout, kept)
+    return live_channels(layout, kept, winograd=winograd)
 
 
 @contextlib.contextmanager
-def compacted(module: nn.Module, plan: Plan) -> Iterator[None]:
-    """Within: the module's plain convolutions and linear layers compute only what `plan` names as left."""
+def compacted(module: nn.Module, plan: Plan, winograd: bool = False) -> Iterator[None]:
+    """Within: the module's plain convolutions and linear layers compute only what `plan` names as left.
+
+    winograd: by minimal filtering, where it serves.
+    """
     changed: list[nn.Module] = []
     try:
         for name, layer in module.named_modules():
             live = plan.get(f"{name}.weight" if name else "weight")
             forward = _FORWARDS.get(type(layer))
+            if forward is _convolution and winograd and serves(layer):
+                forward = partial(_convolution, convolve=_filtered)
             if live is not None and forward is not None and _ordinary(layer):
                 # On the instance: the class, and other copies of the network, stay as they are.
                 layer.forward = partial(forward, layer, live)
@@ -93,10 +118,21 @@ def _ordinary(layer: nn.Module) -> bool:
     return True
 
 
-def _convolution(layer: Any, live: Live, x: Tensor) -> Tensor:
+def _direct(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
+    return conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation)
+
+
+def _filtered(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
+    whole = weight.shape[0] % CHANNELS == weight.shape[1] % CHANNELS == 0
+    return winograd_conv(x, weight) if whole and fits(x, weight) else _direct(layer, x, weight)
+
+
+def _convolution(
+    layer: Any, live: Live, x: Tensor, convolve: Callable[[Any, Tensor, Tensor], Tensor] = _direct
+) -> Tensor:
     if len(live.filters):
         weight, taken = _sub_filter(layer.weight, live), _take(x, 1, live.columns)
-        small = conv2d(taken, weight, None, layer.stride, layer.padding, layer.dilation)
+        small = convolve(layer, taken, weight)
     else:
         nothing = layer.weight[:0].sum()  # zero, and keeps the loss differentiable where all layers are empty
         small = x.new_zeros(len(x), 0, *_output_size(layer, x)) + nothing
@@ -138,15 +174,28 @@ def _take(x: Tensor, dim: int, index: Tensor) -> Tensor:
     return take(x, dim, index)
 
 
+class _Spread(torch.autograd.Function):
+    """The inverse of `_Take`: `count` slices, zeros but for those at `index`; images keep their memory format."""
+
+    @staticmethod
+    def forward(ctx: Any, small: Tensor, dim: int, index: Tensor, count: int) -> Tensor:
+        ctx.dim, ctx.index = dim, index
+        shape = list(small.shape)
+        shape[dim] = count
+        return small.new_zeros(shape).index_copy_(dim, index, small)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return gradients[0].index_select(ctx.dim, ctx.index), None, None, None
+
+
 def _spread(small: Tensor, dim: int, index: Tensor, count: int) -> Tensor:
-    """The inverse of `_take`: `count` slices, zeros but for those at `index`."""
     if len(index) == count:
         return small
-    size = list(small.shape)
-    size[dim] = count
-    form = torch.channels_last if _channels_last(small) else torch.contiguous_format
-    whole = torch.empty(size, dtype=small.dtype, device=small.device, memory_format=form)
-    return whole.zero_().index_copy(dim, index, small)
+    spread: Any = _Spread.apply
+    if dim == 1 and _channels_last(small):
+        return spread(small.permute(0, 2, 3, 1), 3, index, count).permute(0, 3, 1, 2)
+    return spread(small, dim, index, count)
 
 
 def _sub_filter(weight: Tensor, live: Live) -> Tensor:

@@ -114,10 +114,11 @@ class ClientRunner:
         Layers that draw (dropout) draw from a stream named by client and round.
         """
         seed = stream(self.seed, "layers", context.client, context.clock.round).initial_seed()
-        plan = training_plan(task, work["theta"], work, self.layout) if self.compaction else {}
+        winograd = self.arithmetic.winograd
+        plan = training_plan(task, work["theta"], work, self.layout, winograd) if self.compaction else {}
         module = self.flat(task).module
         layers = self.arithmetic.layers(module)
-        with layer_draws(self.arithmetic.device, seed), compacted(module, plan), layers:
+        with layer_draws(self.arithmetic.device, seed), compacted(module, plan, winograd), layers:
             losses, counts = self.train(task, spec, work, context)
         return sum(v * n for v, n in zip(losses.tolist(), counts, strict=True)) / max(sum(counts), 1)
 
@@ -245,9 +246,10 @@ class ClientRunner:
         flat.load(theta)
         flat.set_training(False)
         losses, hits, labels = [], [], []
-        plan = live_channels(self.layout, theta) if self.compaction else {}
+        winograd = self.arithmetic.winograd
+        plan = live_channels(self.layout, theta, winograd=winograd) if self.compaction else {}
         layers = self.arithmetic.layers(flat.module)
-        with torch.inference_mode(), compacted(flat.module, plan), layers:
+        with torch.inference_mode(), compacted(flat.module, plan, winograd), layers:
             for x, y in map(self.to_compute, batches):
                 with self.arithmetic.autocast():
                     logits = flat.module(x)

@@ -24,6 +24,7 @@ from ssfl.core.payloads import Payload
 from ssfl.engine.compaction import Live, compacted, live_channels, training_plan
 from ssfl.engine.executors import SequentialExecutor
 from ssfl.models import build_model
+from ssfl.native import available
 from tests.engine.support import float_data, make_rig, make_runner, tiny_net
 
 FIT = FitSpec(
@@ -105,6 +106,36 @@ def test_equal_outputs_and_masked_gradients(
     with compacted(module, plan):
         small = module(x)
     torch.testing.assert_close(small, module(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.skipif(not available(), reason="the kernels were not built")
+@pytest.mark.parametrize("density", [0.3, 0.02])
+def test_minimal_filtering_serves_what_is_left(density: float) -> None:
+    """Channels come in multiples of 16, and results are the whole network's to rounding."""
+    torch.manual_seed(5)
+    module = build_model("resnet18", num_classes=10, input_shape=(3, 16, 16), norm="group2")
+    mask = magnitude_mask(module, density)
+    layout = Layout.of(module)
+    kept = layout.views(mask[: layout.trained_size])
+    with torch.no_grad():
+        for n, p in module.named_parameters():
+            p.mul_(kept[n])
+    exact, plan = live_channels(layout, mask), live_channels(layout, mask, winograd=True)
+    filtered = [n for n, live in plan.items() if kept[n].shape[2:] == (3, 3) and kept[n].shape[1] % 16 == 0]
+    assert filtered
+    for n in filtered:
+        for few, more in zip((exact[n].filters, exact[n].columns), (plan[n].filters, plan[n].columns)):
+            assert len(more) == -(-len(few) // 16) * 16
+            assert set(few.tolist()) <= set(more.tolist())
+            assert more.tolist() == sorted(set(more.tolist()))
+    x, y = torch.randn(4, 3, 16, 16).to(memory_format=torch.channels_last), torch.tensor([1, 3, 0, 9])
+    whole, wanted, back = outputs_and_gradients(module, x, y)
+    with compacted(module, plan, winograd=True):
+        small, gradients, into = outputs_and_gradients(module, x, y)
+    torch.testing.assert_close(small, whole, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(into, back, rtol=1e-3, atol=1e-5)
+    for n, gradient in wanted.items():
+        torch.testing.assert_close(gradients[n] * kept[n], gradient * kept[n], rtol=1e-3, atol=1e-4)
 
 
 @settings(max_examples=40, deadline=None)
