@@ -20,7 +20,12 @@ from ssfl.engine.memory import keep_freed_memory
 from ssfl.engine.native_layers import native_layers
 from ssfl.models import build_model
 
-KERNELS = ("nchw+kept+flat+kernels", "last+kept+flat+kernels", "mixed+kept+flat+kernels")
+KERNELS = (
+    "nchw+kept+flat+kernels",
+    "last+kept+flat+kernels",
+    "mixed+kept+flat+kernels",
+    "last+kept+flat+kernels+winograd",
+)
 FORMS = ("nchw", "nchw+kept", "last", "last+kept", "last+kept+flat", *KERNELS)
 COMPILED = "last+kept+flat+compiled"
 """Minutes on some machines: only with --compiled."""
@@ -42,7 +47,7 @@ def step_seconds(form: str, model: str, steps: int) -> list[float]:
     forward = net if flat is None else flat.forward
     optimiser = torch.optim.SGD(net.parameters(), lr=0.05)
     seconds = []
-    with native_layers(net, "kernels" in form, form.startswith("mixed")):
+    with native_layers(net, "kernels" in form, form.startswith("mixed"), "winograd" in form):
         for _ in range(steps + WARM_UP):
             start = time.perf_counter()
             if flat is None:
@@ -75,7 +80,7 @@ def main() -> None:
     seconds = step_seconds(arguments.form, arguments.model, arguments.steps)
     median = 1e3 * statistics.median(seconds)
     print(
-        f"{arguments.model} {arguments.form:23} median {median:.1f} ms, quickest {1e3 * min(seconds):.1f} ms"
+        f"{arguments.model} {arguments.form:31} median {median:.1f} ms, quickest {1e3 * min(seconds):.1f} ms"
     )
 
 

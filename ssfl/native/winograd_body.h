@@ -6,8 +6,7 @@
 #include "winograd_tiles.h"
 #include "winograd.h"
 
-#define BLOCK_FLOATS (1 << 17) /* of the transformed inputs and one panel of results */
-#define ONE_BLOCK_FLOATS (1 << 20)
+#define BLOCK_FLOATS (1 << 16) /* of the transformed inputs and one panel of results */
 #define TAPS 9
 
 INLINE long lesser(long a, long b) { return a < b ? a : b; }
@@ -24,9 +23,10 @@ INLINE workspace workspace_for(const winograd_shape *s, long in, long out, long 
 {
     workspace w = {.tiles = s->images * half_up(s->height) * half_up(s->width)};
     long columns = lesser(out, panel), a_tile = PLACES * (in + columns);
-    long usual = BLOCK_FLOATS / a_tile / ROWS * ROWS;
-    w.block = w.tiles * a_tile <= ONE_BLOCK_FLOATS ? w.tiles : usual < 8 * ROWS ? 8 * ROWS : usual;
-    w.block = lesser(w.block, w.tiles);
+    long usual = BLOCK_FLOATS / a_tile / ROWS * ROWS, least = 8 * ROWS;
+    /* All at once where that is less than the filters of all channels would be, transformed. */
+    int few = w.tiles * a_tile <= PLACES * in * out / 2;
+    w.block = few ? w.tiles : lesser(usual < least ? least : usual, w.tiles);
     w.once = w.block == w.tiles;
     long filters = PLACES * in * (w.once ? columns : out), most = in > out ? in : out;
     long inputs = PLACES * plane_of(w.block * in), results = PLACES * plane_of(w.block * columns);
