@@ -26,7 +26,10 @@ from benchmarks.workload import Workload, workload
 CONTESTANTS = ("plain loop", "ssfl, sequential")
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("convolution, backward", ("aten::convolution_backward", "_WinogradBackward")),
-    ("convolution, forward", ("aten::mkldnn_convolution", "aten::thnn_conv2d", "aten::_slow_conv2d", "_Winograd")),
+    (
+        "convolution, forward",
+        ("aten::mkldnn_convolution", "aten::thnn_conv2d", "aten::_slow_conv2d", "_Winograd"),
+    ),
     ("normalisation, pooling, activation at once", ("_NormAct",)),
     ("normalisation", ("aten::native_group_norm", "aten::native_batch_norm", "aten::native_layer_norm")),
     ("pooling", ("aten::max_pool2d", "aten::_adaptive_avg_pool2d", "aten::avg_pool2d", "aten::mean")),
@@ -69,7 +72,9 @@ def measured(contestant: str, work: Workload, rounds: int) -> dict[str, float]:
             one_round()
     watched = (time.perf_counter() - start) / rounds
     for event in profiler.key_averages():
-        if event.key.startswith(("aten::", "_NormAct", "_Winograd")):  # PyTorch's operations, and our kernels'
+        if event.key.startswith(
+            ("aten::", "_NormAct", "_Winograd")
+        ):  # PyTorch's operations, and our kernels'
             kind = kind_of(event.key)
             kinds[kind] = kinds.get(kind, 0.0) + event.self_cpu_time_total / rounds / 1e3
     return {**kinds, "whole round, not profiled": 1e3 * plain, "whole round, profiled": 1e3 * watched}

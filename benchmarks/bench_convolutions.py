@@ -1,0 +1,128 @@
+"""3x3 convolutions alone: the library's and ours by minimal filtering, in turns, with their errors against float64.
+
+`--bits 256` holds ours to AVX2; the environment variable ONEDNN_MAX_CPU_ISA=AVX2 does so to the library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.figures import Figure, options, paired_ratio, publish, times
+from ssfl.engine.memory import keep_freed_memory
+from ssfl.native import available, winograd
+from ssfl.native.winograd import winograd_conv
+
+IMAGES = 16
+PARTS = ("outputs", "gradients of images", "gradients of filters")
+LAYERS = ((32, 64, 16), (64, 64, 8), (64, 64, 32), (128, 128, 16), (256, 256, 8), (512, 512, 4))
+"""Channels in and out, side: those of the small CNN, then ResNet18's."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Images with channels last, filters, and the gradient of the outputs."""
+
+    x: Tensor
+    filters: Tensor
+    dy: Tensor
+
+    @classmethod
+    def drawn(cls, inner: int, out: int, side: int) -> Layer:
+        """Normal values; filters as large as they are after initialisation."""
+        generator = torch.Generator().manual_seed(0)
+        shapes = ((IMAGES, inner, side, side), (out, inner, 3, 3), (IMAGES, out, side, side))
+        x, filters, dy = (torch.randn(shape, generator=generator) for shape in shapes)
+        last = torch.channels_last
+        return cls(
+            x.contiguous(memory_format=last), filters / (9 * inner) ** 0.5, dy.contiguous(memory_format=last)
+        )
+
+    def double(self) -> Layer:
+        """The same in float64."""
+        return Layer(self.x.double(), self.filters.double(), self.dy.double())
+
+    def library(self) -> Mapping[str, Callable[[], Tensor]]:
+        """Each part by PyTorch."""
+
+        def gradients(images: bool) -> Tensor:
+            found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+                *(self.dy, self.x, self.filters, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
+                [images, not images, False],
+            )
+            return found[0] if images else found[1]
+
+        outputs = lambda: torch.nn.functional.conv2d(self.x, self.filters, padding=1)
+        return dict(zip(PARTS, (outputs, lambda: gradients(True), lambda: gradients(False)), strict=True))
+
+    def ours(self) -> Mapping[str, Callable[[], Tensor]]:
+        """Each part by minimal filtering."""
+        x, filters = self.x.clone().requires_grad_(), self.filters.clone().requires_grad_()
+        from_images, from_filters = winograd_conv(x, self.filters), winograd_conv(self.x, filters)
+
+        def gradient(y: Tensor, leaf: Tensor) -> Tensor:
+            return torch.autograd.grad(y, leaf, self.dy, retain_graph=True)[0]
+
+        calls = (
+            lambda: winograd_conv(self.x, self.filters),
+            lambda: gradient(from_images, x),
+            lambda: gradient(from_filters, filters),
+        )
+        return dict(zip(PARTS, calls, strict=True))
+
+
+def seconds(call: Callable[[], Tensor]) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def figures(turns: int) -> list[Figure]:
+    """Milliseconds of both, the ratio, and how far each is from float64, relative to the norm."""
+    rows = []
+    for inner, out, side in LAYERS:
+        layer = Layer.drawn(inner, out, side)
+        exact, library, ours = layer.double().library(), layer.library(), layer.ours()
+        for part in PARTS:
+            pairs = [(seconds(library[part]), seconds(ours[part])) for _ in range(turns + 1)][1:]
+            theirs, mine = ([pair[which] for pair in pairs] for which in (0, 1))
+            name = f"{inner} to {out} channels, {side}x{side}, {part}"
+            row = times(f"{name}: ours", mine)
+            ratio = paired_ratio(mine, theirs)
+            rows.append(Figure(f"{name}: library", 1e3 * statistics.median(theirs), "ms", n=turns))
+            rows.append(Figure(row.name, 1e3 * row.value, "ms", "library", ratio, row.n, 1e3 * row.spread))
+            wanted = exact[part]()
+            for who, call in (("library", library[part]), ("ours", ours[part])):
+                error = float((call() - wanted).norm() / wanted.norm())
+                rows.append(Figure(f"{name}: error, {who}", error, "of the norm"))
+    return rows
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = options(__doc__ or "")
+    parser.add_argument("--turns", type=int, help="default: 30")
+    parser.add_argument("--bits", type=int, choices=(512, 256, 128), default=512, help="our widest registers")
+    return parser
+
+
+def main() -> None:
+    """See README.md in this folder."""
+    chosen = parser().parse_args()
+    if not available():
+        raise SystemExit("bench_convolutions: the kernels were not built; see docs/engine.md")
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    winograd.REGISTER_BITS = chosen.bits
+    publish(figures(chosen.turns or (5 if chosen.quick else 30)), chosen.json)
+
+
+if __name__ == "__main__":
+    main()
