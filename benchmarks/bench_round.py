@@ -17,6 +17,7 @@ from benchmarks.peers.install import PEERS, install, peer_contestants
 from benchmarks.workload import Workload, workload
 
 OURS = "ssfl, 2 threads"
+SEQUENTIAL = "ssfl, sequential"
 PROCESSES = "ssfl, 2 processes"
 BF16 = "ssfl, 2 threads, bf16"
 DIRECT = "ssfl, 2 threads, direct convolutions"
@@ -35,13 +36,13 @@ def contestants(work: Workload, peers: Sequence[str], quick: bool = False) -> li
     if name == "tiny":
         return [
             python_contestant(BARE_LOOP, "benchmarks.bare", name, "--cores", "1"),
-            python_contestant("ssfl, sequential", "benchmarks.ours", name, "--executor", "sequential"),
+            python_contestant(SEQUENTIAL, "benchmarks.ours", name, "--executor", "sequential"),
             python_contestant(BATCHED, "benchmarks.ours", name, "--executor", "batched"),
         ]
     some = [
         python_contestant(BARE_LOOP, "benchmarks.bare", name, "--cores", "1"),
         python_contestant(BARE, "benchmarks.bare", name),
-        python_contestant("ssfl, sequential", "benchmarks.ours", name, "--executor", "sequential"),
+        python_contestant(SEQUENTIAL, "benchmarks.ours", name, "--executor", "sequential"),
         python_contestant(OURS, "benchmarks.ours", name, "--executor", "threads"),
         python_contestant(PROCESSES, "benchmarks.ours", name, "--executor", "processes"),
         python_contestant(
@@ -54,7 +55,7 @@ def contestants(work: Workload, peers: Sequence[str], quick: bool = False) -> li
             python_contestant(BF16, "benchmarks.ours", name, "--executor", "threads", "--precision", "bf16")
         )
     if quick:
-        some = [c for c in some if c.name in (BARE, OURS, LIMIT, BF16)]
+        some = [c for c in some if c.name in (BARE, OURS, SEQUENTIAL, LIMIT, BF16)]
     return some + peer_contestants(work, peers)
 
 
@@ -73,7 +74,7 @@ def figures(work: Workload, scores: dict[str, Score]) -> list[Figure]:
         rows.append(Figure(f"{label}: start", score.start_seconds, "s"))
         if score.accuracy == score.accuracy:  # the limit trains nothing
             rows.append(Figure(f"{label}: test accuracy", score.accuracy, "share"))
-    for ours in (OURS, BF16, BATCHED):
+    for ours in (OURS, SEQUENTIAL, BF16, BATCHED):
         if ours in scores:
             rows += [_against(work, ours, other, scores) for other in scores if other not in (ours, LIMIT)]
     if OURS in scores and LIMIT in scores:
