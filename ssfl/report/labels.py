@@ -31,6 +31,8 @@ _TOLD_ELSEWHERE = (
     "training.max_workers",
 )
 """Keys that a label names by itself, and keys that change no number."""
+_TOLD_HERE = ("engine.precision",)
+"""Of those, the keys that do: runs in bf16 are no repetitions of runs in fp32."""
 
 
 def method(run: Run) -> str:
@@ -63,7 +65,8 @@ def labels(runs: Sequence[Run], with_density: bool = True) -> list[str]:
     differ from each other.
     """
     flat = [_flatten(run.config) for run in runs]
-    keys = sorted({key for config in flat for key in config if not _matches(key, _TOLD_ELSEWHERE)})
+    every = {key for config in flat for key in config}
+    keys = sorted(key for key in every if key in _TOLD_HERE or not _matches(key, _TOLD_ELSEWHERE))
     differ = [key for key in keys if len({repr(config.get(key)) for config in flat}) > 1]
     return [_label(run, config, differ, with_density) for run, config in zip(runs, flat)]
 

@@ -139,6 +139,16 @@ def test_labels_name_what_differs_and_what_the_method_reads() -> None:
     assert named == ["SSFL, density 0.5, lr=0.1", "SSFL, density 0.5, lr=0.2", "SSFL, density 0.5"]
 
 
+def test_another_precision_is_another_setting_and_another_executor_is_not() -> None:
+    engines = ({"precision": "fp32"}, {"precision": "bf16"}, {"precision": "fp32", "executor": "threads"})
+    named = labels([_run(config={"engine": engine}) for engine in engines])
+    assert named == [
+        "SSFL, density 0.5, precision=fp32",
+        "SSFL, density 0.5, precision=bf16",
+        "SSFL, density 0.5, precision=fp32",
+    ]
+
+
 def test_the_summary_holds_both_accuracies_bytes_ratio_and_places() -> None:
     text = summary_text(_run("outputs/x", client_accuracy=[0.7, None, 0.9]))
     assert text.splitlines()[0] == "SSFL, density 0.5, seed 7: finished, 2 rounds in 100.0 s"
