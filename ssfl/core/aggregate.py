@@ -17,6 +17,8 @@ TOGETHER = 16
 LARGE_BYTES = 16 << 20
 """Vectors from this size on are added as they come: 16 of them would be more memory than a client's training takes."""
 
+_NO_CLIENTS = "a mean over no clients: no reply arrived, or all of them hold no examples"
+
 
 def weighted_mean(items: Iterable[tuple[Tensor, float]], expected: Sequence[float] = ()) -> Tensor:
     """sum_k w_k x_k / sum_k w_k over an iterable of (x_k [P], w_k > 0), holding one sum and 16 x_k at a time.
@@ -32,12 +34,12 @@ def weighted_mean(items: Iterable[tuple[Tensor, float]], expected: Sequence[floa
     """
     source = iter(items)
     group = list(islice(source, 1))
-    if expected and group and group[0][0].nbytes >= LARGE_BYTES:
+    if sum(expected) > 0 and group and group[0][0].nbytes >= LARGE_BYTES:
         return _one_by_one(group, source, expected)
     group += islice(source, TOGETHER - 1)
     total = sum(w for _, w in group)
     if not group or total <= 0:
-        raise ValueError("a mean over no clients: no reply arrived, or all of them hold no examples")
+        raise ValueError(_NO_CLIENTS)
     mean = torch.empty_like(group[0][0])
     if len(group) < TOGETHER:
         return _sum_into(mean, [(x, w / total) for x, w in group])
@@ -66,6 +68,8 @@ def _one_by_one(
         if number:
             wide = mean.to(torch.float64, copy=True) if wide is None else wide.add_(mean)
         _sum_into(mean, [(x, factor)])
+    if arrived <= 0:
+        raise ValueError(_NO_CLIENTS)
     if few:
         return mean if arrived == total else mean.mul_(total / arrived)
     wide = mean.double() if wide is None else wide.add_(mean)

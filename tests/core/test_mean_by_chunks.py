@@ -59,5 +59,14 @@ def test_who_stays_away_is_not_in_the_mean(expected: int, monkeypatch: pytest.Mo
     torch.testing.assert_close(mean, rows.mean(0))
 
 
+@pytest.mark.parametrize("expected", [[0.0], [5.0], [5.0] * (TOGETHER + 1)])
+def test_a_mean_over_no_examples_is_refused_however_it_is_summed(
+    expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aggregate, "LARGE_BYTES", 0)
+    with pytest.raises(ValueError, match="a mean over no clients"):
+        weighted_mean([(torch.ones(3), 0.0)], expected)
+
+
 def test_an_empty_vector_stays_empty() -> None:
     assert weighted_mean([(torch.zeros(0), 1.0)]).shape == (0,)
