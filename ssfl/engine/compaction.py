@@ -20,6 +20,7 @@ from torch.nn.functional import conv2d, linear
 
 from ssfl.algorithms.base import ClientTask, Work, sees_theta
 from ssfl.core.layout import Layout
+from ssfl.engine.slices import spread, take
 from ssfl.native.winograd import CHANNELS, fits, serves, winograd_conv
 
 LEAST_SAVING = 0.1
@@ -131,79 +132,25 @@ def _convolution(
     layer: Any, live: Live, x: Tensor, convolve: Callable[[Any, Tensor, Tensor], Tensor] = _direct
 ) -> Tensor:
     if len(live.filters):
-        weight, taken = _sub_filter(layer.weight, live), _take(x, 1, live.columns)
-        small = convolve(layer, taken, weight)
+        weight = take(layer.weight, live.filters, live.columns)
+        small = convolve(layer, take(x, None, live.columns), weight)
     else:
         nothing = layer.weight[:0].sum()  # zero, and keeps the loss differentiable where all layers are empty
         small = x.new_zeros(len(x), 0, *_output_size(layer, x)) + nothing
-    out = _spread(small, 1, live.filters, layer.out_channels)
+    out = spread(small, None, live.filters, (len(small), layer.out_channels))
     return out if layer.bias is None else out + layer.bias.to(out.dtype)[:, None, None]
 
 
 def _linear(layer: Any, live: Live, x: Tensor) -> Tensor:
-    small = linear(_take(x, -1, live.columns), _sub_filter(layer.weight, live))
-    out = _spread(small, -1, live.filters, layer.out_features)
+    examples = x.reshape(-1, x.shape[-1])
+    small = linear(take(examples, None, live.columns), take(layer.weight, live.filters, live.columns))
+    out = spread(small, None, live.filters, (len(small), layer.out_features))
+    out = out.view(*x.shape[:-1], layer.out_features)
     return out if layer.bias is None else out + layer.bias.to(out.dtype)
 
 
 _FORWARDS: Mapping[type, Callable[..., Tensor]] = {nn.Conv2d: _convolution, nn.Linear: _linear}
 """Exact types only: a subclass (a layer that a task replaced) computes something of its own."""
-
-
-class _Take(torch.autograd.Function):
-    """index_select for distinct indices: the gradient is copied into zeros instead of added up."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, index: Tensor) -> Tensor:
-        ctx.dim, ctx.shape, ctx.index = dim, x.shape, index
-        return x.index_select(dim, index)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = gradients
-        return gradient.new_zeros(ctx.shape).index_copy_(ctx.dim, ctx.index, gradient), None, None
-
-
-def _take(x: Tensor, dim: int, index: Tensor) -> Tensor:
-    """The slices of x at ascending distinct numbers; images keep their memory format."""
-    if len(index) == x.shape[dim]:
-        return x
-    take: Any = _Take.apply
-    if dim == 1 and _channels_last(x):
-        return take(x.permute(0, 2, 3, 1), 3, index).permute(0, 3, 1, 2)
-    return take(x, dim, index)
-
-
-class _Spread(torch.autograd.Function):
-    """The inverse of `_Take`: `count` slices, zeros but for those at `index`; images keep their memory format."""
-
-    @staticmethod
-    def forward(ctx: Any, small: Tensor, dim: int, index: Tensor, count: int) -> Tensor:
-        ctx.dim, ctx.index = dim, index
-        shape = list(small.shape)
-        shape[dim] = count
-        return small.new_zeros(shape).index_copy_(dim, index, small)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return gradients[0].index_select(ctx.dim, ctx.index), None, None, None
-
-
-def _spread(small: Tensor, dim: int, index: Tensor, count: int) -> Tensor:
-    if len(index) == count:
-        return small
-    spread: Any = _Spread.apply
-    if dim == 1 and _channels_last(small):
-        return spread(small.permute(0, 2, 3, 1), 3, index, count).permute(0, 3, 1, 2)
-    return spread(small, dim, index, count)
-
-
-def _sub_filter(weight: Tensor, live: Live) -> Tensor:
-    return _take(_take(weight, 0, live.filters), 1, live.columns)
-
-
-def _channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _output_size(layer: nn.Conv2d, x: Tensor) -> list[int]:

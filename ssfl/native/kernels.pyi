@@ -10,6 +10,8 @@ WinogradShape = tuple[int, int, int, int, int]
 """images, channels in and out, height, width."""
 BatchShape = tuple[int, int, int, int, int, bool]
 """images, channels, height, width, padding, last."""
+SliceShape = tuple[int, int, int]
+"""rows, columns, values of each."""
 
 def norm_forward(
     shape: NormShape,
@@ -66,4 +68,10 @@ def gather(
     second: int,
     out: int,
     /,
+) -> None: ...
+def gather_slices(
+    shape: SliceShape, rows: int, rows_chosen: int, columns: int, columns_chosen: int, x: int, out: int, /
+) -> None: ...
+def scatter_slices(
+    shape: SliceShape, rows: int, rows_chosen: int, columns: int, columns_chosen: int, x: int, out: int, /
 ) -> None: ...

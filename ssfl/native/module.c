@@ -2,6 +2,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "channels.h"
 #include "group_conv.h"
 #include "group_norm.h"
 #include "images.h"
@@ -162,6 +163,41 @@ static PyObject *py_gather(PyObject *self, PyObject *arguments)
     return NULL;
 }
 
+static PyObject *move_slices(PyObject *arguments, int (*move)(const slices *, const float *, float *))
+{
+    slices s;
+    int there, done = 0;
+    address rows, columns, x, out;
+    if (!PyArg_ParseTuple(arguments, "(lll)KlKlKK", &s.rows.count, &s.columns.count, &s.inner, &rows, &s.rows.chosen,
+                          &columns, &s.columns.chosen, &x, &out))
+        return NULL;
+    s.rows.at = AT(int64_t, rows);
+    s.columns.at = AT(int64_t, columns);
+    Py_BEGIN_ALLOW_THREADS
+    there = slices_are_there(&s);
+    if (there)
+        done = move(&s, AT(float, x), AT(float, out));
+    Py_END_ALLOW_THREADS
+    if (done)
+        Py_RETURN_NONE;
+    if (there)
+        return PyErr_NoMemory();
+    PyErr_SetString(PyExc_IndexError, "numbers of rows or columns that are not there, or that do not ascend");
+    return NULL;
+}
+
+static PyObject *py_gather_slices(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    return move_slices(arguments, gather_slices);
+}
+
+static PyObject *py_scatter_slices(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    return move_slices(arguments, scatter_slices);
+}
+
 static PyMethodDef functions[] = {
     {"norm_forward", py_norm_forward, METH_VARARGS, "GroupNorm, ReLU, pooling: group_norm.h"},
     {"norm_backward", py_norm_backward, METH_VARARGS, "Its gradients: group_norm.h"},
@@ -172,6 +208,8 @@ static PyMethodDef functions[] = {
     {"multiply_by_mask", py_multiply_by_mask, METH_VARARGS, "Zero what a mask drops: vectors.h"},
     {"weighted_sum", py_weighted_sum, METH_VARARGS, "Sum of vectors with weights: vectors.h"},
     {"gather", py_gather, METH_VARARGS, "A minibatch of images: images.h"},
+    {"gather_slices", py_gather_slices, METH_VARARGS, "Chosen rows and columns side by side: channels.h"},
+    {"scatter_slices", py_scatter_slices, METH_VARARGS, "And back among zeros: channels.h"},
     {NULL, NULL, 0, NULL},
 };
 
