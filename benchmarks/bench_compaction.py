@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ from ssfl.core.net import FlatNet
 from ssfl.core.saliency import snip
 from ssfl.engine.arithmetic import channels_last
 from ssfl.engine.calibrate import Form
-from ssfl.engine.compaction import Plan, compacted, live_channels
+from ssfl.engine.compaction import Plan, compacted, filtered_weights, live_channels
 from ssfl.engine.flat_module import FlatModule
 from ssfl.engine.memory import keep_freed_memory
 from ssfl.native import available
@@ -61,6 +61,11 @@ class Sparse:
             self.form.kernels(native and available())(self.flat.module),
         ):
             yield
+
+    @property
+    def filtered(self) -> Collection[str]:
+        """Names of the weights that are computed by minimal filtering."""
+        return filtered_weights(self.flat.module) if self.form.convolutions == "winograd" else ()
 
     def step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """One masked SGD step, as the executors do it; the logits."""
@@ -144,7 +149,7 @@ def products_left(sparse: Sparse, plan: Plan, work: Workload) -> float:
 def rows_at(sparse: Sparse, name: str, steps: int, work: Workload) -> list[Figure]:
     """Step times, their ratio, what is left to multiply, what making the plan takes, and how equal results are."""
     start = time.perf_counter()
-    plan = live_channels(sparse.flat.layout, sparse.mask, winograd=sparse.form.convolutions == "winograd")
+    plan = live_channels(sparse.flat.layout, sparse.mask, filtered=sparse.filtered)
     planning = time.perf_counter() - start
     whole, small = in_turns(sparse, plan, steps)
     ratios = [a / b for a, b in zip(whole, small)]

@@ -9,7 +9,7 @@ sums. Weights stay in the flat vector: the small filter is gathered from it at e
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,23 +40,28 @@ Plan = Mapping[str, Live]
 
 
 def live_channels(
-    layout: Layout, kept: Tensor, least_saving: float = LEAST_SAVING, winograd: bool = False
+    layout: Layout, kept: Tensor, least_saving: float = LEAST_SAVING, filtered: Collection[str] = ()
 ) -> Plan:
     """The plan for a vector `kept` [T] or [P] whose zeros (False) mark weights that are zero and stay so.
 
-    winograd: 3x3 convolutions keep so many channels that minimal filtering serves them (some dead ones too, whose
-    weights are zeros, so nothing else changes).
+    filtered: names of weights (`filtered_weights`) that keep so many channels that minimal filtering serves them (some
+    dead ones too, whose weights are zeros, so nothing else changes).
     """
     plan: dict[str, Live] = {}
     for name, weight in layout.views(kept.detach()).items():
         if weight.dim() not in (2, 4):
             continue
         used = weight.ne(0) if weight.dim() == 2 else weight.ne(0).flatten(2).any(2)
-        multiple = CHANNELS if winograd and weight.shape[2:] == (3, 3) else 1
+        multiple = CHANNELS if name in filtered else 1
         live = Live(_numbers(used.any(1), multiple), _numbers(used.any(0), multiple))
         if len(live.filters) * len(live.columns) <= (1 - least_saving) * used.numel():
             plan[name] = live
     return plan
+
+
+def filtered_weights(module: nn.Module) -> frozenset[str]:
+    """Names of the weights whose layers minimal filtering serves."""
+    return frozenset(f"{name}.weight".lstrip(".") for name, layer in module.named_modules() if serves(layer))
 
 
 def _numbers(alive: Tensor, multiple: int) -> Tensor:
@@ -70,7 +75,7 @@ def _numbers(alive: Tensor, multiple: int) -> Tensor:
 
 
 def training_plan(
-    task: ClientTask, theta: Tensor, work: Work, layout: Layout, winograd: bool = False
+    task: ClientTask, theta: Tensor, work: Work, layout: Layout, filtered: Collection[str] = ()
 ) -> Plan:
     """What may be left out while `task` trains theta [P]: empty unless leaving it out changes nothing.
 
@@ -86,7 +91,7 @@ def training_plan(
     dropped = ~kept
     if any(bool(v.ne(0).logical_and_(dropped).any()) for v in (trained, told)):
         return {}
-    return live_channels(layout, kept, winograd=winograd)
+    return live_channels(layout, kept, filtered=filtered)
 
 
 @contextlib.contextmanager

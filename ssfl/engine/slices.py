@@ -5,6 +5,7 @@ By the kernels of `ssfl.native` where they serve, else by PyTorch's `index_selec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ def take(x: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
     return apply(x, rows, columns)
 
 
-def spread(x: Tensor, rows: Tensor | None, columns: Tensor | None, shape: tuple[int, int]) -> Tensor:
-    """The inverse: [R, C, ...] of the first two sizes `shape`, zeros but for x at those rows and columns."""
+def spread(x: Tensor, rows: Tensor | None, columns: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """The inverse: [R, C, ...] whose first two sizes are `shape`, zeros but for x at those rows and columns."""
     rows, columns = _some(rows, shape[0]), _some(columns, shape[1])
     if rows is None and columns is None:
         return x
@@ -41,16 +42,18 @@ class _Take(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        ctx.numbers, ctx.shape = (rows, columns), tuple(x.shape[:2])
-        if channels.fits(x) and (rows is None or x.is_contiguous()):
+        ctx.rows, ctx.columns, ctx.shape, ctx.form = rows, columns, x.shape[:2], _memory_format(x)
+        if channels.fits(x, rows):
             return channels.gather(x, rows, columns)
         for dim, numbers in enumerate((rows, columns)):
             x = x if numbers is None else x.index_select(dim, numbers)
-        return x
+        return x.contiguous(memory_format=ctx.form)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return spread(gradients[0], *ctx.numbers, ctx.shape), None, None
+        # In x's own format: a library's gradient of a filter may have its channels last.
+        gradient = gradients[0].contiguous(memory_format=ctx.form)
+        return spread(gradient, ctx.rows, ctx.columns, ctx.shape), None, None
 
 
 class _Spread(torch.autograd.Function):
@@ -58,24 +61,23 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, rows: Tensor | None, columns: Tensor | None, shape: tuple[int, int]
+        ctx: Any, x: Tensor, rows: Tensor | None, columns: Tensor | None, shape: Sequence[int]
     ) -> Tensor:
-        ctx.numbers = (rows, columns)
-        if channels.fits(x) and (rows is None or x.is_contiguous()):
+        ctx.rows, ctx.columns, ctx.form = rows, columns, _memory_format(x)
+        if channels.fits(x, rows):
             return channels.scatter(x, rows, columns, shape)
         for dim, numbers in enumerate((rows, columns)):
-            x = x if numbers is None else _among_zeros(x, dim, numbers, shape[dim])
-        return x
+            if numbers is not None:
+                sizes = [shape[d] if d == dim else n for d, n in enumerate(x.shape)]
+                x = torch.empty(sizes, dtype=x.dtype, device=x.device).zero_().index_copy_(dim, numbers, x)
+        return x.contiguous(memory_format=ctx.form)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return take(gradients[0], *ctx.numbers), None, None, None
+        gradient = gradients[0].contiguous(memory_format=ctx.form)
+        return take(gradient, ctx.rows, ctx.columns), None, None, None
 
 
-def _among_zeros(x: Tensor, dim: int, numbers: Tensor, count: int) -> Tensor:
-    """index_copy_ into zeros of x's memory format."""
-    shape = [count if d == dim else size for d, size in enumerate(x.shape)]
+def _memory_format(x: Tensor) -> torch.memory_format:
     last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    form = torch.channels_last if last else torch.contiguous_format
-    zeros = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=form).zero_()
-    return zeros.index_copy_(dim, numbers, x)
+    return torch.channels_last if last else torch.contiguous_format

@@ -72,24 +72,35 @@ static void scatter_row_plain(const row_plan *p, const float *x, float *out)
 #ifdef HAS_EXPAND
 #define WITH_EXPAND __attribute__((target("avx512f,avx512bw,avx512vl")))
 
-/* Masks keep reads and writes inside of a row: what follows may be written already, or belong to nobody. */
-WITH_EXPAND static void gather_row(const row_plan *p, const float *x, float *out)
+/* roomy: a register more than a row may be read and written. Masks keep the others inside; they would make the memory
+   half as fast, so they are for the last rows only. What is written too much belongs to rows that come later. */
+WITH_EXPAND static void gather_row(const row_plan *p, const float *x, float *out, int roomy)
 {
     for (long b = 0; b < p->count; b++) {
         column_block at = p->blocks[b];
-        __m512 values = _mm512_maskz_loadu_ps(at.chosen, x + b * LANES);
-        _mm512_mask_storeu_ps(out + at.before, at.side_by_side, _mm512_maskz_compress_ps(at.chosen, values));
+        if (roomy) {
+            __m512 values = _mm512_loadu_ps(x + b * LANES);
+            _mm512_storeu_ps(out + at.before, _mm512_maskz_compress_ps(at.chosen, values));
+        } else {
+            __m512 values = _mm512_maskz_loadu_ps(at.chosen, x + b * LANES);
+            _mm512_mask_storeu_ps(out + at.before, at.side_by_side, _mm512_maskz_compress_ps(at.chosen, values));
+        }
     }
     if (!p->blocks)
         gather_row_plain(p, x, out);
 }
 
-WITH_EXPAND static void scatter_row(const row_plan *p, const float *x, float *out)
+WITH_EXPAND static void scatter_row(const row_plan *p, const float *x, float *out, int roomy)
 {
     for (long b = 0; b < p->count; b++) {
         column_block at = p->blocks[b];
-        __m512 values = _mm512_maskz_loadu_ps(at.side_by_side, x + at.before);
-        _mm512_mask_storeu_ps(out + b * LANES, at.there, _mm512_maskz_expand_ps(at.chosen, values));
+        if (roomy) {
+            __m512 values = _mm512_loadu_ps(x + at.before);
+            _mm512_storeu_ps(out + b * LANES, _mm512_maskz_expand_ps(at.chosen, values));
+        } else {
+            __m512 values = _mm512_maskz_loadu_ps(at.side_by_side, x + at.before);
+            _mm512_mask_storeu_ps(out + b * LANES, at.there, _mm512_maskz_expand_ps(at.chosen, values));
+        }
     }
     if (!p->blocks)
         scatter_row_plain(p, x, out);
@@ -97,8 +108,8 @@ WITH_EXPAND static void scatter_row(const row_plan *p, const float *x, float *ou
 
 static int has_expand(void) { return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"); }
 #else
-#define gather_row gather_row_plain
-#define scatter_row scatter_row_plain
+#define gather_row(p, x, out, roomy) gather_row_plain(p, x, out)
+#define scatter_row(p, x, out, roomy) scatter_row_plain(p, x, out)
 
 static int has_expand(void) { return 0; }
 #endif
@@ -140,9 +151,12 @@ int gather_slices(const slices *s, const float *x, float *out)
     row_plan p;
     if (!plan_row(s, &p))
         return 0;
-    long whole = s->columns.count * s->inner, part = chosen_of(&s->columns) * s->inner;
-    for (long r = 0; r < chosen_of(&s->rows); r++)
-        gather_row(&p, x + (s->rows.chosen == ALL ? r : s->rows.at[r]) * whole, out + r * part);
+    long whole = s->columns.count * s->inner, part = chosen_of(&s->columns) * s->inner, rows = chosen_of(&s->rows);
+    for (long r = 0; r < rows; r++) {
+        long at = s->rows.chosen == ALL ? r : s->rows.at[r];
+        int roomy = (s->rows.count - at - 1) * whole >= LANES && (rows - r - 1) * part >= LANES;
+        gather_row(&p, x + at * whole, out + r * part, roomy);
+    }
     free(p.blocks);
     return 1;
 }
@@ -152,13 +166,15 @@ int scatter_slices(const slices *s, const float *x, float *out)
     row_plan p;
     if (!plan_row(s, &p))
         return 0;
-    long whole = s->columns.count * s->inner, part = chosen_of(&s->columns) * s->inner, next = 0;
+    long whole = s->columns.count * s->inner, part = chosen_of(&s->columns) * s->inner, rows = chosen_of(&s->rows);
+    long next = 0;
     for (long r = 0; r < s->rows.count; r++) {
-        int chosen = s->rows.chosen == ALL || (next < s->rows.chosen && s->rows.at[next] == r);
-        if (chosen)
-            scatter_row(&p, x + next++ * part, out + r * whole);
-        else
+        if (next == rows || (s->rows.chosen != ALL && s->rows.at[next] != r)) {
             memset(out + r * whole, 0, whole * sizeof(float));
+            continue;
+        }
+        int roomy = (s->rows.count - r - 1) * whole >= LANES && (rows - next - 1) * part >= LANES;
+        scatter_row(&p, x + next++ * part, out + r * whole, roomy);
     }
     free(p.blocks);
     return 1;

@@ -7,7 +7,7 @@ through a filter once for its rows and once for its columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,18 +18,21 @@ _ALL = -1
 _Move = Callable[[tuple[int, int, int], int, int, int, int, int, int], None]
 
 
-def fits(x: Tensor) -> bool:
-    """Whether the kernels serve x [R, C, ...]: float32 in this process's memory, contiguous or with channels last."""
+def fits(x: Tensor, rows: Tensor | None = None) -> bool:
+    """Whether the kernels serve x [R, C, ...]: float32 in this process's memory, contiguous or with channels last.
+
+    Of images with channels last they choose no rows.
+    """
     if not available() or x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() < 2:
         return False
-    return x.is_contiguous() or _channels_last(x)
+    return x.is_contiguous() or (rows is None and _channels_last(x))
 
 
 def gather(x: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
     """x [R, C, ...] at ascending numbers of `rows` and `columns` (int64; None: all), in x's memory format.
 
-    Images with channels last have no rows to choose. Raises ValueError for what the kernels do not serve, and for
-    numbers that are not there.
+    Raises ValueError for what the kernels do not serve (`fits`), IndexError for numbers that are not there or do not
+    ascend.
     """
     _check(x, rows, columns)
     out = _empty(x, _count(rows, x.shape[0]), _count(columns, x.shape[1]))
@@ -37,16 +40,16 @@ def gather(x: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
     return out
 
 
-def scatter(x: Tensor, rows: Tensor | None, columns: Tensor | None, shape: tuple[int, int]) -> Tensor:
-    """The inverse: [R, C, ...] of the first two sizes `shape`, zero but for x at those rows and columns.
+def scatter(x: Tensor, rows: Tensor | None, columns: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """The inverse: [R, C, ...] whose first two sizes are `shape`, zero but for x at those rows and columns.
 
-    Raises ValueError as `gather` does, and where x has not as many rows and columns as there are numbers.
+    Raises as `gather` does, and ValueError where x has not as many rows and columns as there are numbers.
     """
     _check(x, rows, columns)
     wanted = (_count(rows, shape[0]), _count(columns, shape[1]))
     if tuple(x.shape[:2]) != wanted:
         raise ValueError(f"x is {list(x.shape)}; {wanted[0]} rows and {wanted[1]} columns are needed")
-    out = _empty(x, *shape)
+    out = _empty(x, shape[0], shape[1])
     _move(kernels.scatter_slices, out, x, rows, columns, out)
     return out
 
@@ -56,7 +59,9 @@ def _move(
 ) -> None:
     """Channels that are last are the columns of as many rows as there are pixels."""
     count, channels, *rest = whole.shape
-    shape = (count * math.prod(rest), channels, 1) if _channels_last(x) else (count, channels, math.prod(rest))
+    shape = (
+        (count * math.prod(rest), channels, 1) if _channels_last(x) else (count, channels, math.prod(rest))
+    )
     move(shape, address(rows), _count(rows), address(columns), _count(columns), address(x), address(out))
 
 
@@ -74,13 +79,11 @@ def _channels_last(x: Tensor) -> bool:
 
 
 def _check(x: Tensor, rows: Tensor | None, columns: Tensor | None) -> None:
-    if not fits(x):
+    if not fits(x, rows):
         raise ValueError(
             f"x is {x.dtype} {list(x.shape)} on {x.device.type}; float32 [R, C, ...] on the CPU is needed, contiguous "
-            "or with channels last"
+            "or, where all rows are taken, with channels last"
         )
-    if rows is not None and _channels_last(x):
-        raise ValueError("rows are chosen of contiguous tensors only; x has its channels last")
     for name, numbers in (("rows", rows), ("columns", columns)):
         if numbers is not None and (numbers.dtype != torch.int64 or numbers.dim() != 1):
             raise ValueError(f"{name} are {numbers.dtype} {list(numbers.shape)}; int64 [n] is needed")
