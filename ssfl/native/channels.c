@@ -130,13 +130,13 @@ static void fill_blocks(const choice *c, column_block *blocks, long count)
 }
 
 /* Returns 0 where there is no memory. What it takes is freed by the caller. */
-static int plan_row(const slices *s, row_plan *p)
+static int plan_row(const slices *s, int bits, row_plan *p)
 {
     *p = (row_plan){.columns = s->columns, .inner = s->inner};
     if (s->columns.chosen == ALL) { /* as one long column */
         p->inner *= s->columns.count;
         p->columns.count = 1;
-    } else if (s->inner == 1 && has_expand()) {
+    } else if (s->inner == 1 && bits >= 512 && has_expand()) {
         p->count = (s->columns.count + LANES - 1) / LANES;
         p->blocks = malloc((p->count + 1) * sizeof *p->blocks);
         if (!p->blocks)
@@ -146,10 +146,10 @@ static int plan_row(const slices *s, row_plan *p)
     return 1;
 }
 
-int gather_slices(const slices *s, const float *x, float *out)
+int gather_slices(const slices *s, int bits, const float *x, float *out)
 {
     row_plan p;
-    if (!plan_row(s, &p))
+    if (!plan_row(s, bits, &p))
         return 0;
     long whole = s->columns.count * s->inner, part = chosen_of(&s->columns) * s->inner, rows = chosen_of(&s->rows);
     for (long r = 0; r < rows; r++) {
@@ -161,10 +161,10 @@ int gather_slices(const slices *s, const float *x, float *out)
     return 1;
 }
 
-int scatter_slices(const slices *s, const float *x, float *out)
+int scatter_slices(const slices *s, int bits, const float *x, float *out)
 {
     row_plan p;
-    if (!plan_row(s, &p))
+    if (!plan_row(s, bits, &p))
         return 0;
     long whole = s->columns.count * s->inner, part = chosen_of(&s->columns) * s->inner, rows = chosen_of(&s->rows);
     long next = 0;

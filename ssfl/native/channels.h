@@ -21,11 +21,11 @@ typedef struct {
 /* Whether the numbers ascend and are those of rows and columns that are there. */
 int slices_are_there(const slices *s);
 
-/* x [rows, columns, inner] to its chosen slices, out [rows chosen, columns chosen, inner].
-   Returns 0 where there is no memory to work in. */
-int gather_slices(const slices *s, const float *x, float *out);
+/* x [rows, columns, inner] to its chosen slices, out [rows chosen, columns chosen, inner]; with registers of at most so
+   many bits, as far as the processor has them. Returns 0 where there is no memory to work in. */
+int gather_slices(const slices *s, int bits, const float *x, float *out);
 
 /* The other way: x [rows chosen, columns chosen, inner] to out [rows, columns, inner], zero elsewhere. */
-int scatter_slices(const slices *s, const float *x, float *out);
+int scatter_slices(const slices *s, int bits, const float *x, float *out);
 
 #endif

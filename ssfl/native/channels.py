@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ssfl.native.library import address, available, kernels
 
+REGISTER_BITS = 512
+"""The widest registers to use, where the processor has them."""
 _ALL = -1
-_Move = Callable[[tuple[int, int, int], int, int, int, int, int, int], None]
+_Kernel = Callable[[tuple[int, int, int], int, int, int, int, int, int, int], None]
 
 
 def fits(x: Tensor, rows: Tensor | None = None) -> bool:
@@ -36,7 +38,7 @@ def gather(x: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
     """
     _check(x, rows, columns)
     out = _empty(x, _count(rows, x.shape[0]), _count(columns, x.shape[1]))
-    _move(kernels.gather_slices, x, x, rows, columns, out)
+    _move(kernels.gather_slices, x, rows, columns, x, out)
     return out
 
 
@@ -50,19 +52,20 @@ def scatter(x: Tensor, rows: Tensor | None, columns: Tensor | None, shape: Seque
     if tuple(x.shape[:2]) != wanted:
         raise ValueError(f"x is {list(x.shape)}; {wanted[0]} rows and {wanted[1]} columns are needed")
     out = _empty(x, shape[0], shape[1])
-    _move(kernels.scatter_slices, out, x, rows, columns, out)
+    _move(kernels.scatter_slices, out, rows, columns, x, out)
     return out
 
 
 def _move(
-    move: _Move, whole: Tensor, x: Tensor, rows: Tensor | None, columns: Tensor | None, out: Tensor
+    kernel: _Kernel, whole: Tensor, rows: Tensor | None, columns: Tensor | None, *places: Tensor
 ) -> None:
-    """Channels that are last are the columns of as many rows as there are pixels."""
+    """By a kernel from the first of `places` to the second; one of them is the whole tensor."""
     count, channels, *rest = whole.shape
-    shape = (
-        (count * math.prod(rest), channels, 1) if _channels_last(x) else (count, channels, math.prod(rest))
-    )
-    move(shape, address(rows), _count(rows), address(columns), _count(columns), address(x), address(out))
+    inner = math.prod(rest)
+    # Channels that are last are the columns of as many rows as there are pixels.
+    shape = (count * inner, channels, 1) if _channels_last(places[0]) else (count, channels, inner)
+    x, out = map(address, places)
+    kernel(shape, REGISTER_BITS, address(rows), _count(rows), address(columns), _count(columns), x, out)
 
 
 def _count(numbers: Tensor | None, otherwise: int = _ALL) -> int:

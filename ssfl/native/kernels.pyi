@@ -70,8 +70,24 @@ def gather(
     /,
 ) -> None: ...
 def gather_slices(
-    shape: SliceShape, rows: int, rows_chosen: int, columns: int, columns_chosen: int, x: int, out: int, /
+    shape: SliceShape,
+    bits: int,
+    rows: int,
+    rows_chosen: int,
+    columns: int,
+    columns_chosen: int,
+    x: int,
+    out: int,
+    /,
 ) -> None: ...
 def scatter_slices(
-    shape: SliceShape, rows: int, rows_chosen: int, columns: int, columns_chosen: int, x: int, out: int, /
+    shape: SliceShape,
+    bits: int,
+    rows: int,
+    rows_chosen: int,
+    columns: int,
+    columns_chosen: int,
+    x: int,
+    out: int,
+    /,
 ) -> None: ...

@@ -163,20 +163,20 @@ static PyObject *py_gather(PyObject *self, PyObject *arguments)
     return NULL;
 }
 
-static PyObject *move_slices(PyObject *arguments, int (*move)(const slices *, const float *, float *))
+static PyObject *move_slices(PyObject *arguments, int (*move)(const slices *, int, const float *, float *))
 {
     slices s;
-    int there, done = 0;
+    int bits, there, done = 0;
     address rows, columns, x, out;
-    if (!PyArg_ParseTuple(arguments, "(lll)KlKlKK", &s.rows.count, &s.columns.count, &s.inner, &rows, &s.rows.chosen,
-                          &columns, &s.columns.chosen, &x, &out))
+    if (!PyArg_ParseTuple(arguments, "(lll)iKlKlKK", &s.rows.count, &s.columns.count, &s.inner, &bits, &rows,
+                          &s.rows.chosen, &columns, &s.columns.chosen, &x, &out))
         return NULL;
     s.rows.at = AT(int64_t, rows);
     s.columns.at = AT(int64_t, columns);
     Py_BEGIN_ALLOW_THREADS
     there = slices_are_there(&s);
     if (there)
-        done = move(&s, AT(float, x), AT(float, out));
+        done = move(&s, bits, AT(float, x), AT(float, out));
     Py_END_ALLOW_THREADS
     if (done)
         Py_RETURN_NONE;
