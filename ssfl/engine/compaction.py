@@ -23,8 +23,8 @@ from ssfl.core.layout import Layout
 from ssfl.engine.slices import spread, take
 from ssfl.native.winograd import CHANNELS, fits, serves, winograd_conv
 
-LEAST_SAVING = 0.1
-"""A layer that would lose a smaller share of its products is left alone: gathering costs too."""
+LEAST_SAVING = 0.2
+"""A layer that would lose a smaller share of its products is left alone: gathering costs what the rest saves."""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ static void scatter_row_plain(const row_plan *p, const float *x, float *out)
 
 /* roomy: a register more than a row may be read and written. Masks keep the others inside; they would make the memory
    half as fast, so they are for the last rows only. What is written too much belongs to rows that come later. */
-WITH_EXPAND static void gather_row(const row_plan *p, const float *x, float *out, int roomy)
+WITH_EXPAND static void gather_row_lanes(const row_plan *p, const float *x, float *out, int roomy)
 {
     for (long b = 0; b < p->count; b++) {
         column_block at = p->blocks[b];
@@ -86,11 +86,9 @@ WITH_EXPAND static void gather_row(const row_plan *p, const float *x, float *out
             _mm512_mask_storeu_ps(out + at.before, at.side_by_side, _mm512_maskz_compress_ps(at.chosen, values));
         }
     }
-    if (!p->blocks)
-        gather_row_plain(p, x, out);
 }
 
-WITH_EXPAND static void scatter_row(const row_plan *p, const float *x, float *out, int roomy)
+WITH_EXPAND static void scatter_row_lanes(const row_plan *p, const float *x, float *out, int roomy)
 {
     for (long b = 0; b < p->count; b++) {
         column_block at = p->blocks[b];
@@ -102,14 +100,12 @@ WITH_EXPAND static void scatter_row(const row_plan *p, const float *x, float *ou
             _mm512_mask_storeu_ps(out + b * LANES, at.there, _mm512_maskz_expand_ps(at.chosen, values));
         }
     }
-    if (!p->blocks)
-        scatter_row_plain(p, x, out);
 }
 
 static int has_expand(void) { return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"); }
 #else
-#define gather_row(p, x, out, roomy) gather_row_plain(p, x, out)
-#define scatter_row(p, x, out, roomy) scatter_row_plain(p, x, out)
+#define gather_row_lanes(p, x, out, roomy) gather_row_plain(p, x, out)
+#define scatter_row_lanes(p, x, out, roomy) scatter_row_plain(p, x, out)
 
 static int has_expand(void) { return 0; }
 #endif
@@ -155,7 +151,10 @@ int gather_slices(const slices *s, int bits, const float *x, float *out)
     for (long r = 0; r < rows; r++) {
         long at = s->rows.chosen == ALL ? r : s->rows.at[r];
         int roomy = (s->rows.count - at - 1) * whole >= LANES && (rows - r - 1) * part >= LANES;
-        gather_row(&p, x + at * whole, out + r * part, roomy);
+        if (p.blocks)
+            gather_row_lanes(&p, x + at * whole, out + r * part, roomy);
+        else
+            gather_row_plain(&p, x + at * whole, out + r * part);
     }
     free(p.blocks);
     return 1;
@@ -174,7 +173,10 @@ int scatter_slices(const slices *s, int bits, const float *x, float *out)
             continue;
         }
         int roomy = (s->rows.count - r - 1) * whole >= LANES && (rows - next - 1) * part >= LANES;
-        scatter_row(&p, x + next++ * part, out + r * whole, roomy);
+        if (p.blocks)
+            scatter_row_lanes(&p, x + next++ * part, out + r * whole, roomy);
+        else
+            scatter_row_plain(&p, x + next++ * part, out + r * whole);
     }
     free(p.blocks);
     return 1;
