@@ -104,8 +104,8 @@ WITH_EXPAND static void scatter_row_lanes(const row_plan *p, const float *x, flo
 
 static int has_expand(void) { return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"); }
 #else
-#define gather_row_lanes(p, x, out, roomy) gather_row_plain(p, x, out)
-#define scatter_row_lanes(p, x, out, roomy) scatter_row_plain(p, x, out)
+#define gather_row_lanes(p, x, out, roomy) ((void)(roomy), gather_row_plain(p, x, out))
+#define scatter_row_lanes(p, x, out, roomy) ((void)(roomy), scatter_row_plain(p, x, out))
 
 static int has_expand(void) { return 0; }
 #endif
