@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from benchmarks.machine import cpu_seconds, peak_pss_bytes, tree
+from benchmarks.machine import cpu_seconds, peak_memory_bytes, tree
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -107,7 +107,7 @@ class Seat:
 
     def finish(self) -> Score:
         """A round for its memory, and its accuracy."""
-        self.score.peak_bytes = peak_pss_bytes(self.process.pid, self.unmeasured_round)
+        self.score.peak_bytes = peak_memory_bytes(self.process.pid, self.unmeasured_round)
         self._say("accuracy")
         self.score.accuracy = float(self._hear())
         return self.score

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import platform
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event, Thread
@@ -77,7 +78,7 @@ def _stats() -> Iterator[tuple[int, list[str]]]:
 
 
 def pss_bytes(pids: list[int]) -> float:
-    """Memory of these processes together, shared pages counted once (proportional set size)."""
+    """Memory of these processes together, shared pages counted by their share (proportional set size)."""
     total, seen = 0, False
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -88,8 +89,40 @@ def pss_bytes(pids: list[int]) -> float:
     return total if seen else math.nan
 
 
-def peak_pss_bytes(root: int, during: Callable[[], object]) -> float:
-    """The largest sum seen in samples while `during` runs. Sampling costs time: never in a timed round."""
+def memory_bytes(pids: list[int]) -> float:
+    """Memory of these processes as if nothing else ran: pages of files (libraries) count once, and as a whole.
+
+    Of what they share with processes outside, `pss_bytes` counts a share only, so it falls while others run that have
+    the same libraries open.
+    """
+    total, files = 0, dict[tuple[str, str], int]()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for place, fields in _mappings((_PROC / str(pid) / "smaps").read_text()):
+                own = fields["Anonymous"] if place else fields["Pss"]
+                total += own
+                if place:
+                    files[place] = max(files.get(place, 0), fields["Rss"] - own)
+    return 1024 * (total + sum(files.values())) if total else math.nan
+
+
+def _mappings(smaps: str) -> Iterator[tuple[tuple[str, str] | None, dict[str, int]]]:
+    """((file, offset), or None for memory of no file; kilobytes by name) of each mapping of /proc/pid/smaps."""
+    for block in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", smaps, flags=re.MULTILINE)[1:]:
+        head, *lines = block.splitlines()
+        _, _, offset, _, inode, *path = head.split(maxsplit=5)
+        rows = [line.partition(":") for line in lines if line.endswith("kB")]
+        fields = {name: int(value.split()[0]) for name, _, value in rows}
+        # A deleted or nameless file is shared memory between processes of one tree.
+        of_file = inode != "0" and path and path[0].startswith("/") and not path[0].endswith("(deleted)")
+        yield ((path[0], offset) if of_file else None), fields
+
+
+def peak_memory_bytes(root: int, during: Callable[[], object]) -> float:
+    """The largest sum seen in samples while `during` runs. Sampling costs time: never in a timed round.
+
+    Samples are `pss_bytes`, which are quick; what they leave out of `memory_bytes` is added, as it is at the end.
+    """
     done, peak = Event(), pss_bytes(tree(root))
 
     def watch() -> None:
@@ -104,4 +137,4 @@ def peak_pss_bytes(root: int, during: Callable[[], object]) -> float:
     finally:
         done.set()
         watcher.join()
-    return peak
+    return peak + memory_bytes(tree(root)) - pss_bytes(tree(root))

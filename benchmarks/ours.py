@@ -158,7 +158,7 @@ class Ours:
         loop = self.loop
         plan = loop.algorithm.configure_round(self.progress.state, self.progress.clock, loop.context)
         assert plan is not None
-        self.progress = loop.step(self.progress, plan)
+        self.progress = loop.progress = loop.step(self.progress, plan)
         return time.perf_counter() - start
 
     def accuracy(self) -> float:

@@ -8,15 +8,13 @@ from itertools import chain, islice
 import torch
 from torch import Tensor
 
+from ssfl.core.pages import LARGE_BYTES, empty_apart
 from ssfl.native.vectors import sums, weighted_sum
 
 CHUNK = 1 << 19
 """Coordinates summed at a time: so many float32 sums stay in the processor's cache while the clients pass by."""
 TOGETHER = 16
 """Clients summed chunk by chunk: the sum then goes through memory once for all of them."""
-LARGE_BYTES = 16 << 20
-"""Vectors from this size on are added as they come: 16 of them would be more memory than a client's training takes."""
-
 _NO_CLIENTS = "a mean over no clients: no reply arrived, or all of them hold no examples"
 
 
@@ -34,6 +32,7 @@ def weighted_mean(items: Iterable[tuple[Tensor, float]], expected: Sequence[floa
     """
     source = iter(items)
     group = list(islice(source, 1))
+    # 16 large ones would be more memory than a client's training takes.
     if sum(expected) > 0 and group and group[0][0].nbytes >= LARGE_BYTES:
         return _one_by_one(group, source, expected)
     group += islice(source, TOGETHER - 1)
@@ -57,7 +56,7 @@ def _one_by_one(
 ) -> Tensor:
     """The sums of `weighted_mean`, in the same order, over first[0], which is taken out, and the others."""
     few, total, arrived = len(expected) < TOGETHER, sum(expected), 0.0
-    mean = torch.empty_like(first[0][0])
+    mean = empty_apart(first[0][0])
     wide: Tensor | None = None
     for number, (x, w) in enumerate(chain(_taken(first), others)):
         arrived += w

@@ -141,6 +141,11 @@ class Layout:
         ]
         return torch.cat(parts, dim=-1) if parts else vector[..., :0]
 
+    def count_prunable(self, vector: Tensor) -> int:
+        """How many of the prunable coordinates of a vector [P] or [T] are not zero."""
+        spans = zip(self.offsets, self.sizes, self.prunable, strict=True)
+        return sum(int(vector[at : at + n].count_nonzero()) for at, n, p in spans if p)
+
     def expand_mask(self, bits: Tensor) -> Tensor:
         """Bits over prunable coordinates [N] -> a mask over all coordinates [P] that keeps everything else."""
         if bits.shape != (self.prunable_size,):

@@ -143,7 +143,8 @@ class Federation:
 
     def _check(self, state: Any, plan: RoundPlan) -> None:
         theta = self.algorithm.weights_to_evaluate(state, self.context)
-        if theta is not None and not bool(torch.isfinite(theta).all()):
+        # Extremes tell of NaN as well, and make no second vector as long as the model.
+        if theta is not None and not bool(torch.stack(torch.aminmax(theta)).isfinite().all()):
             raise DivergedError(
                 f"the global model is not finite after round {plan.clock.round} ({plan.phase}): "
                 "lower optimizer.lr; the last checkpoint is kept"
@@ -164,7 +165,7 @@ class Federation:
             theta = self.algorithm.weights_to_evaluate(after, self.context)
             if theta is None:
                 return {"density": None}
-            kept = int(layout.take_prunable(theta).count_nonzero())
+            kept = layout.count_prunable(theta)
             return {"density": kept / max(layout.prunable_size, 1)}
         fields: dict[str, Any] = {}
         old = self.algorithm.global_mask(before, self.context)

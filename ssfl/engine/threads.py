@@ -44,8 +44,12 @@ class ThreadExecutor:
         self.workers = workers
         self._ended = threading.Event()
         self._free: SimpleQueue[ClientRunner] = SimpleQueue()
-        for _ in range(workers):
-            self._free.put(replace(runner, module=copy.deepcopy(runner.module), heed=self._heed))
+        copies = [copy.deepcopy(runner.module) for _ in range(workers - 1)]
+        self._free.put(
+            runner.heeding(self._heed)
+        )  # with the given network, so that a large one exists once less
+        for module in copies:
+            self._free.put(replace(runner, module=module, heed=self._heed))
         self._pool = ThreadPoolExecutor(
             workers, "client", initializer=_begin, initargs=(processors_of(workers),)
         )

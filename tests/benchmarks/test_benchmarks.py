@@ -7,6 +7,7 @@ import ast
 import json
 import math
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from benchmarks.bare import PlainLoop
 from benchmarks.contest import Contestant, ContestantError, Score, Seat, contest
 from benchmarks.figures import Figure, paired_ratio, publish, spread, table
 from benchmarks.limit import step_calls
-from benchmarks.machine import cpu_seconds, pss_bytes, tree
+from benchmarks.machine import cpu_seconds, memory_bytes, pss_bytes, tree
 from benchmarks.ours import Ours, our_data, our_module
 from benchmarks.peers.install import PEERS
 from benchmarks.workload import accuracy_of, client_arrays, cohort_of, seeded, workload
@@ -211,6 +212,30 @@ def test_silence_ends_the_wait() -> None:
 def test_this_process_uses_time_and_memory() -> None:
     assert cpu_seconds([os.getpid()]) > 0
     assert 1e6 < pss_bytes([os.getpid()]) < 1e11
+
+
+def test_memory_does_not_depend_on_who_else_has_the_libraries_open() -> None:
+    """One process's is its resident set; of two, each file's pages count once."""
+
+    def started() -> subprocess.Popen[str]:
+        code = "import torch; print('ready', flush=True); input()"
+        pipe = subprocess.PIPE
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    with started() as first:
+        alone = memory_bytes([first.pid])
+        resident = int(Path(f"/proc/{first.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        assert alone == pytest.approx(resident, rel=0.02)
+        with started() as second:
+            assert memory_bytes([first.pid]) == pytest.approx(alone, rel=0.02)
+            assert pss_bytes([first.pid]) < 0.95 * alone
+            both = memory_bytes([first.pid, second.pid])
+            assert both == pytest.approx(pss_bytes([first.pid, second.pid]), rel=0.1)
+            second.kill()
+        first.kill()
 
 
 def test_a_slope_of_growth() -> None:
