@@ -1,5 +1,13 @@
 #include "group_norm.h"
 #include "lanes.h"
+#include "parallel.h"
+
+#include <stdlib.h>
+
+/* What an image adds to the parameters' gradients: these rows, of whole registers. */
+enum { PLAIN, WEIGHTED, RSTD, BIAS, ROWS };
+
+INLINE long row_of(const norm_shape *s) { return (s->channels + LANES - 1) / LANES * LANES; }
 
 /* dz: the gradient of the norm's own output, from that of y: zero where ReLU gave zero. */
 
@@ -196,11 +204,14 @@ INLINE void pooled_gradient_first(const norm_shape *s, const int32_t *corners, c
     }
 }
 
-/* From the channels' sums to the parameters' gradients and the line that every x of a channel gets. */
-INLINE void coefficients(const norm_shape *s, const float *bias, const float *gamma, const float *mean,
-                         const float *rstd, const float *apart, const float *plain, const float *weighted,
-                         float *own, float *slope, float *level, float *dgamma, float *dbeta, float *dbias)
+/* From the channels' sums to the line that every x of a channel gets, and to the gradient of its bias, if it
+   has one: the sum of its dx. */
+INLINE void coefficients(const norm_gradients *w, const float *statistics, const float *plain, const float *weighted,
+                         float *own, float *slope, float *level, float *dbias)
 {
+    const norm_shape *s = &w->shape;
+    const float *mean = statistics, *rstd = mean + s->groups, *apart = rstd + s->groups;
+    const float *bias = w->bias, *gamma = w->gamma;
     long size = s->channels / s->groups, pixels = s->height * s->width;
     double count = (double)size * pixels;
     for (long g = 0; g < s->groups; g++) {
@@ -214,55 +225,89 @@ INLINE void coefficients(const norm_shape *s, const float *bias, const float *ga
             own[c] = gamma[c] * rstd[g];
             slope[c] = (float)line;
             level[c] = (float)(height + line * ((bias ? bias[c] : 0) - mean[g]));
-            dgamma[c] += weighted[c] * rstd[g];
-            dbeta[c] += plain[c];
-            if (dbias) /* the sum of this channel's dx */
-                dbias[c] += (float)(gamma[c] * r * plain[c] + pixels * (height + line * apart[c]));
+            if (bias)
+                dbias[c] = (float)(gamma[c] * r * plain[c] + pixels * (height + line * apart[c]));
         }
     }
 }
 
+/* Everything of these images but the parameters' gradients, whose terms go to `sums`. */
 FOR_EVERY_PROCESSOR
-void norm_backward(const norm_shape *s, const float *dy, const float *x, const float *y, const uint8_t *chosen,
-                   const float *bias, const float *gamma, const float *statistics, float *dx, float *dresidual,
-                   float *parameters)
+void norm_images_backward(const norm_gradients *w, long from, long to)
 {
-    float middle[MOST_CHANNELS], plain[MOST_CHANNELS], weighted[MOST_CHANNELS];
-    float own[MOST_CHANNELS], slope[MOST_CHANNELS], level[MOST_CHANNELS];
+    const norm_shape *s = &w->shape;
+    float middle[MOST_CHANNELS], own[MOST_CHANNELS], slope[MOST_CHANNELS], level[MOST_CHANNELS];
     int32_t corners[MOST_WINDOWS];
     if (s->pool && !s->last)
         find_corners(s, corners);
-    long h = s->height, w = s->width, channels = s->channels, pixels = h * w, size = channels * pixels;
-    long out = s->pool ? size / 4 : size, in_group = channels / s->groups;
-    float *dgamma = parameters, *dbeta = dgamma + channels, *dbias = bias ? dbeta + channels : 0;
-    memset(parameters, 0, (bias ? 3 : 2) * channels * sizeof *parameters);
-    for (long n = 0; n < s->images; n++) {
-        const float *mean = statistics, *rstd = mean + s->groups, *apart = rstd + s->groups;
-        for (long c = 0; c < channels; c++) /* x - middle = (x + bias) - mean */
-            middle[c] = mean[c / in_group] - (bias ? bias[c] : 0);
+    long h = s->height, wide = s->width, channels = s->channels, pixels = h * wide, size = channels * pixels;
+    long out = s->pool ? size / 4 : size, in_group = channels / s->groups, row = row_of(s);
+    for (long n = from; n < to; n++) {
+        const float *dy = w->dy + n * out, *x = w->x + n * size, *y = w->y ? w->y + n * out : 0;
+        const float *mean = w->statistics + n * statistics_of(s);
+        const uint8_t *chosen = s->pool ? w->chosen + n * out : 0;
+        float *dx = w->dx + n * size, *dresidual = w->dresidual ? w->dresidual + n * out : 0;
+        float *sums = w->sums + n * ROWS * row, *plain = sums + PLAIN * row, *weighted = sums + WEIGHTED * row;
+        for (long c = 0; c < channels; c++) { /* x - middle = (x + bias) - mean */
+            middle[c] = mean[c / in_group] - (w->bias ? w->bias[c] : 0);
+            sums[RSTD * row + c] = mean[s->groups + c / in_group];
+        }
         if (s->pool && s->last)
-            pooled_sums_last(h, w, channels, dy, x, chosen, middle, plain, weighted);
+            pooled_sums_last(h, wide, channels, dy, x, chosen, middle, plain, weighted);
         else if (s->pool)
             pooled_sums_first(s, corners, dy, x, chosen, middle, plain, weighted);
         else if (s->last)
             sums_last(pixels, channels, s->relu, dy, x, y, middle, plain, weighted);
         else
             sums_first(pixels, channels, s->relu, dy, x, y, middle, plain, weighted);
-        coefficients(s, bias, gamma, mean, rstd, apart, plain, weighted, own, slope, level, dgamma, dbeta, dbias);
+        coefficients(w, mean, plain, weighted, own, slope, level, sums + BIAS * row);
         if (s->pool && s->last)
-            pooled_gradient_last(h, w, channels, dy, x, chosen, own, slope, level, dx);
+            pooled_gradient_last(h, wide, channels, dy, x, chosen, own, slope, level, dx);
         else if (s->pool)
             pooled_gradient_first(s, corners, dy, x, chosen, own, slope, level, dx);
         else if (s->last)
             gradient_last(pixels, channels, s->relu, dy, x, y, own, slope, level, dx, dresidual);
         else
             gradient_first(pixels, channels, s->relu, dy, x, y, own, slope, level, dx, dresidual);
-        x += size;
-        dx += size;
-        dy += out;
-        y = y ? y + out : y;
-        chosen = chosen ? chosen + out : chosen;
-        dresidual = dresidual ? dresidual + out : dresidual;
-        statistics += 2 * s->groups + channels;
     }
+}
+
+/* The parameters' gradients: sums over all images, in their order. */
+FOR_EVERY_PROCESSOR
+void sum_over_images(const norm_gradients *w)
+{
+    long channels = w->shape.channels, row = row_of(&w->shape);
+    for (long c = 0; c < channels; c += LANES) {
+        lanes gamma = {0}, beta = {0}, bias = {0};
+        for (long n = 0; n < w->shape.images; n++) {
+            const float *own = w->sums + n * ROWS * row + c;
+            gamma += load(own + WEIGHTED * row) * load(own + RSTD * row);
+            beta += load(own + PLAIN * row);
+            bias += load(own + BIAS * row);
+        }
+        size_t size = (channels - c < LANES ? channels - c : LANES) * sizeof(float);
+        memcpy(w->parameters + c, &gamma, size);
+        memcpy(w->parameters + channels + c, &beta, size);
+        if (w->bias)
+            memcpy(w->parameters + 2 * channels + c, &bias, size);
+    }
+}
+
+static void images_part(void *work, int index, int parts)
+{
+    const norm_gradients *w = work;
+    long images = w->shape.images;
+    norm_images_backward(w, part_begins(images, 1, index, parts), part_begins(images, 1, index + 1, parts));
+}
+
+int norm_backward(const norm_gradients *w, int threads)
+{
+    norm_gradients own = *w;
+    own.sums = malloc(own.shape.images * ROWS * row_of(&own.shape) * sizeof *own.sums);
+    if (!own.sums)
+        return 0;
+    in_parts(parts_for(threads, values_of(&own.shape), LEAST_NORMED), images_part, &own);
+    sum_over_images(&own);
+    free(own.sums);
+    return 1;
 }
