@@ -44,7 +44,7 @@ typedef struct {
 void norm_forward(const norm_work *w, int threads);
 int norm_backward(const norm_gradients *w, int threads);
 
-#define LEAST_NORMED 65536 /* values of x that are worth a region */
+#define LEAST_NORMED 65536 /* values of x that are worth a region: some 10 microseconds on one thread */
 
 static inline double values_of(const norm_shape *s) { return (double)s->images * s->channels * s->height * s->width; }
 

@@ -48,8 +48,19 @@ static long expand_some(const uint8_t *mask, long size, const float *values, lon
 FOR_EVERY_PROCESSOR
 long count_ones(const uint8_t *mask, long size)
 {
-    long ones = 0;
-    for (long i = 0; i < size; i++)
+    typedef uint8_t bytes __attribute__((vector_size(STEP)));
+    long ones = 0, i = 0;
+    while (i + STEP <= size) {
+        bytes sums = {0};
+        for (int k = 0; k < 255 && i + STEP <= size; k++, i += STEP) { /* as many as a byte can count */
+            bytes some;
+            memcpy(&some, mask + i, sizeof some);
+            sums += some;
+        }
+        for (int j = 0; j < STEP; j++)
+            ones += sums[j];
+    }
+    for (; i < size; i++)
         ones += mask[i];
     return ones;
 }
