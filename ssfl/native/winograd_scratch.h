@@ -8,7 +8,6 @@
 
 #define BLOCK_FLOATS (1 << 16) /* of a block's transformed inputs and one panel of results */
 #define PANEL (WIDE * LANES)   /* output channels that are multiplied at once */
-#define TAPS 9
 
 INLINE long lesser(long a, long b) { return a < b ? a : b; }
 

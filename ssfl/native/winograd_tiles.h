@@ -9,6 +9,7 @@
 #include "winograd_registers.h"
 
 #define PLACES 16
+#define TAPS 9
 #define PAGE_FLOATS 1024
 #define LINE_FLOATS 16 /* a line of the cache */
 
@@ -164,7 +165,8 @@ INLINE void outputs(tile_range r, const float *planes, long channel, long column
     }
 }
 
-/* Filters of a convolution from `in` channels, where they lie: by_out and by_in floats from one to the next. */
+/* Filters of a convolution from `in` channels, where they lie: by_out and by_in floats from one to the next, of which
+   by_in, or by_out if turned, is TAPS. */
 typedef struct {
     long in, by_out, by_in;
     int turned; /* taps in reverse: those of the transposed convolution */
@@ -195,17 +197,18 @@ INLINE void transform_filters(filter_shape f, const float *filters, float *plane
 }
 
 /* G g G' of `columns` outputs' filters, for inputs `from` to `to`: those rows of planes of [in, columns]. Goes through
-   the filters as they lie. */
+   the filters as they lie; what is constant in either way is said so. */
 INLINE void transformed_filters(filter_shape f, const float *filters, long columns, long from, long to, float *planes)
 {
-    if (f.by_in < f.by_out)
-        for (long o = 0; o < columns; o += LANES)
-            for (long i = from; i < to; i++)
-                transform_filters(f, filters + o * f.by_out + i * f.by_in, planes + i * columns + o, columns);
-    else
+    filter_shape own = {f.in, f.by_out, TAPS, 0}, turned = {f.in, TAPS, f.by_in, 1};
+    if (f.turned)
         for (long i = from; i < to; i++)
             for (long o = 0; o < columns; o += LANES)
-                transform_filters(f, filters + o * f.by_out + i * f.by_in, planes + i * columns + o, columns);
+                transform_filters(turned, filters + o * TAPS + i * f.by_in, planes + i * columns + o, columns);
+    else
+        for (long o = 0; o < columns; o += LANES)
+            for (long i = from; i < to; i++)
+                transform_filters(own, filters + o * f.by_out + i * TAPS, planes + i * columns + o, columns);
 }
 
 /* G' u G from planes of [in, columns] to the gradients of those filters, which have `all` inputs: [columns, all, 3, 3],

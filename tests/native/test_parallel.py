@@ -196,8 +196,8 @@ def test_calls_from_several_threads_at_once(threads: int) -> None:
 def run(program: str, *words: str, **environment: str) -> str:
     """What a program prints in a process of its own."""
     command = [sys.executable, "-c", program, *words]
-    answer = subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True)
-    return answer.stdout.decode().strip()
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, env=environment, check=True, capture_output=True).stdout.decode().strip()
 
 
 def test_without_pytorch_they_compute_alone() -> None:
