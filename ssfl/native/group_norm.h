@@ -20,14 +20,36 @@ typedef struct {
    statistics, for the backward pass: [images, 2 * groups + channels]: each group's mean and 1/deviation, and, with bias,
    the mean of each channel's x + bias less its group's.
    chosen (with pool): [like y] 0-3, which of the window was largest, 4 where ReLU gave zero. */
-void norm_forward(const norm_shape *s, const float *x, const float *bias, const float *residual, const float *gamma,
-                  const float *beta, float *y, uint8_t *chosen, float *statistics);
+typedef struct {
+    norm_shape shape;
+    const float *x, *bias, *residual, *gamma, *beta;
+    float *y;
+    uint8_t *chosen;
+    float *statistics;
+} norm_work;
 
 /* From dy [like y] to dx, and dresidual if there was one; parameters: [3, channels], the gradients of gamma, beta and,
    with bias, bias. y: needed for ReLU without pool. */
-void norm_backward(const norm_shape *s, const float *dy, const float *x, const float *y, const uint8_t *chosen,
-                   const float *bias, const float *gamma, const float *statistics, float *dx, float *dresidual,
-                   float *parameters);
+typedef struct {
+    norm_shape shape;
+    const float *dy, *x, *y;
+    const uint8_t *chosen;
+    const float *bias, *gamma, *statistics;
+    float *dx, *dresidual, *parameters;
+    float *sums; /* to work in: norm_backward.c */
+} norm_gradients;
+
+/* Both by at most so many threads, which share the images out (parallel.h). norm_backward makes `sums` itself and
+   returns 0 where there is no memory for it. */
+void norm_forward(const norm_work *w, int threads);
+int norm_backward(const norm_gradients *w, int threads);
+
+#define LEAST_NORMED 65536 /* values of x that are worth a region: some 10 microseconds on one thread */
+
+static inline double values_of(const norm_shape *s) { return (double)s->images * s->channels * s->height * s->width; }
+
+/* Floats of one image's statistics. */
+static inline long statistics_of(const norm_shape *s) { return 2 * s->groups + s->channels; }
 
 /* Where each pooled value's window begins in its map. */
 static inline void find_corners(const norm_shape *s, int32_t *corners)

@@ -115,6 +115,7 @@ class _NormAct(torch.autograd.Function):
         statistics = torch.empty((images, 2 * groups + channels))
         kernels.norm_forward(
             shape,
+            torch.get_num_threads(),
             x.data_ptr(),
             address(shift),
             address(residual),
@@ -140,6 +141,7 @@ class _NormAct(torch.autograd.Function):
         parameters = torch.empty((3, len(weight)))  # one allocation; autograd keeps the views
         kernels.norm_backward(
             ctx.shape,
+            torch.get_num_threads(),
             dy.data_ptr(),
             x.data_ptr(),
             address(y),

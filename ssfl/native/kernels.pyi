@@ -1,4 +1,7 @@
-"""The compiled functions: addresses in, nothing out. `group_norm.py` and its neighbours check first."""
+"""The compiled functions: addresses in, nothing out. `group_norm.py` and its neighbours check first.
+
+threads: how many may compute a call, the same bits whatever their number (parallel.h).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ SliceShape = tuple[int, int, int]
 
 def norm_forward(
     shape: NormShape,
+    threads: int,
     x: int,
     bias: int,
     residual: int,
@@ -27,6 +31,7 @@ def norm_forward(
 ) -> None: ...
 def norm_backward(
     shape: NormShape,
+    threads: int,
     dy: int,
     x: int,
     y: int,
@@ -44,6 +49,7 @@ def conv_backward(shape: ConvShape, dy: int, x: int, filters: int, dx: int, dfil
 def winograd(
     shape: WinogradShape,
     bits: int,
+    threads: int,
     x: int,
     filters: int,
     bias: int,
@@ -53,9 +59,9 @@ def winograd(
     dfilters: int,
     /,
 ) -> None: ...
-def expand(mask: int, size: int, values: int, kept: int, out: int, /) -> int: ...
-def multiply_by_mask(mask: int, size: int, values: int, /) -> None: ...
-def weighted_sum(vectors: int, weights: int, count: int, size: int, out: int, /) -> None: ...
+def expand(mask: int, size: int, values: int, kept: int, out: int, threads: int, /) -> int: ...
+def multiply_by_mask(mask: int, size: int, values: int, threads: int, /) -> None: ...
+def weighted_sum(vectors: int, weights: int, count: int, size: int, out: int, threads: int, /) -> None: ...
 def gather(
     shape: BatchShape,
     images: int,

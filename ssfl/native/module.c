@@ -15,15 +15,18 @@ typedef unsigned long long address;
 static PyObject *py_norm_forward(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    norm_shape s;
+    norm_work w;
+    norm_shape *s = &w.shape;
+    int threads;
     address x, bias, residual, gamma, beta, y, chosen, statistics;
-    if (!PyArg_ParseTuple(arguments, "(lllllpppf)KKKKKKKK", &s.images, &s.channels, &s.height, &s.width,
-                          &s.groups, &s.last, &s.pool, &s.relu, &s.eps, &x, &bias, &residual, &gamma, &beta, &y,
-                          &chosen, &statistics))
+    if (!PyArg_ParseTuple(arguments, "(lllllpppf)iKKKKKKKK", &s->images, &s->channels, &s->height, &s->width,
+                          &s->groups, &s->last, &s->pool, &s->relu, &s->eps, &threads, &x, &bias, &residual, &gamma,
+                          &beta, &y, &chosen, &statistics))
         return NULL;
+    w.x = AT(float, x), w.bias = AT(float, bias), w.residual = AT(float, residual), w.gamma = AT(float, gamma);
+    w.beta = AT(float, beta), w.y = AT(float, y), w.chosen = AT(uint8_t, chosen), w.statistics = AT(float, statistics);
     Py_BEGIN_ALLOW_THREADS
-    norm_forward(&s, AT(float, x), AT(float, bias), AT(float, residual), AT(float, gamma), AT(float, beta),
-                 AT(float, y), AT(uint8_t, chosen), AT(float, statistics));
+    norm_forward(&w, threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -31,16 +34,22 @@ static PyObject *py_norm_forward(PyObject *self, PyObject *arguments)
 static PyObject *py_norm_backward(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    norm_shape s;
+    norm_gradients w;
+    norm_shape *s = &w.shape;
+    int threads, done;
     address dy, x, y, chosen, bias, gamma, statistics, dx, dresidual, parameters;
-    if (!PyArg_ParseTuple(arguments, "(lllllpppf)KKKKKKKKKK", &s.images, &s.channels, &s.height, &s.width,
-                          &s.groups, &s.last, &s.pool, &s.relu, &s.eps, &dy, &x, &y, &chosen, &bias, &gamma,
-                          &statistics, &dx, &dresidual, &parameters))
+    if (!PyArg_ParseTuple(arguments, "(lllllpppf)iKKKKKKKKKK", &s->images, &s->channels, &s->height, &s->width,
+                          &s->groups, &s->last, &s->pool, &s->relu, &s->eps, &threads, &dy, &x, &y, &chosen, &bias,
+                          &gamma, &statistics, &dx, &dresidual, &parameters))
         return NULL;
+    w.dy = AT(float, dy), w.x = AT(float, x), w.y = AT(float, y), w.chosen = AT(uint8_t, chosen);
+    w.bias = AT(float, bias), w.gamma = AT(float, gamma), w.statistics = AT(float, statistics);
+    w.dx = AT(float, dx), w.dresidual = AT(float, dresidual), w.parameters = AT(float, parameters);
     Py_BEGIN_ALLOW_THREADS
-    norm_backward(&s, AT(float, dy), AT(float, x), AT(float, y), AT(uint8_t, chosen), AT(float, bias),
-                  AT(float, gamma), AT(float, statistics), AT(float, dx), AT(float, dresidual), AT(float, parameters));
+    done = norm_backward(&w, threads);
     Py_END_ALLOW_THREADS
+    if (!done)
+        return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
@@ -85,8 +94,8 @@ static PyObject *py_winograd(PyObject *self, PyObject *arguments)
     winograd_work w;
     winograd_shape *s = &w.shape;
     address x, filters, bias, dy, y, dx, dfilters;
-    if (!PyArg_ParseTuple(arguments, "(lllll)iKKKKKKK", &s->images, &s->in, &s->out, &s->height, &s->width, &bits, &x,
-                          &filters, &bias, &dy, &y, &dx, &dfilters))
+    if (!PyArg_ParseTuple(arguments, "(lllll)iiKKKKKKK", &s->images, &s->in, &s->out, &s->height, &s->width, &bits,
+                          &w.threads, &x, &filters, &bias, &dy, &y, &dx, &dfilters))
         return NULL;
     w.x = AT(float, x), w.filters = AT(float, filters), w.bias = AT(float, bias), w.dy = AT(float, dy);
     w.y = AT(float, y), w.dx = AT(float, dx), w.dfilters = AT(float, dfilters);
@@ -101,12 +110,13 @@ static PyObject *py_winograd(PyObject *self, PyObject *arguments)
 static PyObject *py_expand(PyObject *self, PyObject *arguments)
 {
     (void)self;
+    int threads;
     long size, kept, ones;
     address mask, values, out;
-    if (!PyArg_ParseTuple(arguments, "KlKlK", &mask, &size, &values, &kept, &out))
+    if (!PyArg_ParseTuple(arguments, "KlKlKi", &mask, &size, &values, &kept, &out, &threads))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    ones = expand(AT(uint8_t, mask), size, AT(float, values), kept, AT(float, out));
+    ones = expand(AT(uint8_t, mask), size, AT(float, values), kept, AT(float, out), threads);
     Py_END_ALLOW_THREADS
     return PyLong_FromLong(ones);
 }
@@ -114,12 +124,13 @@ static PyObject *py_expand(PyObject *self, PyObject *arguments)
 static PyObject *py_multiply_by_mask(PyObject *self, PyObject *arguments)
 {
     (void)self;
+    int threads;
     long size;
     address mask, values;
-    if (!PyArg_ParseTuple(arguments, "KlK", &mask, &size, &values))
+    if (!PyArg_ParseTuple(arguments, "KlKi", &mask, &size, &values, &threads))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    multiply_by_mask(AT(uint8_t, mask), size, AT(float, values));
+    multiply_by_mask(AT(uint8_t, mask), size, AT(float, values), threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -127,12 +138,13 @@ static PyObject *py_multiply_by_mask(PyObject *self, PyObject *arguments)
 static PyObject *py_weighted_sum(PyObject *self, PyObject *arguments)
 {
     (void)self;
+    int threads;
     long count, size;
     address vectors, weights, out;
-    if (!PyArg_ParseTuple(arguments, "KKllK", &vectors, &weights, &count, &size, &out))
+    if (!PyArg_ParseTuple(arguments, "KKllKi", &vectors, &weights, &count, &size, &out, &threads))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    weighted_sum(AT(const float *const, vectors), AT(float, weights), count, size, AT(float, out));
+    weighted_sum(AT(const float *const, vectors), AT(float, weights), count, size, AT(float, out), threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

@@ -1,5 +1,6 @@
 #include "group_norm.h"
 #include "lanes.h"
+#include "parallel.h"
 
 #include <math.h>
 
@@ -172,17 +173,20 @@ INLINE void pool_first(const norm_shape *s, const int32_t *corners, const float 
 }
 
 FOR_EVERY_PROCESSOR
-void norm_forward(const norm_shape *s, const float *x, const float *bias, const float *residual, const float *gamma,
-                  const float *beta, float *y, uint8_t *chosen, float *statistics)
+void norm_images(const norm_work *w, long from, long to)
 {
+    const norm_shape *s = &w->shape;
     float scale[MOST_CHANNELS], offset[MOST_CHANNELS];
     int32_t corners[MOST_WINDOWS];
     if (s->pool && !s->last)
         find_corners(s, corners);
     long pixels = s->height * s->width, size = s->channels * pixels, out = s->pool ? size / 4 : size;
-    for (long n = 0; n < s->images; n++) {
-        float *mean = statistics, *rstd = mean + s->groups, *apart = rstd + s->groups;
-        affine(s, x, bias, gamma, beta, mean, rstd, apart, scale, offset);
+    for (long n = from; n < to; n++) {
+        const float *x = w->x + n * size, *residual = w->residual ? w->residual + n * out : 0;
+        float *mean = w->statistics + n * statistics_of(s), *rstd = mean + s->groups, *apart = rstd + s->groups;
+        float *y = w->y + n * out;
+        uint8_t *chosen = s->pool ? w->chosen + n * out : 0;
+        affine(s, x, w->bias, w->gamma, w->beta, mean, rstd, apart, scale, offset);
         if (s->pool && s->last)
             pool_last(s, x, scale, offset, y, chosen);
         else if (s->pool)
@@ -191,10 +195,18 @@ void norm_forward(const norm_shape *s, const float *x, const float *bias, const 
             apply_last(pixels, s->channels, s->relu, x, residual, scale, offset, y);
         else
             apply_first(pixels, s->channels, s->relu, x, residual, scale, offset, y);
-        x += size;
-        y += out;
-        residual = residual ? residual + out : residual;
-        chosen = chosen ? chosen + out : chosen;
-        statistics += 2 * s->groups + s->channels;
     }
+}
+
+static void images_part(void *work, int index, int parts)
+{
+    const norm_work *w = work;
+    long images = w->shape.images;
+    norm_images(w, part_begins(images, 1, index, parts), part_begins(images, 1, index + 1, parts));
+}
+
+void norm_forward(const norm_work *w, int threads)
+{
+    norm_work own = *w;
+    in_parts(parts_for(threads, values_of(&w->shape), LEAST_NORMED), images_part, &own);
 }

@@ -1,5 +1,6 @@
 #include "vectors.h"
 #include "lanes.h"
+#include "parallel.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
@@ -7,6 +8,7 @@
 #endif
 
 #define STEP (4 * LANES) /* values of a sum in registers while the vectors pass by */
+#define LEAST_VALUES 262144 /* that are worth a region, once all vectors' are counted */
 
 static long expand_plain(const uint8_t *mask, long size, const float *values, long kept, float *out)
 {
@@ -34,11 +36,8 @@ expand_lanes(const uint8_t *mask, long size, const float *values, long kept, flo
 }
 #endif
 
-long expand(const uint8_t *mask, long size, const float *values, long kept, float *out)
+static long expand_some(const uint8_t *mask, long size, const float *values, long kept, float *out)
 {
-    static const float none = 0;
-    if (!kept)
-        values = &none;
 #ifdef HAS_EXPAND
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
         return expand_lanes(mask, size, values, kept, out);
@@ -47,7 +46,27 @@ long expand(const uint8_t *mask, long size, const float *values, long kept, floa
 }
 
 FOR_EVERY_PROCESSOR
-void multiply_by_mask(const uint8_t *mask, long size, float *values)
+long count_ones(const uint8_t *mask, long size)
+{
+    typedef uint8_t bytes __attribute__((vector_size(STEP)));
+    long ones = 0, i = 0;
+    while (i + STEP <= size) {
+        bytes sums = {0};
+        for (int k = 0; k < 255 && i + STEP <= size; k++, i += STEP) { /* as many as a byte can count */
+            bytes some;
+            memcpy(&some, mask + i, sizeof some);
+            sums += some;
+        }
+        for (int j = 0; j < STEP; j++)
+            ones += sums[j];
+    }
+    for (; i < size; i++)
+        ones += mask[i];
+    return ones;
+}
+
+FOR_EVERY_PROCESSOR
+void multiply_some(const uint8_t *mask, long size, float *values)
 {
     long i = 0;
     for (; i + LANES <= size; i += LANES)
@@ -58,9 +77,9 @@ void multiply_by_mask(const uint8_t *mask, long size, float *values)
 
 /* All vectors side by side: as many streams as there are vectors, and each is read once, from end to end. */
 FOR_EVERY_PROCESSOR
-void weighted_sum(const float *const *vectors, const float *weights, long count, long size, float *out)
+void sum_some(const float *const *vectors, const float *weights, long count, long from, long size, float *out)
 {
-    long i = 0;
+    long i = from;
     for (; i + STEP <= size; i += STEP) {
         lanes sums[STEP / LANES];
         for (int j = 0; j < STEP / LANES; j++)
@@ -77,4 +96,59 @@ void weighted_sum(const float *const *vectors, const float *weights, long count,
             sum += weights[k] * vectors[k][i];
         out[i] = sum;
     }
+}
+
+typedef struct {
+    const uint8_t *mask;
+    const float *const *vectors;
+    const float *values, *weights;
+    long count, size, kept, ones;
+    float *out;
+} vector_work;
+
+/* Each part counts the values before its own: bytes, read faster than floats are written. The last one has counted
+   all of them. */
+static void expand_part(void *work, int index, int parts)
+{
+    vector_work *w = work;
+    static const float none = 0;
+    long from = part_begins(w->size, STEP, index, parts), to = part_begins(w->size, STEP, index + 1, parts);
+    long before = count_ones(w->mask, from), kept = w->kept > before ? w->kept - before : 0;
+    const float *values = kept ? w->values + before : &none;
+    long ones = before + expand_some(w->mask + from, to - from, values, kept, w->out + from);
+    if (index == parts - 1)
+        w->ones = ones;
+}
+
+static void multiply_part(void *work, int index, int parts)
+{
+    const vector_work *w = work;
+    long from = part_begins(w->size, STEP, index, parts), to = part_begins(w->size, STEP, index + 1, parts);
+    multiply_some(w->mask + from, to - from, w->out + from);
+}
+
+static void sum_part(void *work, int index, int parts)
+{
+    const vector_work *w = work;
+    long from = part_begins(w->size, STEP, index, parts), to = part_begins(w->size, STEP, index + 1, parts);
+    sum_some(w->vectors, w->weights, w->count, from, to, w->out);
+}
+
+long expand(const uint8_t *mask, long size, const float *values, long kept, float *out, int threads)
+{
+    vector_work w = {.mask = mask, .values = values, .size = size, .kept = kept, .out = out};
+    in_parts(parts_for(threads, size, LEAST_VALUES), expand_part, &w);
+    return w.ones;
+}
+
+void multiply_by_mask(const uint8_t *mask, long size, float *values, int threads)
+{
+    vector_work w = {.mask = mask, .size = size, .out = values};
+    in_parts(parts_for(threads, size, LEAST_VALUES), multiply_part, &w);
+}
+
+void weighted_sum(const float *const *vectors, const float *weights, long count, long size, float *out, int threads)
+{
+    vector_work w = {.vectors = vectors, .weights = weights, .count = count, .size = size, .out = out};
+    in_parts(parts_for(threads, (double)count * size, LEAST_VALUES), sum_part, &w);
 }

@@ -21,7 +21,8 @@ def expands(mask: Tensor, values: Tensor) -> bool:
 def expand(mask: Tensor, values: Tensor) -> Tensor:
     """[P]: the next of `values` where `mask [P]` holds, 0 elsewhere; ValueError where it keeps another number."""
     out = torch.empty(mask.shape, dtype=torch.float32)
-    kept = kernels.expand(address(mask), mask.numel(), address(values), values.numel(), address(out))
+    threads = torch.get_num_threads()
+    kept = kernels.expand(address(mask), mask.numel(), address(values), values.numel(), address(out), threads)
     if kept != values.numel():
         raise ValueError(f"{values.numel()} values for a mask that keeps {kept}")
     return out
@@ -31,7 +32,7 @@ def multiply_by_mask_(values: Tensor, mask: Tensor) -> Tensor:
     """`values.mul_(mask)` for a mask of the same shape; PyTorch would convert the mask in memory first."""
     if values.shape != mask.shape:
         raise ValueError(f"values {list(values.shape)} and a mask {list(mask.shape)}")
-    kernels.multiply_by_mask(address(mask), mask.numel(), address(values))
+    kernels.multiply_by_mask(address(mask), mask.numel(), address(values), torch.get_num_threads())
     return values
 
 
@@ -56,6 +57,11 @@ def weighted_sum(vectors: Sequence[Tensor], weights: Sequence[float], out: Tenso
         )
     places, factors = array("Q", map(address, vectors)), array("f", weights)
     kernels.weighted_sum(
-        places.buffer_info()[0], factors.buffer_info()[0], len(vectors), out.numel(), address(out)
+        places.buffer_info()[0],
+        factors.buffer_info()[0],
+        len(vectors),
+        out.numel(),
+        address(out),
+        torch.get_num_threads(),
     )
     return out

@@ -18,6 +18,7 @@ typedef struct {
     winograd_shape shape;
     const float *x, *filters, *bias, *dy;
     float *y, *dx, *dfilters;
+    int threads; /* that may compute it (parallel.h) */
 } winograd_work;
 
 /* With registers of at most so many bits: 512 (AVX-512), 256 (AVX2 with FMA) or 128, as far as the processor has them.

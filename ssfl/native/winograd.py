@@ -102,7 +102,7 @@ def _compute(
 ) -> None:
     """Whichever of y, dx and dfilters is there."""
     places = (address(t) for t in (x, filters, bias, dy, y, dx, dfilters))
-    kernels.winograd(shape, REGISTER_BITS, *places)
+    kernels.winograd(shape, REGISTER_BITS, torch.get_num_threads(), *places)
 
 
 def _differentiable(wanted: tuple[bool, ...], inputs: tuple[Tensor | None, ...], dy: Tensor) -> Any:

@@ -9,6 +9,7 @@
 #include "winograd_registers.h"
 
 #define PLACES 16
+#define TAPS 9
 #define PAGE_FLOATS 1024
 #define LINE_FLOATS 16 /* a line of the cache */
 
@@ -60,19 +61,21 @@ INLINE void a_transposed(const lanes m[4], lanes t[2])
     t[0] = m[0] + m[1] + m[2], t[1] = m[1] - m[2] - m[3];
 }
 
-/* B' d B of every tile's 4x4 surroundings: planes of [count, channels]. zeros: what lies outside of the map. */
-INLINE void surroundings(tile_range r, const float *map, const float *zeros, float *planes)
+/* B' d B of the 4x4 surroundings of tiles `from` to `to`, of `columns` channels from `channel` on: those rows of planes
+   of [count, columns]. zeros: what lies outside of the map. */
+INLINE void surroundings(tile_range r, long from, long to, const float *map, long channel, long columns,
+                         const float *zeros, float *planes)
 {
-    long plane = plane_of(r.count * r.channels);
-    for (long t = 0; t < r.count; t++) {
+    long plane = plane_of(r.count * columns);
+    for (long t = from; t < to; t++) {
         tile_place at = place_of(r, t);
         const float *pixels[PLACES];
         for (int p = 0; p < PLACES; p++) {
             long i = at.row - 1 + p / 4, j = at.column - 1 + p % 4;
             int inside = i >= 0 && i < r.height && j >= 0 && j < r.width;
-            pixels[p] = inside ? map + ((at.image * r.height + i) * r.width + j) * r.channels : zeros;
+            pixels[p] = inside ? map + ((at.image * r.height + i) * r.width + j) * r.channels + channel : zeros;
         }
-        for (long c = 0; c < r.channels; c += LANES) {
+        for (long c = 0; c < columns; c += LANES) {
             lanes half[4][4];
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) {
@@ -91,7 +94,7 @@ INLINE void surroundings(tile_range r, const float *map, const float *zeros, flo
                 b_transposed(half[i], turned);
 #pragma GCC unroll 4
                 for (int j = 0; j < 4; j++)
-                    store(planes + (i * 4 + j) * plane + t * r.channels + c, turned[j]);
+                    store(planes + (i * 4 + j) * plane + t * columns + c, turned[j]);
             }
         }
     }
@@ -162,7 +165,8 @@ INLINE void outputs(tile_range r, const float *planes, long channel, long column
     }
 }
 
-/* Filters of a convolution from `in` channels, where they lie: by_out and by_in floats from one to the next. */
+/* Filters of a convolution from `in` channels, where they lie: by_out and by_in floats from one to the next, of which
+   by_in, or by_out if turned, is TAPS. */
 typedef struct {
     long in, by_out, by_in;
     int turned; /* taps in reverse: those of the transposed convolution */
@@ -192,21 +196,24 @@ INLINE void transform_filters(filter_shape f, const float *filters, float *plane
     }
 }
 
-/* G g G' of `columns` outputs' filters: planes of [in, columns]. Goes through the filters as they lie. */
-INLINE void transformed_filters(filter_shape f, const float *filters, long columns, float *planes)
+/* G g G' of `columns` outputs' filters, for inputs `from` to `to`: those rows of planes of [in, columns]. Goes through
+   the filters as they lie; what is constant in either way is said so. */
+INLINE void transformed_filters(filter_shape f, const float *filters, long columns, long from, long to, float *planes)
 {
-    if (f.by_in < f.by_out)
-        for (long o = 0; o < columns; o += LANES)
-            for (long i = 0; i < f.in; i++)
-                transform_filters(f, filters + o * f.by_out + i * f.by_in, planes + i * columns + o, columns);
-    else
-        for (long i = 0; i < f.in; i++)
+    filter_shape own = {f.in, f.by_out, TAPS, 0}, turned = {f.in, TAPS, f.by_in, 1};
+    if (f.turned)
+        for (long i = from; i < to; i++)
             for (long o = 0; o < columns; o += LANES)
-                transform_filters(f, filters + o * f.by_out + i * f.by_in, planes + i * columns + o, columns);
+                transform_filters(turned, filters + o * TAPS + i * f.by_in, planes + i * columns + o, columns);
+    else
+        for (long o = 0; o < columns; o += LANES)
+            for (long i = from; i < to; i++)
+                transform_filters(own, filters + o * f.by_out + i * TAPS, planes + i * columns + o, columns);
 }
 
-/* G' u G from planes of [in, columns] to the gradients of those filters, [columns, in, 3, 3]. */
-INLINE void filter_gradients(long in, const float *planes, long columns, float *gradients)
+/* G' u G from planes of [in, columns] to the gradients of those filters, which have `all` inputs: [columns, all, 3, 3],
+   of which they are the first. */
+INLINE void filter_gradients(long in, const float *planes, long columns, long all, float *gradients)
 {
     for (long o = 0; o < columns; o += LANES)
         for (long c = 0; c < in; c++) {
@@ -233,7 +240,7 @@ INLINE void filter_gradients(long in, const float *planes, long columns, float *
             }
             for (int l = 0; l < LANES; l++)
                 for (int t = 0; t < 9; t++)
-                    gradients[((o + l) * in + c) * 9 + t] = taps[t][l];
+                    gradients[((o + l) * all + c) * 9 + t] = taps[t][l];
         }
 }
 
