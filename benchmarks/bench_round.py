@@ -18,6 +18,7 @@ from benchmarks.workload import Workload, workload
 
 OURS = "ssfl, 2 threads"
 SEQUENTIAL = "ssfl, sequential"
+ALONE = "ssfl, one client over 2 threads"
 PROCESSES = "ssfl, 2 processes"
 BF16 = "ssfl, 2 threads, bf16"
 DIRECT = "ssfl, 2 threads, direct convolutions"
@@ -44,6 +45,7 @@ def contestants(work: Workload, peers: Sequence[str], quick: bool = False) -> li
         python_contestant(BARE, "benchmarks.bare", name),
         python_contestant(SEQUENTIAL, "benchmarks.ours", name, "--executor", "sequential"),
         python_contestant(OURS, "benchmarks.ours", name, "--executor", "threads"),
+        python_contestant(ALONE, "benchmarks.ours", name, "--executor", "sequential", "--threads", "2"),
         python_contestant(PROCESSES, "benchmarks.ours", name, "--executor", "processes"),
         python_contestant(
             DIRECT, "benchmarks.ours", name, "--executor", "threads", "--convolutions", "direct"
@@ -55,7 +57,7 @@ def contestants(work: Workload, peers: Sequence[str], quick: bool = False) -> li
             python_contestant(BF16, "benchmarks.ours", name, "--executor", "threads", "--precision", "bf16")
         )
     if quick:
-        some = [c for c in some if c.name in (BARE, OURS, SEQUENTIAL, LIMIT, BF16)]
+        some = [c for c in some if c.name in (BARE, OURS, ALONE, SEQUENTIAL, LIMIT, BF16)]
     return some + peer_contestants(work, peers)
 
 
@@ -74,7 +76,7 @@ def figures(work: Workload, scores: dict[str, Score]) -> list[Figure]:
         rows.append(Figure(f"{label}: start", score.start_seconds, "s"))
         if score.accuracy == score.accuracy:  # the limit trains nothing
             rows.append(Figure(f"{label}: test accuracy", score.accuracy, "share"))
-    for ours in (OURS, SEQUENTIAL, BF16, BATCHED):
+    for ours in (OURS, ALONE, SEQUENTIAL, BF16, BATCHED):
         if ours in scores:
             rows += [_against(work, ours, other, scores) for other in scores if other not in (ours, LIMIT)]
     if OURS in scores and LIMIT in scores:

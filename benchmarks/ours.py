@@ -194,12 +194,14 @@ def main() -> None:
     parser.add_argument(
         "--executor", choices=["sequential", "threads", "batched", "processes"], default="threads"
     )
+    parser.add_argument("--threads", type=int, default=1, help="that compute one step (sequential)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--convolutions", choices=["auto", "direct"], default="auto")
     options = parser.parse_args()
     torch.set_num_threads(1)
     work = workload(options.workload)
     ours = Ours(work, options.executor, options.cores, options.precision, options.convolutions)
+    torch.set_num_threads(options.threads)
     try:
         Gate(*options.gate).serve(ours.round, ours.accuracy)
     finally:

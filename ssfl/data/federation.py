@@ -75,7 +75,7 @@ class Federation:
     def train_batches(
         self, client: int, order: Tensor, batch_size: int, generator: torch.Generator | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Minibatches (x float32 [B, ...], y int64 [B]), all in memory of their own.
+        """Minibatches (x float32 [B, ...], y int64 [B]): pieces of a copy of up to 128 examples.
 
         order: int64 [n], positions within the client's rows; taken in consecutive blocks of `batch_size`, the
         last partial one kept. generator: draws the augmentation of the whole order at once, so a batch's
@@ -86,12 +86,6 @@ class Federation:
         if generator is not None and self.preprocess.augments and self.arrays.train_x.dtype == torch.uint8:
             draws = self.preprocess.draw(len(rows), generator)
         labels = self.arrays.train_y[rows.to(self.arrays.train_y.device)]
-        if self._train_pixels.quick:  # nothing is gained by several batches at once
-            for start in range(0, len(rows), batch_size):
-                part = slice(start, start + batch_size)
-                own = None if draws is None else Augmentation(draws.offsets[part], draws.flips[part])
-                yield self._train_pixels.of(rows[part], own), labels[part]
-            return
         device, at_once = self.arrays.train_x.device, _AUGMENTED_AT_ONCE
         if device.type != "cpu":  # the whole order and its draws cross together, not batch by batch
             rows, at_once = rows.to(device), _AUGMENTED_AT_ONCE_ON_DEVICE

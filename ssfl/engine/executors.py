@@ -10,6 +10,7 @@ from torch import Tensor
 from ssfl.core.layout import Layout
 from ssfl.engine.jobs import Job, Outcome
 from ssfl.engine.local import ClientRunner
+from ssfl.engine.memory import give_back_freed_memory
 
 
 class Executor(Protocol):
@@ -46,11 +47,13 @@ class SequentialExecutor:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Each job alone."""
-        return map(self.runner.run, jobs)
+        yield from map(self.runner.run, jobs)
+        give_back_freed_memory(self.runner.model_bytes)
 
     def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The whole test set in batches."""
         losses, hits, _ = self.runner.predict(theta, None)
+        give_back_freed_memory(self.runner.model_bytes)
         return losses, hits
 
     def close(self) -> None:

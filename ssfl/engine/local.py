@@ -88,6 +88,11 @@ class ClientRunner:
             self._flat[key] = FlatModule(module, self.layout, self.arithmetic.compiled)
         return self._flat[key]
 
+    @property
+    def model_bytes(self) -> int:
+        """Of one copy of the weights and statistics."""
+        return self.layout.size * self.arithmetic.dtype.itemsize
+
     def context(self, job: Job) -> ClientContext:
         """What the client knows besides data and inbox."""
         client = job.instruction.client

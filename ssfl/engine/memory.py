@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import sys
 
+from ssfl.core.pages import LARGE_BYTES
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 _THREADS_PER_ARENA = 4
 """Threads that allocate in one arena reuse each other's freed memory; too many wait for its lock."""
@@ -32,9 +34,12 @@ def keep_freed_memory(threads: int = 1, model_bytes: int = 1 << 62) -> bool:
     return all(answer == 1 for answer in answers)
 
 
-def give_back_freed_memory() -> bool:
-    """Return what is free to the system, once: after a phase whose memory the next one does not need."""
-    libc = _glibc()
+def give_back_freed_memory(model_bytes: int = LARGE_BYTES) -> bool:
+    """Return what is free to the system, once: after a phase whose memory the next one does not need.
+
+    Of a model below `LARGE_BYTES` nothing is returned: it is little, and a round would wait for its pages.
+    """
+    libc = _glibc() if model_bytes >= LARGE_BYTES else None
     return libc is not None and bool(libc.malloc_trim(0))
 
 

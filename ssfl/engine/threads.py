@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ssfl.core.layout import Layout
 from ssfl.engine.jobs import Job, Outcome
 from ssfl.engine.local import ClientRunner
+from ssfl.engine.memory import give_back_freed_memory
 from ssfl.engine.shares import in_order, longest_first, row_slices
 
 AHEAD = 4
@@ -98,6 +99,7 @@ class ThreadExecutor:
             for _, future in begun:
                 future.cancel()
             torch.default_generator.set_state(before)
+            give_back_freed_memory(self.runner.model_bytes)
 
     def _compute(self, call: Callable[[ClientRunner], _Answer]) -> _Answer:
         runner = self._free.get()
