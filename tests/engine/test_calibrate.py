@@ -21,6 +21,7 @@ from ssfl.config import config_from_yaml, config_to_yaml
 from ssfl.core.layout import Layout
 from ssfl.engine import calibrate
 from ssfl.engine.calibrate import BATCHED_PARAMETERS, StepTimes, time_steps
+from ssfl.native import available
 from tests.assemble.support import parts
 from tests.engine.support import tiny_net
 
@@ -189,6 +190,15 @@ def test_what_was_chosen_is_in_the_configuration_and_a_repeat_keeps_it(
     assert again == resolved
     assert resolve_engine(again, run) == resolved
     assert len(counted) == taken  # nothing to choose, nothing measured
+
+
+@pytest.mark.skipif(not available(), reason="the kernels were not built: no C compiler at installation")
+@pytest.mark.parametrize(("executor", "kernels"), [("sequential", "native"), ("batched", "torch")])
+def test_kernels_serve_one_client_over_several_threads(executor: str, kernels: str) -> None:
+    """A block's convolutions have a kernel that computes on one thread only."""
+    run = parts(f"engine.executor={executor}", "engine.threads=2", "engine.kernels=auto")
+    engine = resolve_engine(run.config, run).engine
+    assert (engine.executor, engine.threads, engine.kernels) == (executor, 2, kernels)
 
 
 class FailsOnThreads(nn.Module):

@@ -114,6 +114,20 @@ def test_with_minimal_filtering_too_threads_and_processes_have_the_sequential_bi
     assert trained("ssfl", ProcessExecutor(runner(), 2), net=filtered_net).equal(alone)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_one_client_over_two_threads_is_one_over_one_to_rounding(method: str) -> None:
+    """The kernels' own bits do not depend on the threads (tests/native/test_parallel.py); PyTorch's sums may."""
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            executor = SequentialExecutor(runner_of(method, True, last=True, winograd=True))
+            found.append(trained(method, executor, net=filtered_net))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=2e-5)
+
+
 def test_a_block_is_one_client_after_the_other_to_rounding() -> None:
     alone = trained("ssfl", SequentialExecutor(runner_of("ssfl", True)))
     block = trained("ssfl", BatchedExecutor(runner_of("ssfl", True), 4))
