@@ -14,7 +14,7 @@ import torch
 from ssfl.assemble.build import Parts
 from ssfl.assemble.folder import processor
 from ssfl.config import Config
-from ssfl.engine.calibrate import StepTimes, time_steps
+from ssfl.engine.calibrate import Form, StepTimes, time_steps
 from ssfl.engine.checkpoint import write_atomically
 
 WORKER_START_SECONDS = 4.0
@@ -24,9 +24,9 @@ TOGETHER = 1.1
 
 
 def estimated_seconds(
-    config: Config, parts: Parts, times: StepTimes, workers: int, cohort: int
+    config: Config, parts: Parts, times: StepTimes, form: Form, workers: int, cohort: int
 ) -> dict[str, float]:
-    """Seconds of the whole run with `cohort` clients a round, by executor.
+    """Seconds of the whole run with `cohort` clients a round, by executor; a client alone computes in that form.
 
     A forward pass, which is all that an evaluation needs, counts a third of a step.
     """
@@ -39,15 +39,17 @@ def estimated_seconds(
     alone += sum(
         parts.federation.num_clients for t in parts.algorithm.tasks.values() if t.probe and not t.fit
     )
-    alone *= times.best_alone
+    step = times.alone(form)
+    alone *= step
     waves = -(-cohort // workers) / cohort
-    estimates = {"sequential": steps * times.best_alone + alone}
+    estimates = {"sequential": steps * step + alone}
     compiled = config.engine.compile  # by one network in a process
     if workers > 1:
         shared = WORKER_START_SECONDS + alone / workers
-        estimates["processes"] = shared + steps * times.best_alone * waves * TOGETHER
+        estimates["processes"] = shared + steps * step * waves * TOGETHER
     if times.threaded is not None and not compiled:
-        estimates["threads"] = (steps * waves + alone / times.best_alone / workers) * times.threaded
+        threaded = times.threaded * step / times.best_alone  # they were timed in the fastest form
+        estimates["threads"] = (steps * waves + alone / step / workers) * threaded
     if times.batched is not None and not config.engine.compaction and not compiled:
         estimates["batched"] = steps * times.batched + alone
         if workers > 1:

@@ -116,7 +116,8 @@ def choose(config: Config, parts: Parts, ranks: int = 1) -> Choice:
     block = int(engine.block) if engine.block != "auto" else min(cohort, LARGEST_BLOCK)
     times = measured(parts, config.training.batch_size, block, workers, native)
     asked = engine.executor
-    estimates = estimated_seconds(config, parts, times, workers, cohort)
+    form = times.form(engine.memory_format, convolutions)
+    estimates = estimated_seconds(config, parts, times, form, workers, cohort)
     if engine.block != "auto" and block > 1:  # who asks for blocks gets them
         estimates = {name: s for name, s in estimates.items() if name in ("batched", "blocks in processes")}
         if asked == "auto" and not estimates:
@@ -127,7 +128,6 @@ def choose(config: Config, parts: Parts, ranks: int = 1) -> Choice:
         block = min(block, -(-cohort // workers)) if engine.block == "auto" else block
     elif executor != "batched" and engine.block == "auto":
         block = 1
-    form = times.form(engine.memory_format, convolutions)
     if block > 1:
         # A block runs in the layout that vmap makes of it; another memory format would only be undone.
         usual = "contiguous" if engine.memory_format == "auto" else engine.memory_format

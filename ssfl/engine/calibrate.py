@@ -73,25 +73,32 @@ class StepTimes:
 
     @property
     def best_alone(self) -> float:
-        """The fastest memory format's step."""
-        times = (self.contiguous, self.channels_last, self.mixed, self.winograd)
-        return min(t for t in times if t is not None)
+        """The fastest form's step."""
+        return min(self._alone().values())
 
-    def form(self, memory_format: str = "auto", convolutions: str = "auto") -> Form:
-        """The fastest of the forms asked for; each must win by 3 % over the plainer ones to be taken."""
+    def alone(self, form: Form) -> float:
+        """The step of a form; of one that was not timed, the slowest's."""
+        times = self._alone()
+        return times.get(form, max(times.values()))
+
+    def _alone(self) -> dict[Form, float]:
         times = {
             Form("contiguous", "direct"): self.contiguous,
             Form("channels_last", "direct"): self.channels_last,
             Form("mixed", "direct"): self.mixed,
             Form("channels_last", "winograd"): self.winograd,
         }
+        return {form: seconds for form, seconds in times.items() if seconds is not None}
+
+    def form(self, memory_format: str = "auto", convolutions: str = "auto") -> Form:
+        """The fastest of the forms asked for; each must win by 3 % over the plainer ones to be taken."""
         chosen, best = None, math.inf
-        for form, seconds in times.items():
+        for form, seconds in self._alone().items():
             asked = memory_format in ("auto", form.memory_format) and convolutions in (
                 "auto",
                 form.convolutions,
             )
-            if asked and seconds is not None and (chosen is None or seconds < 0.97 * best):
+            if asked and (chosen is None or seconds < 0.97 * best):
                 chosen, best = form, seconds
         if chosen is None:  # asked for and not timed
             return Form("contiguous" if memory_format == "auto" else memory_format, "direct")

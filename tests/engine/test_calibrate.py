@@ -20,7 +20,7 @@ from ssfl.assemble.execution import resolve_engine
 from ssfl.config import config_from_yaml, config_to_yaml
 from ssfl.core.layout import Layout
 from ssfl.engine import calibrate
-from ssfl.engine.calibrate import BATCHED_PARAMETERS, StepTimes, time_steps
+from ssfl.engine.calibrate import BATCHED_PARAMETERS, Form, StepTimes, time_steps
 from ssfl.native import available
 from tests.assemble.support import parts
 from tests.engine.support import tiny_net
@@ -190,6 +190,18 @@ def test_what_was_chosen_is_in_the_configuration_and_a_repeat_keeps_it(
     assert again == resolved
     assert resolve_engine(again, run) == resolved
     assert len(counted) == taken  # nothing to choose, nothing measured
+
+
+def test_executors_are_weighed_by_the_form_that_will_compute(run: Parts) -> None:
+    """Where direct convolutions are asked for, a faster step by minimal filtering counts for nobody."""
+    times = StepTimes(1.0, 0.8, 0.5, 4, threaded=0.6, workers=2, winograd=0.4)
+    forms = [Form("channels_last", "winograd"), Form("channels_last", "direct"), Form("mixed", "direct")]
+    assert [times.alone(form) for form in forms] == [0.4, 0.8, 1.0]
+    fast, direct, _ = (estimates.estimated_seconds(run.config, run, times, form, 2, 4) for form in forms)
+    for name, factor in (("sequential", 2.0), ("threads", 2.0)):
+        assert direct[name] == pytest.approx(factor * fast[name])
+    assert direct["batched"] < direct["sequential"]
+    assert fast["batched"] > fast["sequential"]
 
 
 @pytest.mark.skipif(not available(), reason="the kernels were not built: no C compiler at installation")
