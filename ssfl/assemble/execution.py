@@ -72,11 +72,9 @@ def chosen_kernels(config: Config) -> str:
             raise refuse(
                 "engine.kernels", "native", "they compute on a CPU; leave it auto, or engine.device=cpu"
             )
-    alone = engine.executor != "batched" or engine.threads in (
-        "auto",
-        1,
-    )  # a block's convolutions use one thread
-    serve = available() and not on_device and not engine.compile and alone
+    # The kernel of a block's convolutions computes on one thread.
+    served = engine.executor != "batched" or engine.threads in ("auto", 1)
+    serve = available() and not on_device and not engine.compile and served
     chosen = ("native" if serve else "torch") if engine.kernels == "auto" else engine.kernels
     if engine.memory_format == "mixed" and chosen == "torch":
         raise refuse(

@@ -24,7 +24,6 @@ def weighted_mean(items: Iterable[tuple[Tensor, float]], expected: Sequence[floa
     expected: the weights that will come, where they are known beforehand; of large vectors one at a time is held then,
     with the same bits if they do come (and another last bit if some stay away).
 
-
     FedAvg (McMahan et al. 2017, algorithm 1) with w_k = n_k; the saliency mean with p_k = n_k / sum n.
     Sums run in the inputs' type over 16 clients and in float64 over such groups, in the items' order: replies come
     sorted by client, so the bits are the same everywhere, and the error is at most 18 roundings of the inputs' type

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from ssfl.core import pages
 from ssfl.core.layout import Layout
 from ssfl.core.net import Statistics
-from ssfl.core.pages import empty_apart
 
-LARGE_BYTES = 1 << 20
+MOVED_BYTES = 1 << 20
 """Gradients from this size on are moved as soon as they are there: of those of a large network one exists at a time."""
 
 
@@ -31,8 +30,8 @@ class FlatModule:
         self.forward: Callable[[Tensor], Tensor] = torch.compile(module) if compiled else module
         self.layout = layout
         theta = layout.flatten(module)
-        self.theta = empty_apart(theta).copy_(theta)
-        self.gradient = empty_apart(self.trained).zero_()
+        self.theta = pages.empty_apart(theta).copy_(theta)
+        self.gradient = pages.empty_apart(self.trained).zero_()
         self._set = self._given = False
         self.bind()
 
@@ -60,7 +59,7 @@ class FlatModule:
         self._gradients = [gradients[name] for name, _ in self.module.named_parameters()]
         self._moved: set[int] = set()
         for number, (parameter, view) in enumerate(zip(self._parameters, self._gradients, strict=True)):
-            if view.nbytes >= LARGE_BYTES:
+            if view.nbytes >= MOVED_BYTES:
                 move = partial(_move, view, self._moved, number)
                 handle = parameter.register_post_accumulate_grad_hook(move)  # type: ignore[no-untyped-call]
                 weakref.finalize(self, handle.remove)  # the module may outlive this view of it
@@ -77,7 +76,7 @@ class FlatModule:
     def load(self, theta: Tensor) -> None:
         """Copy weights and statistics [P] in."""
         if self._given:
-            self.theta, self._given = empty_apart(theta), False
+            self.theta, self._given = pages.empty_apart(theta), False
             self._point_to_theta()
         self.theta.copy_(theta)
 

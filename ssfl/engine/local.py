@@ -31,7 +31,7 @@ from ssfl.core.net import Batch, FlatNet
 from ssfl.core.optim import FitSpec, sgd_step_
 from ssfl.core.rng import stream
 from ssfl.engine.arithmetic import Arithmetic
-from ssfl.engine.compaction import compacted, filtered_weights, live_channels, training_plan
+from ssfl.engine.compaction import Plan, compacted, filtered_weights, live_channels, training_plan
 from ssfl.engine.device import EVALUATION_BATCH_ON_DEVICE, layer_draws, on_device, on_host
 from ssfl.engine.flat_module import FlatModule
 from ssfl.engine.jobs import Job, Outcome, check_finite
@@ -127,8 +127,10 @@ class ClientRunner:
         seed = stream(self.seed, "layers", context.client, context.clock.round).initial_seed()
         winograd = self.arithmetic.winograd
         module = self.flat(task).module
-        filtered = filtered_weights(module) if winograd else ()
-        plan = training_plan(task, work["theta"], work, self.layout, filtered) if self.compaction else {}
+        plan: Plan = {}
+        if self.compaction:
+            filtered = filtered_weights(module) if winograd else ()
+            plan = training_plan(task, work["theta"], work, self.layout, filtered)
         layers = self.arithmetic.layers(module)
         with layer_draws(self.arithmetic.device, seed), compacted(module, plan, winograd), layers:
             losses, counts = self.train(task, spec, work, context)
@@ -259,8 +261,10 @@ class ClientRunner:
         flat.set_training(False)
         losses, hits, labels = [], [], []
         winograd = self.arithmetic.winograd
-        filtered = filtered_weights(flat.module) if winograd else ()
-        plan = live_channels(self.layout, theta, filtered=filtered) if self.compaction else {}
+        plan: Plan = {}
+        if self.compaction:
+            filtered = filtered_weights(flat.module) if winograd else ()
+            plan = live_channels(self.layout, theta, filtered=filtered)
         layers = self.arithmetic.layers(flat.module)
         with torch.inference_mode(), compacted(flat.module, plan, winograd), layers:
             for x, y in map(self.to_compute, batches):

@@ -42,7 +42,7 @@ class _Take(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        ctx.rows, ctx.columns, ctx.shape, ctx.form = rows, columns, x.shape[:2], _memory_format(x)
+        ctx.rows, ctx.columns, ctx.shape, ctx.form = rows, columns, x.shape[:2], channels.memory_format(x)
         if channels.fits(x, rows):
             return channels.gather(x, rows, columns)
         for dim, numbers in enumerate((rows, columns)):
@@ -63,7 +63,7 @@ class _Spread(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, rows: Tensor | None, columns: Tensor | None, shape: Sequence[int]
     ) -> Tensor:
-        ctx.rows, ctx.columns, ctx.form = rows, columns, _memory_format(x)
+        ctx.rows, ctx.columns, ctx.form = rows, columns, channels.memory_format(x)
         if channels.fits(x, rows):
             return channels.scatter(x, rows, columns, shape)
         for dim, numbers in enumerate((rows, columns)):
@@ -76,8 +76,3 @@ class _Spread(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         gradient = gradients[0].contiguous(memory_format=ctx.form)
         return take(gradient, ctx.rows, ctx.columns), None, None, None
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format

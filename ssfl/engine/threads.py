@@ -46,9 +46,8 @@ class ThreadExecutor:
         self._ended = threading.Event()
         self._free: SimpleQueue[ClientRunner] = SimpleQueue()
         copies = [copy.deepcopy(runner.module) for _ in range(workers - 1)]
-        self._free.put(
-            runner.heeding(self._heed)
-        )  # with the given network, so that a large one exists once less
+        # One thread takes the given network, so that a large one exists once less.
+        self._free.put(runner.heeding(self._heed))
         for module in copies:
             self._free.put(replace(runner, module=module, heed=self._heed))
         self._pool = ThreadPoolExecutor(

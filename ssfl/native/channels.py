@@ -73,12 +73,17 @@ def _count(numbers: Tensor | None, otherwise: int = _ALL) -> int:
 
 
 def _empty(x: Tensor, rows: int, columns: int) -> Tensor:
-    form = torch.channels_last if _channels_last(x) else torch.contiguous_format
-    return torch.empty((rows, columns, *x.shape[2:]), memory_format=form)
+    return torch.empty((rows, columns, *x.shape[2:]), memory_format=memory_format(x))
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Channels last for images that lie so and not contiguous as well; else contiguous."""
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return memory_format(x) is torch.channels_last
 
 
 def _check(x: Tensor, rows: Tensor | None, columns: Tensor | None) -> None:

@@ -37,7 +37,7 @@ def gradient_of(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("large_bytes", [0, 50, 1 << 30])
 def test_gradients_are_autograds_own(large_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flat_module, "LARGE_BYTES", large_bytes)
+    monkeypatch.setattr(flat_module, "MOVED_BYTES", large_bytes)
     torch.manual_seed(0)
     module = Twice()
     plain = copy.deepcopy(module)
@@ -50,7 +50,7 @@ def test_gradients_are_autograds_own(large_bytes: int, monkeypatch: pytest.Monke
 
 
 def test_a_second_flat_memory_of_a_module_gets_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flat_module, "LARGE_BYTES", 0)
+    monkeypatch.setattr(flat_module, "MOVED_BYTES", 0)
     module = Twice()
     layout = Layout.of(module)
     first = FlatModule(module, layout)
