@@ -2,7 +2,8 @@
 # Makes .venv and installs torch and the project in it; run again, it only looks whether anything has changed.
 #
 #   bash setup.sh                       run experiments
-#   bash setup.sh --dev                 also what the tests need
+#   bash setup.sh --deploy              also Flower, for federations between real sites (Python 3.11 or newer)
+#   bash setup.sh --dev                 also what the tests need, Flower included
 #   CUDA_VERSION=cu128 bash setup.sh    a given PyTorch build: cpu, cu126, cu128, ... (default: what fits the machine)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -13,20 +14,21 @@ die() { printf 'setup: %s\n' "$1" >&2; exit "${2:-1}"; }
 dev=no
 for argument in "$@"; do
   case $argument in
+    --deploy) [ "$dev" = yes ] || dev=deploy ;;
     --dev) dev=yes ;;
-    -h | --help) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    *) die "$argument: unknown option; there is --dev, and CUDA_VERSION=cu128 in the environment" 2 ;;
+    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    *) die "$argument: unknown option; there are --deploy and --dev, and CUDA_VERSION=cu128 in the environment" 2 ;;
   esac
 done
 
 # The backend is part of the stamp only when it was asked for: a plain second run keeps what the first one chose.
 stamp_file=.venv/.setup-stamp
 # A compiler that came later, or went, is a change too: the kernels of ssfl/native are built with it.
-stamp() { { pwd; cat constraints.txt pyproject.toml setup.sh ssfl/native/*.[ch]; .venv/bin/python -V; command -v "${CC:-cc}"; } | cksum; }
+stamp() { { pwd; cat constraints.txt pyproject.toml setup.sh ssfl/native/*.[ch] ssfl/native/*/*.[ch]; .venv/bin/python -V; command -v "${CC:-cc}"; } | cksum; }
 up_to_date() {
   [ -x .venv/bin/python ] && [ -f "$stamp_file" ] || return 1
   { read -r had_sum && read -r had_dev && read -r had_build; } < "$stamp_file" || return 1
-  [ "$had_sum" = "$(stamp)" ] && { [ "$had_dev" = yes ] || [ "$dev" = no ]; } &&
+  [ "$had_sum" = "$(stamp)" ] && { [ "$had_dev" = yes ] || [ "$dev" = no ] || [ "$had_dev" = "$dev" ]; } &&
     [ "${CUDA_VERSION:-$had_build}" = "$had_build" ] &&
     .venv/bin/python -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "ssfl", "hydra"))))'
 }
@@ -83,7 +85,7 @@ torch=$(grep -E '^torch==' constraints.txt)
 build=${CUDA_VERSION:-auto}
 install() { "$uv" pip install --quiet --constraint constraints.txt "$@"; }
 
-# What pip was told and uv does not read: only used for the plain index.
+# Options of pip that uv does not read: only used for the plain index.
 pip_setting() { "${python:-.venv/bin/python}" -m pip config list 2> /dev/null | sed -n "s/^[^=]*\.$1='\(.*\)'\$/\1/p" | tail -n 1; }
 use_pip_settings() {
   local links index
@@ -114,9 +116,17 @@ else
 fi
 
 # ---- the project, editable: the code you edit is the code that runs ----------------------------------------------
-say "installing the project$([ "$dev" = yes ] && printf ' and what its tests need')"
-project=.
-[ "$dev" = yes ] && project='.[dev]'
+case $dev in
+  yes) project='.[dev,deploy]'; say "installing the project and what its tests need" ;;
+  deploy) project='.[deploy]'; say "installing the project and Flower" ;;
+  *) project=.; say "installing the project" ;;
+esac
+if [ "$dev" != no ]; then
+  .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    say "Flower needs Python 3.11 or newer: ssfl deploy will not run here, all else does"
+  # Without compiled bytecode every process of Flower's compiles it again: 10 s of CPU for each.
+  export UV_COMPILE_BYTECODE=1
+fi
 # Built anew, since uv would take the build that a machine without a compiler had made.
 again=(--reinstall-package ssfl --refresh-package ssfl --editable "$project")
 install "${again[@]}" 2> /dev/null || (use_pip_settings; install "${again[@]}") || die "the project could not be installed"

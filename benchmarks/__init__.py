@@ -1,1 +1,1 @@
-"""Speed and memory of ssfl, measured beside plain PyTorch and other frameworks: see README.md in this folder."""
+"""Speed and memory of ssfl, compared with plain PyTorch and other frameworks: see README.md in this folder."""

@@ -1,6 +1,6 @@
-"""What a competent user writes without a framework: a plain loop, or two long-lived processes and a shared vector.
+"""A round without a framework, as a user would write it: a loop, or two long-lived processes and a shared vector.
 
-Nothing is tuned: glibc's malloc as it is, NCHW, torch.optim.SGD.
+Without tuning: default malloc, NCHW, torch.optim.SGD.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class PlainLoop:
         self.theta = total / weight
 
     def accuracy(self) -> float:
-        """Of the global model."""
+        """Accuracy of the global model on the test set."""
         vector_to_parameters(self.theta.clone(), self.model.parameters())
         return accuracy_of(self.model, self.arrays)
 
 
 class Processes:
-    """Workers forked once, one thread each; the model and each worker's sum lie in shared memory."""
+    """Workers forked once, one thread each; the model and each worker's sum are in shared memory."""
 
     def __init__(self, work: Workload, workers: int) -> None:
         self.work, self.arrays = work, client_arrays(work)
@@ -84,7 +84,7 @@ class Processes:
             self._pipes.append(ours)
 
     def round(self) -> None:
-        """Every worker trains its share of the cohort and leaves a weighted sum."""
+        """Every worker trains its share of the cohort and writes a weighted sum."""
         cohort = next(self._cohorts)
         for number, pipe in enumerate(self._pipes):
             pipe.send(cohort[number :: len(self._pipes)])
@@ -92,7 +92,7 @@ class Processes:
         self.theta.copy_(self.sums.sum(0) / weight)
 
     def accuracy(self) -> float:
-        """Of the global model."""
+        """Accuracy of the global model on the test set."""
         vector_to_parameters(self.theta.clone(), self.model.parameters())
         return accuracy_of(self.model, self.arrays)
 
@@ -122,7 +122,7 @@ def _worker(
 
 
 def cohorts(work: Workload) -> Iterator[list[int]]:
-    """The rounds' clients, round by round."""
+    """The clients of each round."""
     round_ = 0
     while True:
         round_ += 1
@@ -130,7 +130,7 @@ def cohorts(work: Workload) -> Iterator[list[int]]:
 
 
 def main() -> None:
-    """`--cores 1`: the plain loop; more: so many processes."""
+    """`--cores 1`: the plain loop; more: this number of processes."""
     options = contestant_options("plain PyTorch").parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(1)

@@ -1,6 +1,6 @@
-"""What exact compaction gains: a training step of ResNet18 under SSFL's mask, whole and compacted in turns, one thread.
+"""The gain of exact compaction: training steps of ResNet18 with SSFL's mask, full and compacted, on one thread.
 
-The mask is the method's own: the global top-k of the saliency |w dL/dw|, averaged over minibatches of ten clients.
+The mask is SSFL's: the global top-k of the saliency |w dL/dw|, averaged over minibatches of ten clients.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ssfl.core.cost import forward_flops, layer_costs
 from ssfl.core.layout import Layout
 from ssfl.core.masks import kept_count, top_k_mask
 from ssfl.core.net import FlatNet
-from ssfl.core.saliency import snip
-from ssfl.engine.arithmetic import channels_last
-from ssfl.engine.calibrate import Form
-from ssfl.engine.compaction import Plan, compacted, filtered_weights, live_channels
-from ssfl.engine.flat_module import FlatModule
-from ssfl.engine.memory import keep_freed_memory
+from ssfl.core.saliency import SNIP
+from ssfl.engine.compute.arithmetic import channels_last
+from ssfl.engine.compute.compaction import Plan, compacted, live_channels, winograd_weights
+from ssfl.engine.compute.flat_module import FlatModule
+from ssfl.engine.compute.malloc import keep_freed_memory
+from ssfl.engine.executors.timing import Form
 from ssfl.native import available
 
 DENSITIES = (0.5, 0.1, 0.05, 0.01)
@@ -40,7 +40,7 @@ DIRECT = Form("contiguous", "direct")
 
 @dataclass(frozen=True)
 class Sparse:
-    """A network in flat memory inside a mask, and batches to train it on."""
+    """A network in flat memory with a mask, and batches for training."""
 
     flat: FlatModule
     theta: Tensor
@@ -49,11 +49,11 @@ class Sparse:
     """[T], bool."""
     batches: Sequence[tuple[Tensor, Tensor]]
     form: Form = DIRECT
-    """How convolutions are computed, whole and compacted."""
+    """How full and compacted convolutions are computed."""
 
     @contextlib.contextmanager
     def computing(self, plan: Plan) -> Iterator[None]:
-        """Within: steps leave out what `plan` does not name."""
+        """Inside the block steps compute only the channels that `plan` keeps."""
         winograd = self.form.convolutions == "winograd"
         native = self.flat.theta.dtype == torch.float32
         with (
@@ -63,12 +63,12 @@ class Sparse:
             yield
 
     @property
-    def filtered(self) -> Collection[str]:
-        """Names of the weights that are computed by minimal filtering."""
-        return filtered_weights(self.flat.module) if self.form.convolutions == "winograd" else ()
+    def uses_winograd(self) -> Collection[str]:
+        """Names of the weights that are Winograd convolutions."""
+        return winograd_weights(self.flat.module) if self.form.convolutions == "winograd" else ()
 
     def step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """One masked SGD step, as the executors do it; the logits."""
+        """One masked SGD step, as in the executors; returns the logits."""
         flat = self.flat
         logits: Tensor = flat.module(batch[0])
         torch.autograd.backward(cross_entropy(logits, batch[1]))
@@ -84,13 +84,13 @@ class Sparse:
         return logits[0], self.flat.theta.clone()
 
     def double(self) -> Sparse:
-        """The same in float64, with the first batch alone."""
+        """The same in float64, with the first batch only."""
         module = copy.deepcopy(self.flat.module).double()
         x, y = self.batches[0]
         return Sparse(FlatModule(module, self.flat.layout), self.theta.double(), self.mask, [(x.double(), y)])
 
     def differences(self, plan: Plan) -> tuple[float, float]:
-        """Largest difference of logits and of weights between whole and compacted training."""
+        """Largest difference of logits and of weights between full and compacted training."""
         pairs = zip(self.trained(WHOLE), self.trained(plan))
         logits, weights = (float((a - b).abs().max()) for a, b in pairs)
         return logits, weights
@@ -100,7 +100,8 @@ def ssfl_scores(flat: FlatModule, theta: Tensor, arrays: ClientArrays) -> Tensor
     """The mean saliency [N] of the prunable weights over the first minibatch of each of ten clients."""
     net = FlatNet(flat.module, flat.layout)
     total = sum(
-        snip(net, theta, (arrays.x[k, :BATCH_SIZE], arrays.y[k, :BATCH_SIZE])) for k in range(SCORING_CLIENTS)
+        SNIP.score(net, theta, (arrays.x[k, :BATCH_SIZE], arrays.y[k, :BATCH_SIZE]))
+        for k in range(SCORING_CLIENTS)
     )
     assert isinstance(total, Tensor)
     return flat.layout.take_prunable(total)
@@ -123,7 +124,7 @@ def cut(flat: FlatModule, theta: Tensor, scores: Tensor, density: float) -> tupl
 
 
 def in_turns(sparse: Sparse, plan: Plan, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds of whole and of compacted steps, one of each in turns, after one of each unmeasured."""
+    """Seconds of full and compacted steps, measured alternately, after one unmeasured step of each."""
     seconds: tuple[list[float], list[float]] = ([], [])
     sparse.flat.load(sparse.theta)
     for turn in range(steps + 1):
@@ -136,7 +137,7 @@ def in_turns(sparse: Sparse, plan: Plan, steps: int) -> tuple[list[float], list[
 
 
 def products_left(sparse: Sparse, plan: Plan, work: Workload) -> float:
-    """Share of the multiplications of a forward pass that a plan leaves."""
+    """Share of a forward pass's multiplications that remain with a plan."""
     costs = layer_costs(sparse.flat.module, work.shape)
     shapes = sparse.flat.layout.views(sparse.mask)
     kept = {
@@ -147,9 +148,9 @@ def products_left(sparse: Sparse, plan: Plan, work: Workload) -> float:
 
 
 def rows_at(sparse: Sparse, name: str, steps: int, work: Workload) -> list[Figure]:
-    """Step times, their ratio, what is left to multiply, what making the plan takes, and how equal results are."""
+    """Step times, their ratio, remaining multiplications, time to make the plan, and differences of results."""
     start = time.perf_counter()
-    plan = live_channels(sparse.flat.layout, sparse.mask, filtered=sparse.filtered)
+    plan = live_channels(sparse.flat.layout, sparse.mask, uses_winograd=sparse.uses_winograd)
     planning = time.perf_counter() - start
     whole, small = in_turns(sparse, plan, steps)
     ratios = [a / b for a, b in zip(whole, small)]
@@ -169,12 +170,12 @@ def rows_at(sparse: Sparse, name: str, steps: int, work: Workload) -> list[Figur
 
 
 def figures(model: str, densities: Sequence[float], steps: int) -> list[Figure]:
-    """All densities of one network, with direct convolutions and, where they are built, by minimal filtering."""
+    """All densities of one network, with direct convolutions and, if the kernels were built, Winograd convolutions."""
     work = workload(model)
     arrays, module = client_arrays(work), our_module(work)
     forms = {"": form_here(work, module, "direct")}
     if available():
-        forms[", minimal filtering"] = Form("channels_last", "winograd")
+        forms[", Winograd"] = Form("channels_last", "winograd")
     flat = FlatModule(module.train(), Layout.of(module))
     theta = flat.theta.clone()
     scores = ssfl_scores(flat, theta, arrays)

@@ -1,7 +1,4 @@
-"""3x3 convolutions alone: the library's and ours by minimal filtering, in turns, with their errors against float64.
-
-`--bits 256` holds ours to AVX2; the environment variable ONEDNN_MAX_CPU_ISA=AVX2 does so to the library.
-"""
+"""3x3 convolutions: the library's and our Winograd convolutions, measured alternately, with errors against float64."""
 
 from __future__ import annotations
 
@@ -15,14 +12,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.figures import Figure, options, paired_ratio, publish, times
-from ssfl.engine.memory import keep_freed_memory
-from ssfl.native import available, winograd
+from ssfl.engine.compute.malloc import keep_freed_memory
+from ssfl.native import available
 from ssfl.native.winograd import winograd_conv
 
 IMAGES = 16
 PARTS = ("outputs", "gradients of images", "gradients of filters")
 LAYERS = ((32, 64, 16), (64, 64, 8), (64, 64, 32), (128, 128, 16), (256, 256, 8), (512, 512, 4))
-"""Channels in and out, side: those of the small CNN, then ResNet18's."""
+"""Channels in and out, side of the map: layers of the small CNN, then of ResNet18."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Layer:
 
     @classmethod
     def drawn(cls, inner: int, out: int, side: int) -> Layer:
-        """Normal values; filters as large as they are after initialisation."""
+        """Normal values; filters scaled as after initialisation."""
         generator = torch.Generator().manual_seed(0)
         shapes = ((IMAGES, inner, side, side), (out, inner, 3, 3), (IMAGES, out, side, side))
         x, filters, dy = (torch.randn(shape, generator=generator) for shape in shapes)
@@ -49,7 +46,7 @@ class Layer:
         return Layer(self.x.double(), self.filters.double(), self.dy.double())
 
     def library(self) -> Mapping[str, Callable[[], Tensor]]:
-        """Each part by PyTorch."""
+        """Each part with PyTorch."""
 
         def gradients(images: bool) -> Tensor:
             found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
@@ -62,7 +59,7 @@ class Layer:
         return dict(zip(PARTS, (outputs, lambda: gradients(True), lambda: gradients(False)), strict=True))
 
     def ours(self) -> Mapping[str, Callable[[], Tensor]]:
-        """Each part by minimal filtering."""
+        """Each part with Winograd convolution."""
         x, filters = self.x.clone().requires_grad_(), self.filters.clone().requires_grad_()
         from_images, from_filters = winograd_conv(x, self.filters), winograd_conv(self.x, filters)
 
@@ -85,7 +82,7 @@ def seconds(call: Callable[[], Tensor]) -> float:
 
 
 def figures(turns: int) -> list[Figure]:
-    """Milliseconds of both, the ratio, and how far each is from float64, relative to the norm."""
+    """Milliseconds of both, the ratio, and the error of each against float64, relative to the norm."""
     rows = []
     for inner, out, side in LAYERS:
         layer = Layer.drawn(inner, out, side)
@@ -109,7 +106,6 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = options(__doc__ or "")
     parser.add_argument("--turns", type=int, help="default: 30")
-    parser.add_argument("--bits", type=int, choices=(512, 256, 128), default=512, help="our widest registers")
     return parser
 
 
@@ -120,7 +116,6 @@ def main() -> None:
         raise SystemExit("bench_convolutions: the kernels were not built; see docs/engine.md")
     keep_freed_memory()
     torch.set_num_threads(1)
-    winograd.REGISTER_BITS = chosen.bits
     publish(figures(chosen.turns or (5 if chosen.quick else 30)), chosen.json)
 
 

@@ -1,8 +1,8 @@
 """The flat-vector core: scoring, top-k, aggregation, pack and unpack; the last three as shares of memory bandwidth.
 
-Bandwidth is what a plain copy of a vector of the same length moves in a second, in turns with the operation, on as
-many threads. What an operation must move: aggregation reads K vectors and writes one; pack and unpack touch the whole
-vector, 4 bytes an index and 4 a value kept.
+Bandwidth: bytes per second of a plain copy of a vector of the same length, measured alternately with the operation, on
+the same number of threads. Bytes that an operation must move: aggregation reads K vectors and writes one; pack and
+unpack access the whole vector, 4 bytes per index and 4 per kept value.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ssfl.core.layout import Layout
 from ssfl.core.masks import kept_count, random_global_mask, top_k_mask
 from ssfl.core.net import FlatNet
 from ssfl.core.payloads import Support
-from ssfl.core.saliency import snip
-from ssfl.engine.memory import keep_freed_memory
+from ssfl.core.saliency import SNIP
+from ssfl.engine.compute.malloc import keep_freed_memory
 
 MODELS = 10
 DENSITIES = (0.5, 0.1)
@@ -33,14 +33,14 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Measured:
-    """An operation's seconds and a copy's, turn by turn; the copy moves `copied_bytes`."""
+    """Seconds of an operation and of a copy, measured alternately; the copy moves `copied_bytes`."""
 
     seconds: list[float]
     copy_seconds: list[float]
     copied_bytes: int
 
     def share(self, moved_bytes: float) -> Figure:
-        """Of the copy's bandwidth."""
+        """The operation's bandwidth as a share of the copy's."""
         pairs = zip(self.seconds, self.copy_seconds)
         shares = [(moved_bytes / s) / (self.copied_bytes / c) for s, c in pairs]
         row = times("", shares, "share")
@@ -48,7 +48,7 @@ class Measured:
 
 
 def in_turns(operation: Callable[[], object], size: int, trials: int) -> Measured:
-    """`trials` of the operation and of a copy of `size` floats, after one of each unmeasured."""
+    """`trials` of the operation and of a copy of `size` floats, after one unmeasured run of each."""
     source = torch.rand(size)
     target = torch.empty_like(source)
     seconds: list[float] = []
@@ -62,7 +62,7 @@ def in_turns(operation: Callable[[], object], size: int, trials: int) -> Measure
 
 
 def figures(size: int, trials: int) -> list[Figure]:
-    """Everything over vectors of `size` floats."""
+    """All figures for vectors of `size` floats."""
     generator = torch.Generator().manual_seed(0)
     theta = torch.randn(size, generator=generator)
     rows = [*aggregation(size, trials), *top_k(theta, trials)]
@@ -87,7 +87,7 @@ def top_k(theta: Tensor, trials: int) -> list[Figure]:
 
 
 def packing(theta: Tensor, density: float, generator: torch.Generator, trials: int) -> list[Figure]:
-    """Values on a mask out of a vector, and back."""
+    """Gather the values on a mask from a vector, and scatter them back."""
     support = Support.of(random_global_mask(len(theta), density, generator))
     values = support.pack(theta).values
     moved = FLOAT_BYTES * (len(theta) + 2 * len(values))
@@ -99,7 +99,7 @@ def packing(theta: Tensor, density: float, generator: torch.Generator, trials: i
 
 
 def scoring(name: str, trials: int) -> list[Figure]:
-    """SSFL's saliency on one minibatch, against one plain forward and backward pass of the same network."""
+    """SSFL's saliency on one minibatch, compared with one plain forward and backward pass of the same network."""
     work = workload(name)
     module = our_module(work).eval()
     layout = Layout.of(module)
@@ -115,7 +115,7 @@ def scoring(name: str, trials: int) -> list[Figure]:
     scores: list[float] = []
     passes: list[float] = []
     for _ in range(trials + 1):
-        for call, kept in ((lambda: snip(net, theta, (x, y)), scores), (plain, passes)):
+        for call, kept in ((lambda: SNIP.score(net, theta, (x, y)), scores), (plain, passes)):
             start = time.perf_counter()
             call()
             kept.append(time.perf_counter() - start)
@@ -138,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = options(__doc__ or "")
     parser.add_argument("--trials", type=int, help="default: 30")
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads, for copies too")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads, also for copies")
     return parser
 
 

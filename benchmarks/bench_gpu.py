@@ -1,7 +1,7 @@
 """The paper's round on a GPU: ResNet18, 10 clients of 500 images, 5 local epochs, batch 16; per executor and precision.
 
-Seconds, images a second, share of the card's measured matrix rate, memory, the projected time of 999 rounds, and a
-table of the operations that take longest. Random images: a rate does not depend on what is learned.
+Seconds, images per second, share of the card's measured matrix rate, memory, the projected time of 999 rounds, and a
+table of the slowest operations. Images are random, because speed does not depend on what is learned.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.figures import Figure, options, publish, times
-from ssfl.algorithms.base import ClientState, Clock, Instruction
+from ssfl.algorithms.base import Clock
 from ssfl.algorithms.dense import WEIGHTS
 from ssfl.algorithms.fedavg import FedAvg
 from ssfl.core.optim import ExponentialDecay, FitSpec
@@ -23,12 +23,13 @@ from ssfl.core.payloads import DenseValues, Payload
 from ssfl.data.arrays import Arrays
 from ssfl.data.federation import Federation
 from ssfl.data.preprocess import Preprocess
-from ssfl.engine.arithmetic import Arithmetic
-from ssfl.engine.batched import BatchedExecutor
-from ssfl.engine.device import CPU, device_facts, set_arithmetic
-from ssfl.engine.executors import Executor, SequentialExecutor
-from ssfl.engine.jobs import Job
-from ssfl.engine.local import ClientRunner
+from ssfl.engine.client.job import ClientJob
+from ssfl.engine.client.runner import ClientRunner
+from ssfl.engine.compute.arithmetic import Arithmetic
+from ssfl.engine.compute.device import CPU, device_facts, set_arithmetic
+from ssfl.engine.executors.batched.executor import BatchedExecutor
+from ssfl.engine.executors.executor import Executor
+from ssfl.engine.executors.sequential import SequentialExecutor
 from ssfl.models import build_model
 
 ROUNDS_OF_THE_PAPER = 999
@@ -41,14 +42,14 @@ class Work:
 
     model: str
     side: int
-    """Pixels of an image's edge."""
+    """Side of an image in pixels."""
     images: int
     """Of each client."""
     epochs: int
     rounds: int
-    """Measured, after one that warms up."""
+    """Measured rounds, after one warm-up round."""
     matrix: int
-    """Edge of the square matrices that the card's rate is measured with."""
+    """Side of the square matrices for the card's rate."""
 
 
 PAPER = Work("resnet18", 32, 500, 5, 3, 8192)
@@ -58,14 +59,14 @@ CONTESTANTS = ("sequential", "batched, launched", "batched, graph")
 
 
 def synchronised(device: torch.device) -> float:
-    """The time now that all work before has been done."""
+    """The time after all earlier work on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def matrix_rate(device: torch.device, edge: int, dtype: torch.dtype) -> float:
-    """FLOP a second of a square matrix product, the best of 5: what the card gives, not what its sheet says."""
+    """FLOP per second of a square matrix product, the best of 5: measured, not the card's specification."""
     a = torch.randn(edge, edge, device=device, dtype=dtype)
     seconds = []
     for _ in range(7):
@@ -76,14 +77,14 @@ def matrix_rate(device: torch.device, edge: int, dtype: torch.dtype) -> float:
 
 
 def network(work: Work) -> nn.Module:
-    """The paper's network, or one for a test of this file."""
+    """The paper's network, or a small one to test this file."""
     if work.model != "tiny":
         return build_model(work.model, num_classes=10, input_shape=(3, work.side, work.side), norm="group")
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(144, 10))
 
 
 def federation(work: Work) -> Federation:
-    """Random bytes, cropped and flipped as CIFAR-10's."""
+    """Random bytes, cropped and flipped as CIFAR-10 images."""
     draws = torch.Generator().manual_seed(0)
     total = COHORT * work.images
     x = torch.randint(0, 256, (total, 3, work.side, work.side), dtype=torch.uint8, generator=draws)
@@ -96,7 +97,7 @@ def federation(work: Work) -> Federation:
 
 
 def executor_of(name: str, work: Work, precision: str, device: torch.device) -> tuple[Executor, ClientRunner]:
-    """A contestant over fresh objects."""
+    """A contestant with new objects."""
     set_arithmetic(device, precision)
     spec = FitSpec(work.epochs, 16, ExponentialDecay(0.1, 0.998), weight_decay=5e-4, clip_norm=10.0)
     alone = name == "sequential"
@@ -108,16 +109,15 @@ def executor_of(name: str, work: Work, precision: str, device: torch.device) -> 
     return BatchedExecutor(runner, COHORT, static=True, graphs=name.endswith("graph")), runner
 
 
-def jobs(theta: Tensor, phase: str, round_: int) -> list[Job]:
-    """The cohort's instructions of one round."""
-    state: ClientState = {}
+def jobs(theta: Tensor, phase: str, round_: int) -> list[ClientJob]:
+    """The cohort's jobs of one round."""
     payload = Payload({WEIGHTS: DenseValues(theta)})
     clock = Clock(round_, ROUNDS_OF_THE_PAPER)
-    return [Job(phase, Instruction(k, (payload,)), state, clock) for k in range(COHORT)]
+    return [ClientJob(phase, k, (payload,), clock) for k in range(COHORT)]
 
 
 def measure(name: str, work: Work, precision: str, device: torch.device, rate: float) -> list[Figure]:
-    """One contestant's figures, its clients' own tests and the way of the weights included."""
+    """One contestant's figures, including the clients' tests and the transfer of weights."""
     executor, runner = executor_of(name, work, precision, device)
     theta = runner.layout.flatten(runner.module).cpu()
     (phase,) = (p for p, t in runner.tasks.items() if t.fit is not None)
@@ -148,7 +148,7 @@ def measure(name: str, work: Work, precision: str, device: torch.device, rate: f
 
 
 def show_profile(work: Callable[[], object]) -> None:
-    """The 15 operations with most time on the device, of one more round."""
+    """Print the 15 operations with most device time in one more round."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         work()
@@ -156,7 +156,7 @@ def show_profile(work: Callable[[], object]) -> None:
 
 
 def run(work: Work, precisions: Sequence[str], device: torch.device) -> list[Figure]:
-    """All contestants in every precision, each beside the matrix rate of that precision."""
+    """All contestants in every precision, and the matrix rate of each precision."""
     rows = []
     for precision in precisions:
         set_arithmetic(device, precision)

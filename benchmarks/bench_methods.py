@@ -1,8 +1,8 @@
-"""What a trained client costs with each method: rounds of all methods in turns, one thread, against FedAvg's.
+"""The time per trained client of each method, relative to FedAvg: rounds of all methods alternately, one thread.
 
-Per trained client, so that DisPFL as published (every client in every round) stands beside methods with a cohort. A
-round holds all that belongs to it: masks, their search, pruned activations, packing, aggregation. Phases before the
-first round (scoring) are left out. No tests of models.
+Per trained client, to compare DisPFL as published (every client in every round) with methods that use a cohort. A
+round includes masks, their search, pruned activations, packing and aggregation. Phases before the first round
+(scoring) and tests of models are not included.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from ssfl.algorithms.local_training import LocalTraining
 from ssfl.algorithms.sparsyfed import SparsyFed
 from ssfl.algorithms.ssfl import SSFL, Discovery
 from ssfl.core.optim import ExponentialDecay, FitSpec
-from ssfl.core.saliency import snip
+from ssfl.core.saliency import SNIP
 
 DENSITY = 0.5
 FIT = FitSpec(1, BATCH_SIZE, ExponentialDecay(LR, 1.0))
 METHODS: Mapping[str, Callable[[int], Algorithm[Any]]] = {
     "FedAvg": lambda cohort: FedAvg(FIT, cohort),
-    "SSFL": lambda cohort: SSFL(FIT, cohort, Discovery(Probe(snip), DENSITY)),
+    "SSFL": lambda cohort: SSFL(FIT, cohort, Discovery(Probe(SNIP), DENSITY)),
     "SparsyFed": lambda cohort: SparsyFed(FIT, cohort, DENSITY),
     "local training": lambda cohort: LocalTraining(FIT, cohort),
     "DisPFL, a cohort": lambda cohort: DisPFL(FIT, DENSITY, per_round=cohort),
@@ -40,11 +40,11 @@ METHODS: Mapping[str, Callable[[int], Algorithm[Any]]] = {
     ),
 }
 PREPARATION = 2
-"""Exchanges before the first timed round, at most: scoring and handing out the mask."""
+"""Maximum number of exchanges before the first timed round: scoring and broadcast of the mask."""
 
 
-class Seat:
-    """One method's run and its seconds a trained client."""
+class MethodRun:
+    """One method's run and its seconds per trained client."""
 
     def __init__(self, work: Workload, method: Callable[[int], Algorithm[Any]]) -> None:
         algorithm = method(work.cohort)
@@ -52,34 +52,30 @@ class Seat:
         self.seconds: list[float] = []
 
     def round(self) -> float:
-        """Seconds a trained client of the next training round; exchanges before it are not counted."""
+        """Seconds per trained client in the next training round; exchanges before it are not counted."""
         for _ in range(PREPARATION + 1):
-            progress = self.ours.progress
-            plan = self.ours.loop.algorithm.configure_round(
-                progress.state, progress.clock, self.ours.loop.context
-            )
+            plan, seconds = self.ours.plan, self.ours.round()
             assert plan is not None
-            seconds = self.ours.round()
             if plan.timed:
                 return seconds / len(plan.instructions)
         raise AssertionError("no training round came")
 
 
 def figures(work: Workload, rounds: int) -> list[Figure]:
-    """Every method's seconds a trained client, and its share of FedAvg's."""
-    seats = {name: Seat(work, method) for name, method in METHODS.items()}
+    """Every method's seconds per trained client, and their ratio to FedAvg's."""
+    runs = {name: MethodRun(work, method) for name, method in METHODS.items()}
     for turn in range(rounds + 1):
-        for seat in seats.values():
-            seconds = seat.round()
+        for run in runs.values():
+            seconds = run.round()
             if turn:
-                seat.seconds.append(seconds)
-    reference = seats["FedAvg"].seconds
+                run.seconds.append(seconds)
+    reference = runs["FedAvg"].seconds
     rows = []
-    for name, seat in seats.items():
-        cost = paired_ratio(reference, seat.seconds)
-        middle = statistics.median(seat.seconds)
+    for name, run in runs.items():
+        cost = paired_ratio(reference, run.seconds)
+        middle = statistics.median(run.seconds)
         label = f"{work.name}: {name}: a trained client"
-        rows.append(Figure(label, middle, "s", "FedAvg", 1 / cost, rounds, spread(seat.seconds)))
+        rows.append(Figure(label, middle, "s", "FedAvg", 1 / cost, rounds, spread(run.seconds)))
         rows.append(Figure(f"{label}: times FedAvg's cost", cost, "x", n=rounds))
     return rows
 
@@ -89,7 +85,7 @@ def main() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("--model", choices=("cnn", "resnet18", "tiny"), default="cnn")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--examples", type=int, help="a client's (default: the workload's 50)")
+    parser.add_argument("--examples", type=int, help="examples per client (default: the workload's 50)")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     rounds = min(chosen.rounds, 2) if chosen.quick else chosen.rounds

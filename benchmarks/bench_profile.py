@@ -1,7 +1,7 @@
-"""Where every millisecond of a round goes: PyTorch's profiler over the plain loop and over ssfl, one thread each.
+"""The time of a round by kind of operation: PyTorch's profiler on the plain loop and on ssfl, one thread each.
 
-Self CPU time of operations by kind; what no operation accounts for is Python, dispatch and the profiler's own work, so
-the same round is timed without it beside. Memory kept (mallopt) cannot be undone in a process: each runs in its own.
+Shows self CPU time of operations by kind. The rest is Python, dispatch and the profiler itself, so the round is also
+timed without the profiler. The malloc setting cannot be undone in a process, so each contestant runs in a new one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("sums and steps", ("aten::add", "aten::mul", "aten::div", "aten::sub", "aten::sum", "aten::_foreach")),
 )
-"""Kinds of operations by how their names begin; the first that fits."""
+"""Kinds of operations by prefixes of their names; the first match counts."""
 
 
 def round_of(contestant: str, work: Workload) -> Callable[[], object]:
@@ -59,7 +59,7 @@ def kind_of(operation: str) -> str:
 
 
 def measured(contestant: str, work: Workload, rounds: int) -> dict[str, float]:
-    """Milliseconds a round by kind, profiled; and of the whole round, profiled and not."""
+    """Milliseconds per round by kind, profiled; and of the whole round, with and without the profiler."""
     torch.set_num_threads(1)
     one_round = round_of(contestant, work)
     for _ in range(2):
@@ -72,9 +72,7 @@ def measured(contestant: str, work: Workload, rounds: int) -> dict[str, float]:
             one_round()
     watched = (time.perf_counter() - start) / rounds
     for event in profiler.key_averages():
-        if event.key.startswith(
-            ("aten::", "_NormAct", "_Winograd")
-        ):  # PyTorch's operations, and our kernels'
+        if event.key.startswith(("aten::", "_NormAct", "_Winograd")):  # PyTorch's operations and our kernels
             kind = kind_of(event.key)
             kinds[kind] = kinds.get(kind, 0.0) + event.self_cpu_time_total / rounds / 1e3
     return {**kinds, "whole round, not profiled": 1e3 * plain, "whole round, profiled": 1e3 * watched}
@@ -87,13 +85,13 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def figures(model: str, rounds: int) -> list[Figure]:
-    """Both contestants, each in a process of its own."""
+    """Both contestants, each in a new process."""
     found = []
     for contestant in CONTESTANTS:
         words = ["--model", model, "--rounds", str(rounds), "--contestant", contestant]
         command = [sys.executable, "-m", "benchmarks.bench_profile", *words]
-        said = subprocess.run(command, check=True, capture_output=True, text=True)
-        found.append(json.loads(said.stdout.splitlines()[-1]))
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
     before, after = found
     rows = []
     for kind in sorted(before | after, key=lambda k: -before.get(k, 0.0)):
@@ -109,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     parser = options(__doc__ or "")
     parser.add_argument("--model", choices=("cnn", "resnet18", "tiny"), default="cnn")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--contestant", choices=CONTESTANTS, help="this one only, in this process, as JSON")
+    parser.add_argument("--contestant", choices=CONTESTANTS, help="only this one, in this process, as JSON")
     return parser
 
 

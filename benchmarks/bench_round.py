@@ -1,4 +1,4 @@
-"""One round of the peer workload: ssfl beside plain PyTorch, other frameworks and the limit, in turns in one run."""
+"""One round of the workload: ssfl, plain PyTorch, other frameworks and the limit, measured alternately in one run."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ BARE = "plain, 2 processes"
 LIMIT = "convolutions and products alone, 2 processes"
 TURNS = {"cnn": 6, "resnet18": 4, "tiny": 6}
 BURSTS = {"cnn": 4, "resnet18": 1, "tiny": 4}
-"""Rounds of a turn; ResNet18's take seconds each, so a pause before them does not show."""
+"""Rounds per turn; a round of ResNet18 takes seconds, so a pause before it has no visible effect."""
 
 
 def contestants(work: Workload, peers: Sequence[str], quick: bool = False) -> list[Contestant]:
-    """Who takes part: plain PyTorch, ours, the limit, then the peers that are installed; quick: those of the bars."""
+    """The contestants: plain PyTorch, ssfl, the limit, and installed peers; quick: only those with target values."""
     name = work.name
     if name == "tiny":
         return [
@@ -57,12 +57,12 @@ def contestants(work: Workload, peers: Sequence[str], quick: bool = False) -> li
             python_contestant(BF16, "benchmarks.ours", name, "--executor", "threads", "--precision", "bf16")
         )
     if quick:
-        some = [c for c in some if c.name in (BARE, OURS, ALONE, SEQUENTIAL, LIMIT, BF16)]
+        some = [c for c in some if c.name in (BARE, OURS, ALONE, LIMIT)]
     return some + peer_contestants(work, peers)
 
 
 def figures(work: Workload, scores: dict[str, Score]) -> list[Figure]:
-    """Of every contestant: seconds, CPU seconds, images a second, memory; and the ratios of ours."""
+    """Seconds, CPU seconds, images per second and memory of every contestant; and the ratios of ssfl."""
     rows = []
     for name, score in scores.items():
         label = f"{work.name}: {name}"
@@ -74,7 +74,7 @@ def figures(work: Workload, scores: dict[str, Score]) -> list[Figure]:
         rows.append(Figure(f"{label}: images", rate, "1/s", n=len(score.seconds)))
         rows.append(Figure(f"{label}: peak memory", score.peak_bytes / 1e9, "GB"))
         rows.append(Figure(f"{label}: start", score.start_seconds, "s"))
-        if score.accuracy == score.accuracy:  # the limit trains nothing
+        if score.accuracy == score.accuracy:  # the limit does not train
             rows.append(Figure(f"{label}: test accuracy", score.accuracy, "share"))
     for ours in (OURS, ALONE, SEQUENTIAL, BF16, BATCHED):
         if ours in scores:
@@ -86,7 +86,7 @@ def figures(work: Workload, scores: dict[str, Score]) -> list[Figure]:
 
 
 def _against(work: Workload, ours: str, other: str, scores: dict[str, Score]) -> Figure:
-    """Our seconds beside another's, turn by turn."""
+    """Our seconds compared with another contestant's, per turn."""
     row = times(f"{work.name}: {ours}: round", scores[ours].seconds)
     ratio = paired_ratio(scores[ours].seconds, scores[other].seconds)
     return Figure(row.name, row.value, row.unit, other, ratio, row.n, row.spread)
@@ -99,7 +99,8 @@ def run(names: Sequence[str], turns: int | None, peers: Sequence[str], quick: bo
         work = workload(name)
         some = contestants(work, peers, quick)
         print(f"{name}: {', '.join(c.name for c in some)}", file=sys.stderr)
-        rows += figures(work, contest(some, turns or TURNS[name], BURSTS[name]))
+        burst = min(BURSTS[name], 2) if quick else BURSTS[name]
+        rows += figures(work, contest(some, turns or TURNS[name], burst))
         if name != "tiny":
             rows += overhead(work, 2 if quick else (turns or TURNS[name]) * 2 * BURSTS[name])
     return rows
@@ -110,10 +111,10 @@ def parser() -> argparse.ArgumentParser:
     parser = options(__doc__ or "")
     parser.add_argument("--model", choices=[*TURNS, "all"], default="all")
     parser.add_argument(
-        "--turns", type=int, help="of each contestant (default: 6 of 4 rounds, resnet18 4 of one)"
+        "--turns", type=int, help="turns per contestant (default: 6 of 4 rounds; resnet18: 4 of one round)"
     )
     parser.add_argument("--peers", nargs="*", choices=[*PEERS], default=None, help="default: all installed")
-    parser.add_argument("--install-peers", action="store_true", help="make the peers' environments first")
+    parser.add_argument("--install-peers", action="store_true", help="create the peers' environments first")
     return parser
 
 

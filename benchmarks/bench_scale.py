@@ -1,7 +1,7 @@
-"""How a round's time and peak memory grow with clients, cohort and model; two threads, one step a client.
+"""Growth of a round's time and peak memory with clients, cohort and model; two threads, one step per client.
 
-Each setting is a run of its own (perceptron on 64 features, 16 examples a client). Slopes are those of log against
-log: 0 does not grow, 1 grows in proportion. "Without data" is memory less the clients' examples.
+Each setting is a separate run (perceptron on 64 features, 16 examples per client). Slopes are those of a log-log plot:
+0 means constant, 1 means proportional. "Without data" is memory minus the clients' examples.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ COHORTS = (1, 10, 100)
 PARAMETERS = (10_000, 100_000, 1_000_000, 11_000_000)
 USUAL = (100, 10, 100_000)
 LARGE = 1_000_000
-"""Parameters at which a held reply (4 MB) would show beside what PyTorch itself takes."""
+"""Number of parameters for which a reply in memory (4 MB) would be visible compared with PyTorch's memory."""
 EXAMPLE_BYTES = 4 * FEATURES + 8
-"""float32 inputs and an int64 label."""
+"""Bytes of an example: float32 inputs and an int64 label."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Series:
-    """Settings that differ in one thing, `varied` (a field of Setting)."""
+    """Settings that differ in one field of Setting, `varied`."""
 
     name: str
     varied: str
@@ -55,7 +55,7 @@ class Series:
 
 
 def series(quick: bool) -> list[Series]:
-    """What is varied; the rest stays as USUAL, or the model LARGE."""
+    """The varied fields; the others are those of USUAL, or a model of LARGE parameters."""
     clients, cohort, parameters = USUAL
     some_clients: Sequence[int] = (10, 10_000) if quick else CLIENTS
     some_cohorts: Sequence[int] = (1, 100) if quick else COHORTS
@@ -89,7 +89,7 @@ def measure(settings: Sequence[Setting], rounds: int, executor: str) -> dict[Set
 
 
 def figures(quick: bool, rounds: int, executor: str) -> list[Figure]:
-    """Time and memory of every setting, then slopes for each thing varied."""
+    """Time and memory of every setting, then slopes for each varied field."""
     varied = series(quick)
     scores = measure(list(dict.fromkeys(s for some in varied for s in some.settings)), rounds, executor)
     rows = []
@@ -104,7 +104,7 @@ def figures(quick: bool, rounds: int, executor: str) -> list[Figure]:
 
 
 def slopes(some: Series, scores: Mapping[Setting, Score]) -> list[Figure]:
-    """Of time, memory and memory without data over what is varied; nothing from fewer than two settings."""
+    """Slopes of time, memory and memory without data over the varied field; empty for fewer than two settings."""
     settings = [s for s in some.settings if s in scores]
     if len(settings) < 2:
         return []

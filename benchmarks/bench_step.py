@@ -1,23 +1,24 @@
 """One training step in the forms that docs/performance.md compares: `python -m benchmarks.bench_step [--model cnn]`.
 
-Memory kept (mallopt) cannot be undone in a process, so that each form runs in one of its own.
+The malloc setting cannot be undone in a process, so each form runs in a new one.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
+import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import cross_entropy
 
+from benchmarks.figures import Figure, options, publish, times
 from ssfl.core.layout import Layout
-from ssfl.engine.flat_module import FlatModule
-from ssfl.engine.memory import keep_freed_memory
-from ssfl.engine.native_layers import native_layers
+from ssfl.engine.compute.flat_module import FlatModule
+from ssfl.engine.compute.fused_layers import native_layers
+from ssfl.engine.compute.malloc import keep_freed_memory
 from ssfl.models import build_model
 
 KERNELS = (
@@ -28,7 +29,7 @@ KERNELS = (
 )
 FORMS = ("nchw", "nchw+kept", "last", "last+kept", "last+kept+flat", *KERNELS)
 COMPILED = "last+kept+flat+compiled"
-"""Minutes on some machines: only with --compiled."""
+"""Takes minutes on some machines, so only with --compiled."""
 WARM_UP = 3
 
 
@@ -62,26 +63,33 @@ def step_seconds(form: str, model: str, steps: int) -> list[float]:
     return seconds[WARM_UP:]
 
 
+def figures(model: str, forms: Sequence[str], steps: int) -> list[Figure]:
+    """Median and spread of each form's steps, each in a new process."""
+    rows = []
+    for form in forms:
+        words = ["--model", model, "--steps", str(steps), "--form", form]
+        command = [sys.executable, "-m", "benchmarks.bench_step", *words]
+        ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        milliseconds = [1e3 * s for s in json.loads(ended.stdout)]
+        rows.append(times(f"{model}: {form}", milliseconds, "ms"))
+        rows.append(Figure(f"{model}: {form}, quickest", min(milliseconds), "ms", n=len(milliseconds)))
+    return rows
+
+
 def main() -> None:
-    """Print the median and the quickest step of each form."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """See README.md in this folder."""
+    parser = options(__doc__ or "")
     parser.add_argument("--model", choices=("cnn", "resnet18"), default="cnn")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--compiled", action="store_true", help="torch.compile as a further form")
-    parser.add_argument("--form", choices=(*FORMS, COMPILED), help="this form only, in this process")
-    arguments = parser.parse_args()
-    if arguments.form is None:
-        words = ["--model", arguments.model, "--steps", str(arguments.steps)]
-        for form in (*FORMS, COMPILED) if arguments.compiled else FORMS:
-            subprocess.run(
-                [sys.executable, "-m", "benchmarks.bench_step", *words, "--form", form], check=True
-            )
+    parser.add_argument("--steps", type=int, help="default: 60")
+    parser.add_argument("--compiled", action="store_true", help="also measure torch.compile")
+    parser.add_argument("--form", choices=(*FORMS, COMPILED), help="print this form's seconds, as JSON")
+    chosen = parser.parse_args()
+    steps = chosen.steps or (20 if chosen.quick else 60)
+    if chosen.form is not None:
+        print(json.dumps(step_seconds(chosen.form, chosen.model, steps)))
         return
-    seconds = step_seconds(arguments.form, arguments.model, arguments.steps)
-    median = 1e3 * statistics.median(seconds)
-    print(
-        f"{arguments.model} {arguments.form:31} median {median:.1f} ms, quickest {1e3 * min(seconds):.1f} ms"
-    )
+    forms = (*FORMS, COMPILED) if chosen.compiled else tuple(FORMS)
+    publish(figures(chosen.model, forms, steps), chosen.json)
 
 
 if __name__ == "__main__":

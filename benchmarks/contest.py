@@ -1,8 +1,8 @@
-"""Contestants side by side: each a long-lived child process, their rounds taken in turns (A B C A B C …).
+"""Compares contestants alternately (A B C A B C …), each in a long-lived child process.
 
-Only one contestant works at a time. A turn is a burst of rounds one after the other, as in a run; the first of each is
-counted apart, because it finds the processor's caches full of another's data. The very first rounds (imports, first
-allocations) are left out, and so is a last one in which memory is sampled.
+Only one contestant computes at a time. A turn is a burst of consecutive rounds, as in a run; its first round is
+reported separately, because the processor's caches then contain another contestant's data. Each contestant's first
+round (imports, first allocations) and its last round, in which memory is sampled, are not counted.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class ContestantError(RuntimeError):
-    """A contestant ended or stayed silent; holds the end of what it said."""
+    """A contestant ended or did not answer; the message has the end of its output."""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """How to start one: `command` is completed by `--gate READ WRITE`."""
+    """How to start a contestant: `--gate READ WRITE` is appended to `command`."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     patience_seconds: float = 300.0
-    """For its setup and for each round."""
+    """Maximum wait for its setup and for each round."""
 
 
 @dataclass
 class Score:
-    """What was measured of a contestant, turn by turn."""
+    """Measurements of a contestant, per turn."""
 
     start_seconds: float
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
     first_seconds: list[float] = field(default_factory=list)
-    """Of the round that begins a burst; empty where turns are single rounds."""
+    """Seconds of the first round of each burst; empty if turns are single rounds."""
     peak_bytes: float = float("nan")
     accuracy: float = float("nan")
 
 
-class Seat:
+class RunningContestant:
     """A running contestant."""
 
     def __init__(self, contestant: Contestant) -> None:
@@ -62,12 +62,12 @@ class Seat:
         inherited = (read_commands, write_answers)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **contestant.environment}
         command = [*contestant.command, "--gate", *map(str, inherited)]
-        self._said = _unnamed_file()
+        self._output = _unnamed_file()
         start = time.perf_counter()
         self.process = subprocess.Popen(
             *(command,),
             stdin=subprocess.DEVNULL,
-            stdout=self._said,
+            stdout=self._output,
             stderr=subprocess.STDOUT,
             pass_fds=inherited,
             env=environment,
@@ -77,7 +77,7 @@ class Seat:
             os.close(fd)
         self._rest = b""
         try:
-            self._hear()
+            self._read_answer()
         except BaseException:
             self.close()
             raise
@@ -92,28 +92,28 @@ class Seat:
         self.score.cpu_seconds.append(cpu_seconds(pids) - cpu)
 
     def turn(self, burst: int) -> None:
-        """`burst` measured rounds; where they are several, after one that is counted apart."""
+        """`burst` measured rounds; if there are several, after a first round that is reported separately."""
         if burst > 1:
             self.score.first_seconds.append(self.unmeasured_round())
         for _ in range(burst):
             self.round()
 
     def unmeasured_round(self) -> float:
-        """Seconds from the command until it is ready for the next."""
+        """Seconds from the command until it is ready for the next one."""
         start = time.perf_counter()
-        self._say("round")
-        self._hear()
+        self._send("round")
+        self._read_answer()
         return time.perf_counter() - start
 
     def finish(self) -> Score:
-        """A round for its memory, and its accuracy."""
+        """Run a round to sample memory, and get the accuracy."""
         self.score.peak_bytes = peak_memory_bytes(self.process.pid, self.unmeasured_round)
-        self._say("accuracy")
-        self.score.accuracy = float(self._hear())
+        self._send("accuracy")
+        self.score.accuracy = float(self._read_answer())
         return self.score
 
     def close(self) -> None:
-        """End it and all that it started."""
+        """End the contestant and its child processes."""
         left = tree(self.process.pid)
         for fd in (self._commands, self._answers):
             with contextlib.suppress(OSError):
@@ -126,21 +126,21 @@ class Seat:
         for pid in left[1:]:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        os.close(self._said)
+        os.close(self._output)
 
-    def _say(self, command: str) -> None:
+    def _send(self, command: str) -> None:
         try:
             os.write(self._commands, f"{command}\n".encode())
         except BrokenPipeError as error:
             raise self._failure("ended") from error
 
-    def _hear(self) -> str:
+    def _read_answer(self) -> str:
         """The next line."""
         deadline = time.monotonic() + self.contestant.patience_seconds
         while b"\n" not in self._rest:
             ready, _, _ = select.select([self._answers], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise self._failure(f"was silent for {self.contestant.patience_seconds:.0f} s")
+                raise self._failure(f"did not answer for {self.contestant.patience_seconds:.0f} s")
             block = os.read(self._answers, 4096)
             if not block:
                 raise self._failure("ended")
@@ -149,33 +149,33 @@ class Seat:
         return line.decode()
 
     def _failure(self, what: str) -> ContestantError:
-        size = os.fstat(self._said).st_size
-        said = os.pread(self._said, 1500, max(0, size - 1500)).decode(errors="replace").strip()
-        return ContestantError(f"{self.contestant.name} {what}; it said last:\n{said}")
+        size = os.fstat(self._output).st_size
+        output = os.pread(self._output, 1500, max(0, size - 1500)).decode(errors="replace").strip()
+        return ContestantError(f"{self.contestant.name} {what}; its last output:\n{output}")
 
 
 def contest(contestants: Sequence[Contestant], turns: int, burst: int = 1) -> dict[str, Score]:
-    """`turns` bursts of measured rounds of each, in turns; those that fail are named on stderr and left out."""
-    seats: dict[str, Seat] = {}
+    """`turns` bursts of measured rounds of each, alternately; failed ones are named on stderr and excluded."""
+    running: dict[str, RunningContestant] = {}
     try:
         for contestant in contestants:
             with _left_out():
-                seats[contestant.name] = Seat(contestant)
+                running[contestant.name] = RunningContestant(contestant)
         for turn in range(turns + 1):
-            for name in list(seats):
+            for name in list(running):
                 try:
-                    seats[name].turn(burst) if turn else seats[name].unmeasured_round()
+                    running[name].turn(burst) if turn else running[name].unmeasured_round()
                 except ContestantError as error:
                     print(error, file=sys.stderr)
-                    seats.pop(name).close()
+                    running.pop(name).close()
         scores = {}
-        for name, seat in seats.items():
+        for name, member in running.items():
             with _left_out():
-                scores[name] = seat.finish()
+                scores[name] = member.finish()
         return scores
     finally:
-        for seat in seats.values():
-            seat.close()
+        for member in running.values():
+            member.close()
 
 
 @contextlib.contextmanager
@@ -187,9 +187,9 @@ def _left_out():  # type: ignore[no-untyped-def]
 
 
 def _unnamed_file() -> int:
-    return os.memfd_create("said") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
+    return os.memfd_create("output") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
 
 
 def python_contestant(name: str, module: str, *arguments: str) -> Contestant:
-    """A contestant of this interpreter."""
+    """A contestant that runs in this Python interpreter."""
     return Contestant(name, (sys.executable, "-m", module, *arguments))

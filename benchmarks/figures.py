@@ -1,4 +1,4 @@
-"""Measured figures: their table, their JSON, and the options that all benchmarks share."""
+"""Measured figures: table, JSON, and the common options of all benchmarks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.isa import CAPS, restart_capped
 from benchmarks.machine import describe
 
 
@@ -22,11 +23,11 @@ class Figure:
     """Median, in `unit`."""
     unit: str
     against: str | None = None
-    """What it is compared with, measured in the same run."""
+    """The reference of the comparison, measured in the same run."""
     ratio: float | None = None
-    """How many times better than `against` (seconds and bytes: against / value); for shares: value / against."""
+    """Improvement over `against` (seconds and bytes: against / value); for shares: value / against."""
     n: int = 1
-    """Measurements behind the median."""
+    """Number of measurements in the median."""
     spread: float = 0.0
     """Interquartile range, in `unit`."""
 
@@ -45,20 +46,33 @@ def times(name: str, seconds: Sequence[float], unit: str = "s") -> Figure:
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Median over turns of theirs / ours: a disturbance that hits a whole turn cancels."""
+    """Median over turns of theirs / ours; a disturbance of a whole turn cancels."""
     return statistics.median(b / a for a, b in zip(ours, theirs))
 
 
+class _CappedAction(argparse.Action):
+    """Restart the benchmark with the limits of an instruction set, unless they are set."""
+
+    def __call__(
+        self, parser: object, namespace: argparse.Namespace, values: Any, option: object = None
+    ) -> None:
+        restart_capped(values)
+        setattr(namespace, self.dest, values)
+
+
 def options(description: str) -> argparse.ArgumentParser:
-    """--quick and --json."""
+    """--quick, --json and --isa."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="few repetitions, small sizes: under 60 s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and FILE.machine.json")
+    parser.add_argument(
+        "--isa", choices=CAPS, action=_CappedAction, help="limit every library to an instruction set"
+    )
     return parser
 
 
 def publish(figures: Iterable[Figure], path: Path | None) -> None:
-    """Print the table; write the list of figures, and the machine beside it, if a path is given."""
+    """Print the table; write the figures, and the machine next to them, if a path is given."""
     rows = list(figures)
     machine = describe()
     print("\n" + "; ".join(f"{key} {value}" for key, value in machine.items()))

@@ -1,4 +1,4 @@
-"""How a contestant (a child process of its own) is told to run one round at a time. Needs the standard library only.
+"""The protocol by which a contestant (a child process) runs one round at a time. Needs the standard library only.
 
 The child announces "ready" before every round; the parent's clock runs from "round" to the next "ready".
 """
@@ -18,7 +18,7 @@ class Gate:
         self._answers = os.fdopen(write_fd, "w", buffering=1)
 
     def wait(self, accuracy: Callable[[], float]) -> bool:
-        """Whether to run another round; asked for, the test accuracy of the global model is told meanwhile."""
+        """Wait for a command; True for another round. Sends the global model's test accuracy when it is requested."""
         self._answers.write("ready\n")
         for command in self._commands:
             if command == "round\n":
@@ -28,13 +28,13 @@ class Gate:
         return False
 
     def serve(self, round_: Callable[[], object], accuracy: Callable[[], float]) -> None:
-        """Rounds for as long as they are asked for."""
+        """Run rounds until the parent closes the pipe."""
         while self.wait(accuracy):
             round_()
 
 
 def contestant_options(description: str) -> argparse.ArgumentParser:
-    """What every contestant is told: the workload, the gate, and how many cores it may use."""
+    """Options of every contestant: the workload, the gate, and the number of cores."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("workload")
     parser.add_argument("--gate", nargs=2, type=int, required=True, metavar=("READ", "WRITE"))

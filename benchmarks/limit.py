@@ -1,7 +1,7 @@
-"""The limit: a round's convolutions and matrix products alone, forward and backward, each in its faster layout.
+"""The limit: only a round's convolutions and matrix products, forward and backward, each in its faster layout.
 
-No normalisation, activation, pooling, optimiser, data or aggregate. One process a core, one thread each, memory kept.
-oneDNN computes them (PyTorch's own convolution on a CPU); torch.mm is slow on some processors and no limit there.
+No normalisation, activation, pooling, optimiser, data or aggregation. One process per core, one thread each, freed
+memory is kept. oneDNN computes them (as PyTorch's convolution on a CPU); torch.mm is slower on some processors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks.gate import Gate, contestant_options
 from benchmarks.ours import our_module
 from benchmarks.workload import BATCH_SIZE, Workload, workload
-from ssfl.engine.memory import keep_freed_memory
+from ssfl.engine.compute.malloc import keep_freed_memory
 
 Call = Callable[[], object]
 TRIALS = 5
@@ -33,7 +33,7 @@ def round_calls(work: Workload) -> list[list[Call]]:
 
 
 def step_calls(module: nn.Module, x: Tensor) -> list[Call]:
-    """One call a layer: forward, and the gradients that a training step needs of it."""
+    """One call per layer: forward, and the gradients that a training step needs."""
     seen: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -47,7 +47,7 @@ def step_calls(module: nn.Module, x: Tensor) -> list[Call]:
         handle.remove()
     calls: list[Call] = []
     for number, (layer, inputs, output) in enumerate(seen):
-        first = number == 0  # nobody needs the gradient of the images
+        first = number == 0  # the gradient of the images is not needed
         if isinstance(layer, nn.Conv2d):
             calls.append(faster(convolution(layer, inputs, output, f, first) for f in _FORMATS))
         else:
@@ -86,7 +86,7 @@ def product(layer: nn.Linear, x: Tensor, y: Tensor, first: bool) -> Call:
 
 
 def faster(calls: Iterable[Call]) -> Call:
-    """The quickest of some calls, by the best of a few trials."""
+    """The fastest of some calls, by the best of a few trials."""
 
     def best(call: Call) -> float:
         call()
@@ -119,8 +119,8 @@ def _serve(pipe: Connection[Any, Any], work: Workload) -> None:
 
 
 def main() -> None:
-    """The cohort's layers, shared over `--cores` processes."""
-    options = contestant_options("convolutions and matrix products alone").parse_args()
+    """The cohort's layers, divided over `--cores` processes."""
+    options = contestant_options("only convolutions and matrix products").parse_args()
     work = workload(options.workload)
     fork = multiprocessing.get_context("fork")
     pipes = []

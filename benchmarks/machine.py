@@ -1,4 +1,4 @@
-"""The machine in words, and what a tree of processes takes of it. Linux's /proc; elsewhere numbers are NaN."""
+"""Facts about the machine, and time and memory of a tree of processes. From Linux's /proc; elsewhere NaN."""
 
 from __future__ import annotations
 
@@ -7,24 +7,37 @@ import math
 import os
 import platform
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event, Thread
 
+from benchmarks.isa import caps_set
+
 _PROC = Path("/proc")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-SAMPLE_SECONDS = 0.02
+SAMPLE_SECONDS = 0.05
+TREE_SECONDS = 0.5
+"""Intervals in seconds for sampling memory and for listing processes."""
 
 
 def describe() -> dict[str, object]:
-    """Processor, cores, memory, versions, load: what a figure means nothing without."""
+    """Processor, cores, memory, versions and load, to record with figures."""
     import torch
+
+    from ssfl.native.library import isa
 
     return {
         "processor": _first("/proc/cpuinfo", "model name") or platform.processor(),
         "cores": os.cpu_count(),
         "memory": _first("/proc/meminfo", "MemTotal"),
         "arithmetic": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if has_flag(name)],
+        "instruction_sets": {
+            "ssfl": isa(),
+            "torch": torch.backends.cpu.get_cpu_capability(),
+            "caps": caps_set(),
+        },
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -33,7 +46,9 @@ def describe() -> dict[str, object]:
 
 
 def has_bf16_arithmetic() -> bool:
-    """Whether the processor multiplies in bf16 itself."""
+    """Whether the processor has bf16 multiplication, and the limits allow it."""
+    if caps_set().get("ONEDNN_MAX_CPU_ISA"):
+        return False
     return has_flag("avx512_bf16") or has_flag("amx_bf16")
 
 
@@ -53,18 +68,18 @@ def _first(path: str, key: str) -> str | None:
 
 # ── trees of processes ───────────────────────────────────────────────────────────────────────────────────────────
 def tree(root: int) -> list[int]:
-    """Process ids of `root` and all that descend from it."""
+    """Process ids of `root` and all its descendants."""
     children: dict[int, list[int]] = {}
     for pid, fields in _stats():
         children.setdefault(int(fields[1]), []).append(pid)
     found = [root]
-    for pid in found:  # grows while it is read
+    for pid in found:  # the list grows during the loop
         found += children.get(pid, [])
     return found
 
 
 def cpu_seconds(pids: list[int]) -> float:
-    """User and system time of these processes, ended children included; resolution 10 ms a process."""
+    """User and system time of these processes, including ended children; resolution 10 ms per process."""
     wanted = set(pids)
     return sum(sum(map(int, f[11:15])) for pid, f in _stats() if pid in wanted) / _TICKS_A_SECOND
 
@@ -78,7 +93,7 @@ def _stats() -> Iterator[tuple[int, list[str]]]:
 
 
 def pss_bytes(pids: list[int]) -> float:
-    """Memory of these processes together, shared pages counted by their share (proportional set size)."""
+    """Total memory of these processes; shared pages count proportionally (proportional set size)."""
     total, seen = 0, False
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -89,11 +104,20 @@ def pss_bytes(pids: list[int]) -> float:
     return total if seen else math.nan
 
 
-def memory_bytes(pids: list[int]) -> float:
-    """Memory of these processes as if nothing else ran: pages of files (libraries) count once, and as a whole.
+def resident_bytes(pids: list[int]) -> float:
+    """Pages of these processes in memory, shared ones counted for each."""
+    pages = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            pages += int((_PROC / str(pid) / "statm").read_text().split()[1])
+    return pages * _PAGE_BYTES if pages else math.nan
 
-    Of what they share with processes outside, `pss_bytes` counts a share only, so it falls while others run that have
-    the same libraries open.
+
+def memory_bytes(pids: list[int]) -> float:
+    """Memory of these processes as if no other process ran: pages of files (libraries) count once and in full.
+
+    `pss_bytes` counts only a share of pages that other processes also use, so it decreases while others use the same
+    libraries.
     """
     total, files = 0, dict[tuple[str, str], int]()
     for pid in pids:
@@ -107,7 +131,7 @@ def memory_bytes(pids: list[int]) -> float:
 
 
 def _mappings(smaps: str) -> Iterator[tuple[tuple[str, str] | None, dict[str, int]]]:
-    """((file, offset), or None for memory of no file; kilobytes by name) of each mapping of /proc/pid/smaps."""
+    """((file, offset) or None for memory without a file, kilobytes by name) of each mapping in /proc/pid/smaps."""
     for block in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", smaps, flags=re.MULTILINE)[1:]:
         head, *lines = block.splitlines()
         _, _, offset, _, inode, *path = head.split(maxsplit=5)
@@ -119,16 +143,20 @@ def _mappings(smaps: str) -> Iterator[tuple[tuple[str, str] | None, dict[str, in
 
 
 def peak_memory_bytes(root: int, during: Callable[[], object]) -> float:
-    """The largest sum seen in samples while `during` runs. Sampling costs time: never in a timed round.
+    """The largest sampled memory while `during` runs.
 
-    Samples are `pss_bytes`, which are quick; what they leave out of `memory_bytes` is added, as it is at the end.
+    Samples are `resident_bytes`, which are fast to read; the difference to `memory_bytes`, measured at the end, is
+    subtracted.
     """
-    done, peak = Event(), pss_bytes(tree(root))
+    done, peak = Event(), resident_bytes(tree(root))
 
     def watch() -> None:
         nonlocal peak
+        pids, looked = tree(root), time.monotonic()
         while not done.wait(SAMPLE_SECONDS):
-            peak = max(peak, pss_bytes(tree(root)))
+            if time.monotonic() - looked > TREE_SECONDS:
+                pids, looked = tree(root), time.monotonic()
+            peak = max(peak, resident_bytes(pids))
 
     watcher = Thread(target=watch)
     watcher.start()
@@ -137,4 +165,5 @@ def peak_memory_bytes(root: int, during: Callable[[], object]) -> float:
     finally:
         done.set()
         watcher.join()
-    return peak + memory_bytes(tree(root)) - pss_bytes(tree(root))
+    pids = tree(root)
+    return peak + memory_bytes(pids) - resident_bytes(pids)

@@ -1,15 +1,14 @@
 """ssfl as a contestant: FedAvg through the loop, the simulator and an executor, as in a user's run.
 
-Evaluation is switched off on clients (`evaluate=()`) and never due on the server, because it is no part of the round
-that is compared.
+Evaluation is off on clients (`evaluate=()`) and never due on the server, because the compared round does not include
+it.
 """
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,16 +32,21 @@ from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.data.arrays import Arrays
 from ssfl.data.federation import Federation as Data
 from ssfl.data.preprocess import Preprocess
-from ssfl.engine.arithmetic import Arithmetic
-from ssfl.engine.batched import BatchedExecutor
-from ssfl.engine.calibrate import Form, time_steps
-from ssfl.engine.driver import Federation, Progress, TestSet
-from ssfl.engine.executors import Executor, SequentialExecutor
-from ssfl.engine.local import ClientRunner
-from ssfl.engine.memory import give_back_freed_memory, keep_freed_memory
-from ssfl.engine.processes import ProcessExecutor
+from ssfl.engine.accounting.ledger import Meter
+from ssfl.engine.central_test import CentralTest
+from ssfl.engine.client.memory import ClientMemories
+from ssfl.engine.client.runner import ClientRunner
+from ssfl.engine.compute.arithmetic import Arithmetic
+from ssfl.engine.compute.malloc import give_back_freed_memory, keep_freed_memory
+from ssfl.engine.executors.batched.executor import BatchedExecutor
+from ssfl.engine.executors.executor import Executor
+from ssfl.engine.executors.processes.executor import ProcessExecutor
+from ssfl.engine.executors.sequential import SequentialExecutor
+from ssfl.engine.executors.threads import ThreadExecutor
+from ssfl.engine.executors.timing import Form, time_steps
+from ssfl.engine.loop import RoundLoop
 from ssfl.engine.simulator import Simulator
-from ssfl.engine.threads import ThreadExecutor
+from ssfl.engine.state.progress import Progress
 from ssfl.models import build_model
 from ssfl.models.small import MLP, SmallCNN
 from ssfl.native import available
@@ -51,7 +55,7 @@ ENDLESS = 10**9
 
 
 def our_module(work: Workload) -> nn.Module:
-    """The same function as the workload's network, as ssfl writes it (its `cnn` pools before ReLU: they commute)."""
+    """The same function as the workload's network, as in ssfl (its `cnn` pools before ReLU, with equal results)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         if work.name == "tiny":
@@ -64,7 +68,7 @@ def our_module(work: Workload) -> nn.Module:
 
 
 def our_data(work: Workload) -> Data:
-    """The clients' arrays as a federation: same rows, no augmentation."""
+    """The clients' arrays as a federation, with the same rows and no augmentation."""
     arrays = client_arrays(work)
     total = work.clients * work.examples
     names = tuple(map(str, range(CLASSES)))
@@ -76,38 +80,36 @@ def our_data(work: Workload) -> Data:
 
 
 def form_here(work: Workload, module: nn.Module, convolutions: str = "auto") -> Form:
-    """What `engine.memory_format=auto` would choose here."""
+    """The choice of `engine.memory_format=auto` on this machine."""
     times = time_steps(module, work.shape, BATCH_SIZE, block=1, native=available())
     return times.form(convolutions=convolutions)
 
 
 def our_tasks(algorithm: Algorithm[Any]) -> Mapping[str, ClientTask]:
     """A method's tasks without their tests on the client's split."""
-    return {name: _untested(task) for name, task in algorithm.tasks.items()}
-
-
-def _untested(task: ClientTask) -> ClientTask:
-    quiet = copy.copy(task)
-    object.__setattr__(quiet, "evaluate", ())  # tasks are frozen, and not all take it as a field
-    return quiet
+    return {name: replace(task, evaluate=()) for name, task in algorithm.tasks.items()}
 
 
 @dataclass
 class TimedExchange:
-    """A simulator that notes the last round's clients' seconds, for the share of a round outside their work."""
+    """A simulator that records the clients' seconds of the last round, for the share outside their work."""
 
     simulator: Simulator
     client_seconds: float = 0.0
 
-    def __post_init__(self) -> None:
-        self.client_states = self.simulator.client_states
-        self.restore = self.simulator.restore
-
-    def __call__(self, plan: RoundPlan) -> Iterator[ClientReply]:
+    def __call__(self, plan: RoundPlan, meter: Meter) -> Iterator[ClientReply]:
         self.client_seconds = 0.0
-        for reply in self.simulator(plan):
+        for reply in self.simulator(plan, meter):
             self.client_seconds += reply.report.wall_seconds
             yield reply
+
+    def client_memories(self) -> ClientMemories:
+        """The simulator's."""
+        return self.simulator.client_memories()
+
+    def restore(self, memories: ClientMemories) -> None:
+        """Through the simulator."""
+        self.simulator.restore(memories)
 
 
 class Ours:
@@ -122,13 +124,13 @@ class Ours:
         convolutions: str = "auto",
         algorithm: Algorithm[Any] | None = None,
     ) -> None:
-        """algorithm: None is FedAvg."""
+        """algorithm: None means FedAvg."""
         module, data = our_module(work), our_data(work)
         keep_freed_memory(workers if executor == "threads" else 1, 4 * Layout.of(module).size)
         self.form = Form("contiguous", "direct")
         if executor != "batched":
             self.form = form_here(work, module, "direct" if precision == "bf16" else convolutions)
-        give_back_freed_memory()  # as `ssfl run` does: what making data and measuring took
+        give_back_freed_memory()  # as in `ssfl run`: memory freed after making data and measuring
         fit = FitSpec(1, BATCH_SIZE, ExponentialDecay(LR, 1.0))
         algorithm = FedAvg(fit, work.cohort) if algorithm is None else algorithm
         layout, convolutions = self.form
@@ -144,25 +146,24 @@ class Ours:
         self.executor = executor_of(executor, self.runner, workers, work.cohort)
         counts = {k: data.examples(k) for k in range(data.num_clients)}
         context = ServerContext(self.runner.layout, counts, SEED)
-        test_set = TestSet(data.arrays.test_y, CLASSES, data.test_parts)
         self.exchange = TimedExchange(Simulator(self.executor))
-        self.loop = Federation(
-            *(algorithm, context, self.exchange, self.executor, test_set, _ignored, _unsaved),
-            test_every=ENDLESS,
+        examiner = CentralTest(self.executor, data)
+        self.loop = RoundLoop(
+            algorithm, context, self.exchange, examiner, _ignored, _unsaved, test_every=ENDLESS
         )
-        self.progress: Progress = self.loop.start(self.runner.layout.flatten(module), ENDLESS)
+        self.progress = self.loop.start(self.runner.layout.flatten(module), ENDLESS)
+        self.plan = algorithm.configure_round(self.progress.state, self.progress.clock, context)
 
     def round(self) -> float:
-        """One round; its seconds."""
+        """One round and the plan of the next one; returns the seconds."""
+        assert self.plan is not None
         start = time.perf_counter()
-        loop = self.loop
-        plan = loop.algorithm.configure_round(self.progress.state, self.progress.clock, loop.context)
-        assert plan is not None
-        self.progress = loop.progress = loop.step(self.progress, plan)
+        self.progress, self.plan = self.loop.step(self.progress, self.plan)
+        self.loop.progress = self.progress  # the previous progress is freed
         return time.perf_counter() - start
 
     def accuracy(self) -> float:
-        """Of the global model."""
+        """Accuracy of the global model on the test set."""
         theta = self.loop.algorithm.weights_to_evaluate(self.progress.state, self.loop.context)
         assert theta is not None
         return float(self.executor.predict(theta)[1].double().mean())
@@ -194,7 +195,7 @@ def main() -> None:
     parser.add_argument(
         "--executor", choices=["sequential", "threads", "batched", "processes"], default="threads"
     )
-    parser.add_argument("--threads", type=int, default=1, help="that compute one step (sequential)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of one step (sequential)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--convolutions", choices=["auto", "direct"], default="auto")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The share of a round that is not training: our round beside the same training steps and nothing else."""
+"""The share of a round that is not training: our round compared with only the same training steps."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn.functional import cross_entropy
 from benchmarks.figures import Figure, spread
 from benchmarks.ours import Ours
 from benchmarks.workload import LR, Workload
-from ssfl.engine.flat_module import FlatModule
+from ssfl.engine.compute.flat_module import FlatModule
 
 
 class BareSteps:
-    """A round's training steps over batches made beforehand: zero the gradient, forward, backward, w -= lr g."""
+    """A round's training steps on batches made in advance: zero the gradient, forward, backward, w -= lr g."""
 
     def __init__(self, ours: Ours, work: Workload) -> None:
         runner = ours.runner
@@ -40,7 +40,7 @@ class BareSteps:
 
 
 def overhead(work: Workload, rounds: int) -> list[Figure]:
-    """Sequential rounds and bare steps in turns; the rest of the round, and what lies outside the clients' work."""
+    """Sequential rounds and bare steps alternately; the rest of the round, and the time outside the clients' work."""
     ours = Ours(work, "sequential", workers=1)
     steps = BareSteps(ours, work)
     rest, outside = [], []

@@ -1,6 +1,6 @@
-"""The work on which simulators are compared. Needs numpy and torch only: it runs in the peers' environments too.
+"""The work on which simulators are compared. Needs only numpy and torch, because it also runs in peers' environments.
 
-Networks are written as a user of any framework would write them, not as ssfl does.
+Networks are written as by a user of any framework, not as in ssfl.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ClientArrays:
 def client_arrays(work: Workload) -> ClientArrays:
     """Class means of low frequency (4x4 normal values times 0.5, upsampled) plus unit normal noise; seed 0.
 
-    Inputs that are no images get a normal mean per class, times 0.5.
+    Inputs that are not images get a normal mean per class, times 0.5.
     """
     rng = np.random.default_rng(SEED)
     means = _class_means(rng, work.shape)
@@ -81,7 +81,7 @@ def _class_means(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
 
 
 def seeded(work: Workload) -> nn.Module:
-    """The network with the same initial weights for everybody."""
+    """The network with the same initial weights for all contestants."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return work.build()
@@ -94,7 +94,7 @@ def cohort_of(work: Workload, round_: int) -> list[int]:
 
 
 def accuracy_of(module: nn.Module, arrays: ClientArrays) -> float:
-    """Share of the test set that the network gets right: shows that a contestant really trains."""
+    """Accuracy on the test set, which shows that a contestant really trains."""
     module.eval()
     with torch.no_grad():
         hits = [
@@ -160,7 +160,7 @@ FEATURES = 64
 
 
 def perceptron(hidden: int) -> nn.Module:
-    """64 → hidden → hidden → 10, for sizes at will."""
+    """64 → hidden → hidden → 10, for any size."""
     widths = (FEATURES, hidden, hidden, CLASSES)
     pairs = list(pairwise(widths))
     layers = [layer for a, b in pairs for layer in (nn.Linear(a, b), nn.ReLU())]
@@ -168,7 +168,7 @@ def perceptron(hidden: int) -> nn.Module:
 
 
 def hidden_width(parameters: int) -> int:
-    """The width at which `perceptron` has about so many parameters: h² + (64 + 10 + 2) h + 10 = parameters."""
+    """The width at which `perceptron` has about this number of parameters: h² + (64 + 10 + 2) h + 10 = parameters."""
     linear = FEATURES + CLASSES + 2
     return max(1, round((-linear + (linear**2 + 4 * (parameters - CLASSES)) ** 0.5) / 2))
 
@@ -185,7 +185,7 @@ WORKLOADS = {
 
 
 def workload(name: str) -> Workload:
-    """One of WORKLOADS, or "scale-CLIENTS-COHORT-PARAMETERS": a perceptron, 16 examples (one step) a client."""
+    """One of WORKLOADS, or "scale-CLIENTS-COHORT-PARAMETERS": a perceptron, 16 examples (one step) per client."""
     if name in WORKLOADS:
         return WORKLOADS[name]
     kind, *numbers = name.split("-")

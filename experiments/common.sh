@@ -1,10 +1,10 @@
-# Read by the scripts of every experiment; they set `experiment` first. Environment:
-#   SSFL_DATA_DIR  where the data sets lie (docs/data.md); default ./dataset
+# Sourced by the scripts of every experiment, which set `experiment` first. Environment:
+#   SSFL_DATA_DIR  folder of the data sets (docs/data.md); default ./dataset
 #   JOBS           cells at a time; default 2 for small runs, 1 at paper scale
 #   LAUNCHER       local | submitit | ray; LAUNCHER_OPTIONS: KEY=VALUE words for it
-#   OUT            where runs go; default outputs/experiments
-#   PRESET, EXTRA  another preset, further words (a dry run: PRESET=digits EXTRA="training.comm_round=1 ...")
-# A script that was stopped goes on where it was when it is started again.
+#   OUT            folder of the runs; default outputs/experiments
+#   PRESET, EXTRA  another preset, additional settings (a dry run: PRESET=digits EXTRA="training.comm_round=1 ...")
+# A stopped script continues when it is started again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ssfl=${SSFL:-.venv/bin/ssfl}
@@ -24,12 +24,33 @@ sweep() {
     --lines "$out/$stage.lines" "preset=$preset" "dataset.data_dir=$data" ${EXTRA:-}
 }
 
-# rate METHOD DEFAULT: the learning rate that tune_small.sh chose.
-rate() { "$python" -m ssfl.report.tune get "$results/lr_small.json" "$1" "$2"; }
+# choose STAGE PRESET RECORD WORDS...: the best learning rate (or KEY) of every line on standard input, by accuracy on a
+# held-out tenth of the training rows; written to $results/RECORD. WORDS apply to all lines.
+choose() {
+  local stage=$1 preset=${PRESET:-$2} record=$3
+  shift 3
+  mkdir -p "$out" "$results"
+  cat >"$out/$stage.lines"
+  # shellcheck disable=SC2086  # EXTRA is a list of words
+  "$ssfl" sweep --jobs "${JOBS:-2}" --into "$out/$stage" --lines "$out/$stage.lines" --choose "${KEY:-lr}" \
+    --by "${BY:-validation_accuracy}" \
+    "preset=$preset" "dataset.data_dir=$data" dataset.validation_portion=0.1 "$@" ${EXTRA:-}
+  if [ -e "$out/$stage/choice.json" ]; then cp "$out/$stage/choice.json" "$results/$record"; fi
+}
 
-# keep STAGE: what is committed of a stage, and its table.
+# search STAGE PRESET RECORD: `choose` as all studies use it: 40 rounds, over which the rate decays to 1/30, and a seed that
+# no reported run uses.
+search() {
+  JOBS=${JOBS:-1} choose "$@" experiment.seed=1 training.comm_round=40 optimizer.lr_decay=0.9185 \
+    training.frequency_of_the_test=40
+}
+
+# rate SETTING DEFAULT [RECORD]: the chosen learning rate of a setting (its words as in the line of the search), or of a
+# method with only one searched setting.
+rate() { "$python" -m ssfl.report.studies.choice "$results/${3:-lr_small.json}" "$1" "$2"; }
+
+# keep STAGE: collect the results of a stage in the file to commit, and print its table.
 keep() {
-  mkdir -p "$results/results"
-  "$python" -m ssfl.report.collect "$out/$1" "$results/results/$1"
+  "$python" -m ssfl.report.runs.collect "$out/$1" "$results/results/$1/runs.json"
   "$ssfl" table "$results/results/$1" --paper "$experiment"
 }

@@ -1,4 +1,4 @@
-"""Verbs, exit codes, and how fast and how quietly bad input is answered. The runs themselves are stand-ins."""
+"""Verbs, exit codes, and fast one-line errors for bad input. Runs are replaced by a recorder."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ import pytest
 
 from ssfl import __version__, cli
 from ssfl.config import Config
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-class _PartitionError(ValueError):
-    """An input error of another room, for the purposes of `is_input_error`."""
+from ssfl.errors import UserError
+from tests.support.paths import ROOT
 
 
-_PartitionError.__module__ = "ssfl.data.partition"
+class _PartitionError(UserError):
+    """A user error of another package."""
 
 
 @pytest.fixture
@@ -35,7 +32,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
 
         return call
 
-    for name in ("run", "resume", "show_partition"):
+    for name in ("run", "resume", "show_partition", "show_doctor"):
         setattr(fake, name, record(name))
     monkeypatch.setitem(sys.modules, "ssfl.assemble", fake)
     monkeypatch.setattr("ssfl.assemble", fake, raising=False)
@@ -60,19 +57,27 @@ def test_run_hands_over_the_configuration(calls: list[tuple[object, ...]]) -> No
 def test_resume_and_partition(calls: list[tuple[object, ...]], tmp_path: Path) -> None:
     assert cli.main(["resume", str(tmp_path), "--console", "json"]) == 0
     assert cli.main(["partition", "preset=digits", "--out", "table.png"]) == 0
-    assert calls[0] == ("resume", tmp_path, "json")
+    assert calls[0] == ("resume", tmp_path, "json", [])
     assert calls[1][0] == "show_partition"
     assert calls[1][2] == Path("table.png")
+
+
+def test_doctor_takes_a_run_or_none(calls: list[tuple[object, ...]]) -> None:
+    assert cli.main(["doctor"]) == 0
+    assert cli.main(["doctor", "--measure", "preset=digits"]) == 0
+    assert calls[0] == ("show_doctor", None, False)
+    assert isinstance(calls[1][1], Config)
+    assert calls[1][2] is True
 
 
 def test_warnings_are_lines_on_stderr(
     calls: list[tuple[object, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["run", "preset=digits", "model.cs=v1"]) == 0
-    said = capsys.readouterr()
-    assert said.err.startswith("ssfl: warning: model.cs is a leftover")
-    assert said.err.count("\n") == 1
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert printed.err.startswith("ssfl: warning: model.cs has no effect")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
 
 
 @pytest.mark.parametrize(
@@ -98,9 +103,9 @@ def test_bad_input_is_one_line_and_exit_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(words) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("ssfl: ")
-    assert said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("ssfl: ")
+    assert printed.err.count("\n") == 1
     assert calls == []
     assert list(tmp_path.iterdir()) == []
 
@@ -129,7 +134,7 @@ def test_what_the_first_rank_refuses_later_is_left_to_it_too(
     calls: list[tuple[object, ...]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = _PartitionError("training.client_num_in_total=100000: too many")
-    refused.first_rank_says_it = True  # type: ignore[attr-defined]
+    refused.reported_by_first_rank = True  # type: ignore[attr-defined]
     _fail(monkeypatch, refused)
     monkeypatch.setattr(cli, "FIRST_RANK_SECONDS", 0.0)
     assert cli.main(["run", "preset=digits"]) == 2
@@ -170,6 +175,85 @@ def test_ctrl_c_is_130(calls: list[tuple[object, ...]], monkeypatch: pytest.Monk
     assert cli.main(["run", "preset=digits"]) == 130
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "--optimizer.lr=1"], "--optimizer.lr=1; settings are KEY=VALUE, without dashes"),
+        (["run", "--nope"], "unrecognized arguments: --nope; see ssfl --help"),
+        (
+            ["resume"],
+            "the following arguments are required: folder; see ssfl resume --help",
+        ),
+        (
+            ["sweep", "--jobs", "0"],
+            "argument --jobs: 0: must be a whole number of at least 1; see ssfl sweep --help",
+        ),
+        (
+            ["deploy", "local", "--sites", "x"],
+            "argument --sites: invalid int value: 'x'; see ssfl deploy local --help",
+        ),
+    ],
+)
+def test_options_that_do_not_exist_are_one_line(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words)
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            b"optimizer.lr=0.1\r\n\r\n# c\r\nmodel.dense_ratio=1,\r\n",
+            "line 4: 'model.dense_ratio=1,': an item",
+        ),
+        (b"optimizer.lr=0.1\noptimizer.lr='0.1\n", "line 2: a quote has no partner"),
+        (b"a\xff=1\n", "is not text in UTF-8"),
+        (b"\n# nothing\n", "is empty"),
+    ],
+)
+def test_a_line_of_a_sweep_file_is_named(
+    content: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lines.txt").write_bytes(content)
+    assert cli.main(["sweep", "--lines", str(tmp_path / "lines.txt"), "--into", str(tmp_path / "s")]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_sweep_file_may_come_from_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lines.txt").write_bytes(
+        b"\xef\xbb\xbfoptimizer.lr=0.1,0.2\r\n# c\r\nmodel.dense_ratio=0.3\r\n"
+    )
+    taken: list[object] = []
+
+    def start(words: list[str], lines: object, **rest: object) -> int:
+        taken.append(lines)
+        return 0
+
+    monkeypatch.setattr("ssfl.sweep.sweep.start_sweep", start)
+    assert cli.main(["sweep", "--lines", str(tmp_path / "lines.txt")]) == 0
+    assert taken == [[["optimizer.lr=0.1,0.2"], ["model.dense_ratio=0.3"]]]
+
+
+def test_packed_runs_are_read_like_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed = ROOT / "experiments" / "codec_accuracy" / "digits" / "runs.json"
+    assert cli.main(["table", str(packed)]) == 0
+    assert "SSFL, density 0.1, profile=small" in capsys.readouterr().out
+    assert cli.main(["report", str(packed), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "comparison.csv").is_file()
+    stored = packed.read_text(encoding="utf-8")
+    (tmp_path / "runs.json").write_text(stored.replace('"round": 30', '"round": "30"'), encoding="utf-8")
+    assert cli.main(["table", str(tmp_path / "runs.json")]) == 2
+    assert "round must be a whole number" in capsys.readouterr().err
+
+
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     for words, text in (
         (["--version"], f"ssfl {__version__}"),
@@ -184,7 +268,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_main_py_is_ssfl_run(tmp_path: Path) -> None:
-    # -X importtime would tell too; asking the process itself is simpler: nothing heavy may be loaded by then.
+    # Checks in the process that no large library is loaded (simpler than -X importtime).
     done = subprocess.run(
         [sys.executable, str(ROOT / "main.py"), "preset=digits", "model.dense_ratio=1.5"],
         cwd=tmp_path,

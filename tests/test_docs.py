@@ -1,17 +1,21 @@
-"""The Python blocks of the documentation run as they stand."""
+"""The Python blocks of the documentation run unchanged."""
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from ssfl.models import build_model
+from ssfl import assemble
+from ssfl.data.sources import load_arrays
+from tests.support.assembled import config
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -19,21 +23,34 @@ def blocks(page: str) -> list[str]:
     return BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
 
 
-def test_the_readmes_three_lines_load_an_exported_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on the digits."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert assemble.run(config(f"experiment.output_dir={folder}", "training.comm_round=4")) == 0
+    (run,) = (folder / "digits").iterdir()
+    return run
+
+
+@pytest.mark.parametrize(
+    ("page", "start"), [("README.md", "from ssfl.models.trained"), ("docs/models.md", "import json")]
+)
+def test_a_trained_network_answers_raw_rows_as_the_run_reported(
+    page: str, start: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (code,) = blocks("README.md")
+    (code,) = [block for block in blocks(page) if block.startswith(start)]
     (place,) = re.findall(r'"(outputs/[^"]+\.safetensors)"', code)
-    with torch.random.fork_rng(devices=[]):
-        net = build_model("digits_cnn", num_classes=10, input_shape=(1, 8, 8))
     (tmp_path / place).parent.mkdir(parents=True)
-    save_file(net.state_dict(), tmp_path / place)
+    shutil.copy(trained / "model.safetensors", tmp_path / place)
     monkeypatch.chdir(tmp_path)
-    names: dict[str, torch.nn.Module] = {}
+    arrays = load_arrays("digits")
+    names: dict[str, Any] = {"rows": arrays.test_x}
     with torch.random.fork_rng(devices=[]):
         exec(code, names)
-    x = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert names["net"](x).equal(net(x))
+    last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    hits = (names["logits"].argmax(1) == arrays.test_y).double().mean()
+    assert float(hits) == pytest.approx(last["global_accuracy"])
+    assert float(hits) > 0.5
 
 
 def test_the_federation_of_the_ten_minute_page_learns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,7 +58,9 @@ def test_the_federation_of_the_ten_minute_page_learns(capsys: pytest.CaptureFixt
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 26
     with torch.random.fork_rng(devices=[]):
         exec(code, {})
-    told = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [int(row[0]) for row in told] == list(range(1, 9))
-    assert float(told[-1][1]) > 0.8
-    assert len({row[2] for row in told}) == 1  # the mask is known: every round's uploads are equally large
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [int(row[0]) for row in rows] == list(range(1, 9))
+    assert float(rows[-1][1]) > 0.8
+    assert (
+        len({row[2] for row in rows}) == 1
+    )  # the mask is known, so uploads have the same size in every round

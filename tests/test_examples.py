@@ -1,4 +1,4 @@
-"""The examples run as they are, and are as short as promised."""
+"""The examples run unchanged, and are as short as documented."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-LEAST_ACCURACY = {"own_model_and_data.py": 0.7, "own_batch_order.py": 0.9}
+LEAST_ACCURACY = {"own_model_and_data.py": 0.7, "own_batch_order.py": 0.9, "fedprox.py": 0.7}
 
 
 def code_lines(path: Path) -> int:
@@ -32,6 +32,6 @@ def test_example_runs_and_learns(
     monkeypatch.chdir(tmp_path)
     with torch.random.fork_rng(devices=[]):
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-    told = re.findall(r"^accuracy ([\d.]+)", capsys.readouterr().out, re.MULTILINE)
-    assert float(told[-1]) >= LEAST_ACCURACY[name]
+    accuracies = re.findall(r"^accuracy ([\d.]+)", capsys.readouterr().out, re.MULTILINE)
+    assert float(accuracies[-1]) >= LEAST_ACCURACY[name]
     assert list(tmp_path.iterdir()) == []

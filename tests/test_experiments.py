@@ -1,4 +1,4 @@
-"""The scripts of experiments: every cell is possible, methods and seeds are there, the small ones keep their time."""
+"""Scripts of experiments: all cells are possible, methods and seeds are complete, estimated times are right."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from pathlib import Path
 import pytest
 
 from ssfl.config import Config, cohort_size, load_config
-from ssfl.report.paper import TABLES
+from ssfl.report.paper.published import TABLES
+from ssfl.report.runs.compact import load_compact
+from ssfl.report.runs.labels import density as density_of
+from ssfl.report.runs.labels import method as label_of
+from ssfl.report.runs.run import Run
+from ssfl.report.studies.study import Selector, read_study, short_table, write_study
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = """#!/usr/bin/env bash
-# Stands for `ssfl` and for `python -m ssfl.report...`: keeps the lines of a sweep and its words, answers 0.1 to `rate`.
-[ "$1" = -m ] && [ "$3" = get ] && { echo 0.1; exit; }
+# Replaces `ssfl` and `python -m ssfl.report...`: stores the sweep file and the arguments, answers 0.1 to `rate`.
+[ "$1" = -m ] && [ "$2" = ssfl.report.studies.choice ] && { echo 0.1; exit; }
 [ "$1" = sweep ] || exit 0
 shift
 while [ $# -gt 0 ]; do
@@ -31,18 +36,22 @@ while [ $# -gt 0 ]; do
 done
 """
 SECONDS_PER_500_IMAGES = 0.41
-"""Measured: `cnn`, 32x32, batch 16, one core; the slowest machine so far, before there were kernels in C."""
+"""Measured seconds: `cnn`, 32x32, batch 16, one core; the slowest machine so far, without kernels in C."""
 SLOWER = {"sparsyfed": 1.6, "dispfl": 1.15}
-"""Against FedAvg: guesses on the safe side (re-parameterised layers; masks and their search)."""
+"""Time relative to FedAvg: upper estimates (re-parameterised layers; masks and their search)."""
 START_SECONDS = 15.0
-MINUTES = {name: 120.0 if name == "cifar10_dir03" else 45.0 for name in TABLES}
+MINUTES = 45.0
 IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "tinyimagenet": 20_000}
 """Training images; of Tiny-ImageNet 100 of every class's 500, as in the part on which the page's runs were made."""
 
 
+SMALL = tuple(name for name in TABLES if (ROOT / "experiments" / name / "run_small.sh").is_file())
+STUDIES = tuple(sorted(path.parent.name for path in (ROOT / "experiments").glob("*/study.json")))
+
+
 @cache
 def _cells(folder: Path, name: str, script: str) -> tuple[Config, ...]:
-    """The cells that a script hands to `ssfl sweep`."""
+    """The cells that a script passes to `ssfl sweep`."""
     keep = folder / f"{name}-{script}"
     keep.mkdir()
     stand_in = keep / "stand-in"
@@ -68,7 +77,7 @@ def _cells(folder: Path, name: str, script: str) -> tuple[Config, ...]:
 
 def _values(word: str) -> list[str]:
     key, _, values = word.partition("=")
-    # One seed stands for all, since each configuration takes time to check; further seeds check nothing new.
+    # One seed only: each configuration takes time to check, and other seeds are the same.
     if key == "experiment.seed" and values.startswith("110,"):
         return [f"{key}=550"]
     return [f"{key}={value}" for value in values.split(",")[: 1 if key == "experiment.seed" else None]]
@@ -81,14 +90,18 @@ def _load(words: tuple[str, ...]) -> Config:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the scripts' words are kept for all tests of this file."""
+    """Folder of the scripts' arguments, for all tests of this file."""
     return tmp_path_factory.mktemp("experiments")
 
 
+def _fair(config: Config) -> bool:
+    return bool(getattr(config.algorithm.params, "fair_budget", False))
+
+
 def _seconds(config: Config) -> float:
-    """One run on one core."""
+    """Estimated seconds of a run on one core."""
     training = config.training
-    trains_all = config.algorithm.name in ("dispfl", "local") and not config.algorithm.params.fair_budget
+    trains_all = config.algorithm.name in ("dispfl", "local") and not _fair(config)
     trained = training.comm_round * (training.client_num_in_total if trains_all else cohort_size(config))
     if config.algorithm.name == "fedavg_ft":
         trained += training.client_num_in_total
@@ -101,22 +114,22 @@ def _seconds(config: Config) -> float:
     )
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", SMALL)
 def test_the_small_runs_keep_their_time(name: str, folder: Path) -> None:
     cells = _cells(folder, name, "run_small.sh")
     assert all(config.engine.executor == "sequential" for config in cells)
     minutes = 3 * sum(map(_seconds, cells)) / 2 / 60  # three seeds, two cores
-    assert minutes < MINUTES[name]
-    said = re.search(
+    assert minutes < MINUTES
+    stated = re.search(
         r"about (\d+) minutes on 2 cores", (ROOT / "experiments" / name / "README.md").read_text()
     )
-    assert said is not None
-    assert abs(int(said.group(1)) - minutes) < 3, (
-        f"README.md says {said.group(1)}, the arithmetic {minutes:.0f}"
+    assert stated is not None
+    assert abs(int(stated.group(1)) - minutes) < 3, (
+        f"README.md says {stated.group(1)}, the arithmetic {minutes:.0f}"
     )
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", SMALL)
 def test_every_method_of_the_small_table_gets_the_same_search(name: str, folder: Path) -> None:
     trials = _cells(folder, name, "tune_small.sh")
     budgets = {
@@ -124,20 +137,104 @@ def test_every_method_of_the_small_table_gets_the_same_search(name: str, folder:
         for method in {config.algorithm.name for config in trials}
     }
     assert len(set(map(tuple, budgets.values()))) == 1
-    # Four rates where the lowest of three had won elsewhere; the two oldest searches had three.
-    rates = 3 if name in ("cifar10_dir03", "cifar100_dir03") else 4
-    assert {len(trial) for trial in budgets.values()} == {rates}
+    # Four rates after the lowest of three was best in an earlier search; the oldest search had three.
+    assert {len(trial) for trial in budgets.values()} == {3 if name == "cifar100_dir03" else 4}
+    assert all(config.dataset.validation_portion > 0 for config in trials)
     small = {config.algorithm.name for config in _cells(folder, name, "run_small.sh")}
-    assert small - {"fedavg_ft", "local"} <= set(budgets)  # those two take FedAvg's rate
+    assert small - {"fedavg_ft", "local"} <= set(budgets)  # these two use FedAvg's rate
     assert {config.experiment.seed for config in trials} == {1}
 
 
 def test_the_readmes_table_has_all_its_methods(folder: Path) -> None:
-    for script in ("run_small.sh", "run_paper.sh"):
-        cells = _cells(folder, "cifar10_dir03", script)
-        methods = {(c.algorithm.name, c.algorithm.params.fair_budget) for c in cells}
-        assert {("ssfl", False), ("fedavg", False), ("sparsyfed", False), ("fedavg_ft", False)} <= methods
-        assert {("dispfl", False), ("dispfl", True)} <= methods
+    cells = _cells(folder, "cifar10_dir03", "run_paper.sh")
+    methods = {(c.algorithm.name, _fair(c)) for c in cells}
+    assert {("ssfl", False), ("fedavg", False), ("sparsyfed", False), ("fedavg_ft", False)} <= methods
+    assert {("dispfl", False), ("dispfl", True)} <= methods
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_runs_what_its_table_and_its_comparisons_name(name: str, folder: Path) -> None:
+    study = read_study(ROOT / "experiments" / name / "study.json")
+    scripts = sorted(path.name for path in (ROOT / "experiments" / name).glob("*.sh"))
+    cells = [c for script in scripts if script.startswith("run") for c in _study_cells(folder, name, script)]
+    trials = [c for script in scripts if script.startswith("tune") for c in _cells(folder, name, script)]
+    run = {
+        Selector(_method(c), 1.0 if c.algorithm.name in ("fedavg", "fedavg_ft") else c.model.dense_ratio)
+        for c in cells
+    }
+    assert run | {Selector("FedAvg", 1.0)} == {Selector(s.method, float(s.density)) for s in study.order}
+    compared = {s for c in study.comparisons for s in (c.first, c.second)}
+    assert compared <= set(study.order)
+    assert {c.dataset.validation_portion for c in cells} == {0.0}
+    assert {c.dataset.validation_portion for c in trials} == {0.1}
+    budgets = {(c.training.comm_round, c.experiment.seed) for c in trials}
+    assert budgets == {(40, 1)}
+    # No choice depends on a measurement, so that every run is computed in the same way.
+    for config in cells:
+        assert "auto" not in (config.engine.executor, config.engine.block, config.engine.convolutions)
+        assert "auto" not in (config.engine.memory_format, config.engine.threads, config.engine.workers)
+
+
+def _study_cells(folder: Path, name: str, script: str) -> tuple[Config, ...]:
+    """The cells of a study's script; empty for scripts of the paper's table."""
+    return () if script == "run_paper.sh" else _cells(folder, name, script)
+
+
+def _method(config: Config) -> str:
+    return config.algorithm.method.label(config.algorithm.params)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_page_of_a_study_is_up_to_date(name: str, tmp_path: Path) -> None:
+    home = ROOT / "experiments" / name
+    if not (home / "runs.json").is_file():
+        pytest.skip("not run yet")
+    for file in ("runs.json", "study.json"):
+        (tmp_path / file).write_bytes((home / file).read_bytes())
+    page = write_study(tmp_path, pictures=False).read_text(encoding="utf-8")
+    assert (home / "results.md").read_text(encoding="utf-8") == page, "run: bash experiments/keep.sh"
+
+
+def test_the_main_readmes_table_is_up_to_date() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("<!-- table of cifar10_converged -->\n")[2].partition("<!-- end of table -->")[0]
+    assert table == short_table(ROOT / "experiments" / "cifar10_converged"), "run: bash experiments/keep.sh"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in STUDIES if (ROOT / "experiments" / name / "runs.json").is_file()]
+)
+def test_every_curve_of_a_committed_table_is_flat(name: str) -> None:
+    """Computed from the file's rows, for every line of the page's first table."""
+    home = ROOT / "experiments" / name
+    runs = [
+        cell.run for cell in load_compact(home / "runs.json") if cell.run is not None and cell.run.finished
+    ]
+    table = (home / "results.md").read_text(encoding="utf-8").partition("## Differences")[0]
+    lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][2:]
+    for method, density, *_ in lines:
+        those = [
+            r for r in runs if (label_of(r), density_of(r)) == (method.removeprefix("| "), float(density))
+        ]
+        assert len(those) == 3
+        for accuracy in ("global_accuracy", "client_accuracy_mean"):
+            late, before = (
+                [_mean_between(r, accuracy, *span) for r in those] for span in ((0.9, 1.0), (0.8, 0.9))
+            )
+            assert sum(late) / 3 - sum(before) / 3 < 0.01, f"{method} at {density}: {accuracy} still rises"
+
+
+def _mean_between(run: Run, accuracy: str, after: float, until: float) -> float:
+    """Mean accuracy of the evaluations between two shares of the rounds (0-1); 0 if the method lacks it."""
+    rounds = run.rounds_asked
+    values = [
+        row.get(accuracy) or 0.0
+        for row in run.rows
+        if row["event"] == "round"
+        and after * rounds < row["round"] <= until * rounds
+        and "clients_trained" in row
+    ]
+    return sum(values) / len(values)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -151,18 +248,19 @@ def test_paper_scale_is_the_published_experiment(name: str, folder: Path) -> Non
 
 @pytest.mark.parametrize("name", TABLES)
 def test_no_number_without_a_run(name: str) -> None:
-    """A README says plainly that nothing was run, until results are there."""
+    """Until results exist, the README says that nothing was run."""
     home = ROOT / "experiments" / name
     readme = (home / "README.md").read_text(encoding="utf-8")
     for stage in ("small", "paper"):
-        line = f"**{stage.capitalize()} runs: not run yet.**"
-        assert (line in readme) != (home / "results" / stage).is_dir()
+        if (home / f"run_{stage}.sh").is_file():
+            line = f"**{stage.capitalize()} runs: not run yet.**"
+            assert (line in readme) != (home / "results" / stage).is_dir()
     assert json.loads((home / "paper.json").read_text())["title"].partition(",")[0] in readme
 
 
 def test_the_page_of_results_is_up_to_date(tmp_path: Path) -> None:
-    from ssfl.report.results import write_results
+    from ssfl.report.pages import write_results
 
     page = write_results(ROOT / "experiments", tmp_path, draw=False).read_text(encoding="utf-8")
     committed = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    assert committed == page, "run: python -m ssfl.report.results"
+    assert committed == page, "run: python -m ssfl.report.pages"

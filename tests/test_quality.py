@@ -1,4 +1,4 @@
-"""Lint, format, types and packaging of the whole checkout, as tests: one command covers everything."""
+"""Lint, format, types and packaging of the checkout, as tests."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import importlib.util
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.paths import ROOT
 
 
 def _run(*words: str) -> None:
@@ -38,6 +37,15 @@ def test_every_file_is_formatted() -> None:
 def test_types_hold() -> None:
     _needs("mypy")
     _run("mypy")
+
+
+def test_tests_share_helpers_not_each_other() -> None:
+    """Helpers are in tests/support, or in a separate module next to the tests."""
+    pattern = re.compile(r"^(?:from|import) tests\.(?:\w+\.)*test_\w+", re.MULTILINE)
+    sources = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    taken = {str(p.relative_to(ROOT)) for p in sources if pattern.search(p.read_text(encoding="utf-8"))}
+    # The program of a separate process, which uses definitions of this file.
+    assert taken <= {"tests/native/test_parallel.py"}
 
 
 def test_every_package_is_installed_with_the_wheel() -> None:

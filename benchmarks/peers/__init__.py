@@ -1,1 +1,1 @@
-"""Other frameworks, each in an environment of its own; `install.py` makes them, `NAME.py` drives one."""
+"""Other frameworks, each in a separate environment; `install.py` creates them, `NAME.py` runs one."""

@@ -1,6 +1,6 @@
 """BlazeFL as a contestant: its FedAvg with a pool of threads (one torch thread each), or serially.
 
-Its pool of processes is left out: it is made anew in every round and several times slower.
+Its process pool is not measured: it is created in every round and several times slower.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.workload import (
 
 
 class Selector:
-    """BlazeFL's way to a network."""
+    """BlazeFL's interface for models."""
 
     def __init__(self, work: Workload) -> None:
         self.work = work
@@ -41,7 +41,7 @@ class Selector:
 
 
 class Clients:
-    """BlazeFL's view of the data: a loader a client."""
+    """BlazeFL's interface for data: one loader per client."""
 
     def __init__(self, arrays: ClientArrays) -> None:
         self._sets = [TensorDataset(x, y) for x, y in zip(arrays.x, arrays.y)]

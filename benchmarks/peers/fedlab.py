@@ -1,4 +1,4 @@
-"""FedLab as a contestant: its synchronous server and its serial trainer, in one process, as its tutorial does it."""
+"""FedLab as a contestant: its synchronous server and its serial trainer, in one process, as in its tutorial."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedlab.contrib.algorithm.basic_server import SyncServerHandler  # noqa: E40
 
 
 class Clients:
-    """FedLab's view of the data: a loader a client."""
+    """FedLab's interface for data: one loader per client."""
 
     def __init__(self, arrays: ClientArrays) -> None:
         self._sets = [TensorDataset(x, y) for x, y in zip(arrays.x, arrays.y)]

@@ -1,4 +1,4 @@
-"""Flower's simulation as a contestant: FedAvg, one Ray actor a core, no evaluation."""
+"""Flower's simulation as a contestant: FedAvg, one Ray actor per core, no evaluation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from benchmarks.workload import accuracy_of, client_arrays, seeded, workload
 
 
 class End(Exception):
-    """No more rounds are wanted."""
+    """No more rounds are requested."""
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     arrays, gate, module = client_arrays(work), Gate(*options.gate), seeded(work)
 
     class Gated(FedAvg):
-        """Waits for the word before every round."""
+        """Waits for the command before every round."""
 
         def configure_train(
             self, server_round: int, arrays_: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -1,4 +1,4 @@
-"""Flower's client, in a module of its own so that its worker processes find it by name."""
+"""Flower's client, in a separate module so that Flower's worker processes can import it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def train(message: Message, context: Context) -> Message:
     name = str(message.content["config"]["workload"])
     arrays, model = data(name), seeded(workload(name))
     client = int(context.node_config["partition-id"])
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    arrays_in = message.content["arrays"]
+    assert isinstance(arrays_in, ArrayRecord)
+    model.load_state_dict(arrays_in.to_torch_state_dict())
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     x, y = arrays.x[client], arrays.y[client]
@@ -35,5 +37,7 @@ def train(message: Message, context: Context) -> Message:
         optimizer.zero_grad()
         torch.autograd.backward(cross_entropy(model(x[rows]), y[rows]))
         optimizer.step()
-    records = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord({"num-examples": len(y)})}
-    return Message(content=RecordDict(records), reply_to=message)
+    records = RecordDict()
+    records["arrays"] = ArrayRecord(model.state_dict())
+    records["metrics"] = MetricRecord({"num-examples": len(y)})
+    return Message(content=records, reply_to=message)

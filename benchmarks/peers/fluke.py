@@ -1,4 +1,4 @@
-"""fluke as a contestant: its FedAVG over loaders fixed beforehand, one process, evaluation off."""
+"""fluke as a contestant: its FedAVG with loaders prepared in advance, one process, evaluation off."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fluke.evaluation import ClassificationEval  # noqa: E402
 
 
 class End(Exception):
-    """No more rounds are wanted."""
+    """No more rounds are requested."""
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
     federation = FedAVG(work.clients, splitter, hyper)
 
     class Gated:
-        """Waits for the word before every round; fluke's subjects call any method they know of."""
+        """Waits for the command before every round; fluke calls observers' methods by name."""
 
         def start_round(self, round: int, global_model: nn.Module) -> None:
             if not gate.wait(lambda: accuracy_of(federation.server.model, arrays)):

@@ -1,6 +1,6 @@
-"""The peers' environments: one a framework, in a cache folder outside the checkout, with our version of torch.
+"""The peers' environments: one per framework, in a cache folder outside the checkout, with our version of torch.
 
-uv makes them. A framework that does not install here is left out with the reason.
+uv creates them. A framework that cannot be installed is excluded, with the reason.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from benchmarks.workload import Workload
 
 @dataclass(frozen=True)
 class Peer:
-    """What to install and which Python it takes."""
+    """The packages to install, and the supported Python versions."""
 
     requirements: tuple[str, ...]
     variants: Mapping[str, tuple[str, ...]]
     """Ways to run it, and the options that choose them."""
     pythons: tuple[str, ...] = ()
-    """Minor versions to try, best first; empty: ours."""
+    """Minor versions to try, best first; empty: this Python's version."""
     patience_seconds: float = 300.0
 
 
@@ -46,24 +46,24 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
 
 
 def cache_folder() -> Path:
-    """Where the environments lie."""
+    """The folder of the environments."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssfl" / "peers"
 
 
 def interpreter(name: str) -> Path:
-    """A peer's Python, whether or not it is there."""
+    """The path of a peer's Python; it may not exist."""
     return cache_folder() / name / "bin" / "python"
 
 
 def install(name: str) -> bool:
-    """Make the peer's environment unless it is there; False, with the reason on stderr, where it cannot be made."""
+    """Create the peer's environment if it is missing. Returns False, with the reason on stderr, if that fails."""
     if interpreter(name).exists():
         return True
     peer = PEERS[name]
     folder = cache_folder() / name
     reasons = []
     environment = dict(os.environ)
-    if "PIP_FIND_LINKS" in environment:  # what pip was told and uv does not read
+    if "PIP_FIND_LINKS" in environment:  # an option of pip that uv does not read
         environment.setdefault("UV_FIND_LINKS", environment["PIP_FIND_LINKS"].replace(" ", ","))
     pin = f"torch=={torch.__version__.partition('+')[0]}"
     for python in peer.pythons or (sys.executable,):
@@ -83,7 +83,7 @@ def install(name: str) -> bool:
             return True
         shutil.rmtree(folder, ignore_errors=True)
         reasons.append(f"Python {python}: {reason}")
-    print(f"{name} is left out: it does not install\n" + "\n".join(reasons), file=sys.stderr)
+    print(f"{name} is excluded: it cannot be installed\n" + "\n".join(reasons), file=sys.stderr)
     return False
 
 
@@ -96,11 +96,11 @@ def _failure(command: Sequence[str], environment: Mapping[str, str]) -> str | No
 
 
 def peer_contestants(work: Workload, names: Sequence[str]) -> list[Contestant]:
-    """The installed ones of these peers, each in the ways it is run; the others are named on stderr."""
+    """The installed peers, each in all its modes; the others are named on stderr."""
     some = []
     for name in names:
         if not interpreter(name).exists():
-            print(f"{name} is left out: it is not installed (--install-peers)", file=sys.stderr)
+            print(f"{name} is excluded: it is not installed (--install-peers)", file=sys.stderr)
             continue
         for variant, arguments in PEERS[name].variants.items():
             command = (str(interpreter(name)), "-m", f"benchmarks.peers.{name}", work.name, *arguments)

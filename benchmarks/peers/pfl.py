@@ -23,7 +23,7 @@ from benchmarks.workload import BATCH_SIZE, LR, SEED, accuracy_of, client_arrays
 
 
 class WithLoss(nn.Module):
-    """A network with the two methods that pfl asks for."""
+    """A network with the two methods that pfl requires."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def main() -> None:
     """One process, `--cores` threads."""
     options = contestant_options("pfl").parse_args()
     torch.set_num_threads(options.cores)
-    np.random.seed(SEED)  # pfl draws from numpy's global state
+    np.random.seed(SEED)  # pfl uses numpy's global generator
     work = workload(options.workload)
     arrays = client_arrays(work)
     module, gate = WithLoss(seeded(work)), Gate(*options.gate)
@@ -53,7 +53,7 @@ def main() -> None:
         return PyTorchTensorDataset((arrays.x[user], arrays.y[user]), user_id=user)
 
     class Gated(TrainingProcessCallback):
-        """Waits for the word before every round."""
+        """Waits for the command before every round."""
 
         def after_central_iteration(
             self, aggregate_metrics: Metrics, model: object, *, central_iteration: int

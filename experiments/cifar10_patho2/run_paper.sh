@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Two classes a client at paper scale: the CIFAR-10 recipe.
-# For an accelerator (device and executor are chosen by themselves). Every cell writes checkpoints; start the script
-# again after a stop, on this machine or another with the same OUT, and it goes on. Most wanted cells come first.
-# The paper's five seeds are unknown: 550 is the one shown, 110 and 220 stand in an ancestor's scripts, 330 and 440 are ours.
+# Two classes per client at paper scale: the CIFAR-10 recipe.
+# For an accelerator (device and executor are chosen automatically). Every cell writes checkpoints. After a stop, start the
+# script again, on this machine or another one with the same OUT, and it continues. The most important cells come first.
+# The paper's five seeds are unknown: 550 is the one shown, 110 and 220 are in earlier scripts of the authors, 330 and 440 are ours.
 experiment=cifar10_patho2
 . "$(dirname "$0")/../common.sh"
 more=${SEEDS:-110,220,330,440}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper's round per executor and precision (docs/gpu.md); figures and machine go to OUT (default outputs/gpu).
+# The paper's round per executor and precision (docs/gpu.md); writes figures and machine to OUT (default outputs/gpu).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 out=${OUT:-outputs/gpu}

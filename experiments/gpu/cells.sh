@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The paper's cells on one CUDA device, a slice at a time: call it again until it says that all are finished.
-# Each call goes on with the first unfinished cell for SLICE_SECONDS (default 540), which ends in order with a checkpoint;
-# copy OUT to the next machine of the same kind to go on there. Most wanted cells come first.
+# The paper's cells on one CUDA device, one time slice per call; call it again until it prints that all are finished.
+# Each call continues the first unfinished cell for SLICE_SECONDS (default 540), which then stops with a checkpoint. To
+# continue on another machine of the same kind, copy OUT to it. The most important cells come first.
 # Environment: SSFL_DATA_DIR, PYTHON, OUT (default outputs/gpu/cells), SEEDS ("550"; precision studies: "550 110 220"),
-#   PRECISION (bf16), SLICE_SECONDS, EXTRA (further words; a dry run: EXTRA="preset=digits training.comm_round=1").
+#   PRECISION (bf16), SLICE_SECONDS, EXTRA (additional settings; a dry run: EXTRA="preset=digits training.comm_round=1").
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${PYTHON:-.venv/bin/python}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Correctness first, on a machine with a CUDA device: the tests that need one, then two rounds of the small CNN by each
-# executor on the device and on the CPU. The last lines of each run must agree (accuracies to the third digit).
+# Checks correctness on a machine with a CUDA device: the tests that need one, then two rounds of the small CNN with each
+# executor on the device and on the CPU. The last lines of all runs must agree (accuracies to the third digit).
 # Environment: PYTHON (default .venv/bin/python), OUT (default outputs/gpu).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -10,7 +10,7 @@ if ! "$python" -c 'import torch; raise SystemExit(not torch.cuda.is_available())
   echo "experiments/gpu: PyTorch sees no CUDA device here; nothing is checked"
   exit 0
 fi
-"$python" -m pytest -q -m gpu tests/engine/test_device.py
+"$python" -m pytest -q -m gpu tests/engine/compute/test_device.py
 run() {
   echo "== $*"
   "$python" -m ssfl run preset=digits model.name=cnn training.comm_round=2 "experiment.output_dir=$out" \

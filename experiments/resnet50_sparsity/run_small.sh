@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Accuracy against sparsity, small: 2 methods at 4 densities and FedAvg, 3 seeds; about 21 minutes on 2 cores (README.md).
-# Run tune_small.sh first: it chooses the learning rates. Start it again after a stop and it goes on.
+# Run tune_small.sh first: it chooses the learning rates. Start it again after a stop, and it continues.
 experiment=resnet50_sparsity
 . "$(dirname "$0")/../common.sh"
 seeds=${SEEDS:-550,110,220}
 sweep small resnet50_sparsity_small 2 <<LINES
-algorithm=dispfl algorithm.params.fair_budget=true model.dense_ratio=0.5,0.2,0.1,0.05 optimizer.lr=$(rate dispfl 0.1) experiment.seed=$seeds
-algorithm=ssfl model.dense_ratio=0.5,0.2,0.1,0.05 optimizer.lr=$(rate ssfl 0.1) experiment.seed=$seeds
-algorithm=fedavg optimizer.lr=$(rate fedavg 0.1) experiment.seed=$seeds
+algorithm=dispfl algorithm.params.fair_budget=true model.dense_ratio=0.5,0.2,0.1,0.05 optimizer.lr=$(rate DisPFL 0.1) experiment.seed=$seeds
+algorithm=ssfl model.dense_ratio=0.5,0.2,0.1,0.05 optimizer.lr=$(rate SSFL 0.1) experiment.seed=$seeds
+algorithm=fedavg optimizer.lr=$(rate FedAvg 0.1) experiment.seed=$seeds
 LINES
 keep small

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Tiny-ImageNet, small: 4 settings, 3 seeds; about 42 minutes on 2 cores (an estimate: README.md).
-# Run tune_small.sh first: it chooses the learning rates. Start it again after a stop and it goes on.
+# Run tune_small.sh first: it chooses the learning rates. Start it again after a stop, and it continues.
 experiment=tinyimagenet
 . "$(dirname "$0")/../common.sh"
 seeds=${SEEDS:-550,110,220}
 sweep small tinyimagenet_small 2 <<LINES
-algorithm=sparsyfed optimizer.lr=$(rate sparsyfed 0.1) experiment.seed=$seeds
-algorithm=dispfl algorithm.params.fair_budget=true optimizer.lr=$(rate dispfl 0.1) experiment.seed=$seeds
-algorithm=ssfl optimizer.lr=$(rate ssfl 0.1) experiment.seed=$seeds
-algorithm=fedavg optimizer.lr=$(rate fedavg 0.1) experiment.seed=$seeds
+algorithm=sparsyfed optimizer.lr=$(rate SparsyFed 0.1) experiment.seed=$seeds
+algorithm=dispfl algorithm.params.fair_budget=true optimizer.lr=$(rate DisPFL 0.1) experiment.seed=$seeds
+algorithm=ssfl optimizer.lr=$(rate SSFL 0.1) experiment.seed=$seeds
+algorithm=fedavg optimizer.lr=$(rate FedAvg 0.1) experiment.seed=$seeds
 LINES
 keep small

@@ -1,1 +1,1 @@
-"""Methods: what a server and its clients decide. Pure; nothing here computes a minibatch."""
+"""Federated methods: the decisions of the server and its clients. Pure; no computation on minibatches."""

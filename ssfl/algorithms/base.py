@@ -1,15 +1,15 @@
-"""The protocol that every method speaks: a client's task in one phase, and the coordinator's side.
+"""The interface of a method: what a client does in one phase, and the server's side.
 
 P: all coordinates of the model. T: trained ones (`theta[..., :T]`). N: prunable ones. K: clients of a block.
 The engine runs a task as receive -> fit -> probe -> reply; the local step is fixed as
-gradient -> transform_gradient -> clip -> SGD -> project_weights.
+gradient -> transform_gradient -> mask (before_clip) -> clip -> SGD -> project_weights -> mask (after_step).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +18,28 @@ from ssfl.core.layout import Layout
 from ssfl.core.metrics import Tally
 from ssfl.core.net import Batch, FlatNet, Statistics
 from ssfl.core.optim import FitSpec
-from ssfl.core.payloads import Payload
+from ssfl.core.payloads import Payload, Traffic
 from ssfl.core.rng import stream
 from ssfl.core.saliency import Saliency
 
 Work = dict[str, Tensor]
-"""What a task works on: "theta" [P] and what its hooks need ("mask" [T], ...). The executors stack it to [K, ...]."""
+"""A task's tensors: "theta" [P] and those that its hooks need ("mask" [T], ...). Executors stack them to [K, ...]."""
 ClientState = Mapping[str, Tensor]
-"""What a client keeps between rounds; tensors only, so that a checkpoint is a dictionary of arrays."""
+"""What a client keeps between rounds: tensors by name."""
+
+THETA = "theta"
+"""Name of the weights and statistics [P] in `Work`."""
+MASK = "mask"
+"""Name of the mask [T] (bool) in `Work` that `ClientTask.mask_stage` refers to."""
+
+Moment = Literal["received", "trained"]
+MaskStage = Literal["before_clip", "after_step", "unapplied"]
+Weighting = Literal["examples", "clients"]
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Which training round is next: rounds count from 1 to `total`; phases before it carry its number."""
+    """The next training round, from 1 to `total`; a phase before a round has the number of that round."""
 
     round: int
     total: int
@@ -38,7 +47,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class ServerContext:
-    """What the coordinator knows of the federation before the first round."""
+    """What the server knows about the federation before the first round."""
 
     layout: Layout
     example_counts: Mapping[int, int]
@@ -53,7 +62,7 @@ class ServerContext:
 
 @dataclass(frozen=True)
 class ClientContext:
-    """What a client knows besides its data and its inbox."""
+    """What a client knows besides its data and its messages."""
 
     client: int
     clock: Clock
@@ -64,116 +73,157 @@ class ClientContext:
 
 @dataclass(frozen=True)
 class Probe:
-    """A saliency on a few minibatches, after the fit; the mean over minibatches is handed to `reply`."""
+    """A saliency on a few minibatches after the fit; `reply` receives the mean over minibatches [T]."""
 
     saliency: Saliency
     batches: int = 1
     batch_size: int = 16
-    training_mode: bool = False
 
 
+Receive = Callable[[Sequence[Payload], ClientState, ClientContext], tuple[Work, ClientState]]
+"""(inbox, state, context) -> (tensors to work on, new state).
+
+The inbox's tensors are read-only, because several clients may share them. Return the given state if it does not change.
+"""
+Reply = Callable[[Work, Tensor | None, ClientState, ClientContext], tuple[Payload, ClientState]]
+"""(work, mean saliency [T] if the task has a probe, state, context) -> (payload to send, new state).
+
+The state is the one that `receive` returned; return it if it does not change. The task may keep the tensors that
+training has set ("theta", `updates`); the other tensors of the work are those of `receive` and read-only.
+"""
+GradientHook = Callable[[Tensor, Tensor, Work], Tensor]
+"""(gradient [..., T], theta [..., T], work) -> gradient [..., T]; may overwrite and return its first argument."""
+WeightHook = Callable[[Tensor, Work], Tensor]
+"""(theta [..., T], work) -> weights of the same shape."""
+Objective = Callable[[FlatNet, Tensor, Work, Batch, Statistics | None], Tensor]
+"""(network, theta [T], work, minibatch, running statistics) -> the scalar loss of one client."""
+
+
+@final
+@dataclass(frozen=True)
 class ClientTask:
-    """What one client does in one phase; pure. A subclass sets the fields and overrides what differs.
+    """What one client does in one phase: two functions, and a description of what the engine computes between them.
 
-    A dataclass that requires a field redeclares it as `fit: FitSpec = field()`, else it inherits the None below.
-    Hooks work on `[..., T]` (trained coordinates) elementwise and reduce over the last axis only, so that they
-    hold for one client and for a block of K alike; they never branch on values and never draw.
+    Hooks work elementwise on `[..., T]` and reduce over the last axis only, so that they apply to one client and to a
+    block of K clients. They must not branch on values or draw random numbers. None: no change to plain SGD.
     """
 
+    receive: Receive
+    reply: Reply
     fit: FitSpec | None = None
     """How to train; None: no training in this phase."""
     probe: Probe | None = None
-    """What to score after training; None: nothing."""
-    evaluate: tuple[str, ...] = ()
-    """When to test the client's model on its own test split: "received" (before fit), "trained" (after)."""
-    averaged_by: str = ""
-    """"examples" or "clients": the server reads nothing of this phase's replies but their mean, weighted by n_k or
-    by 1; all replies then hold the same parts, dense or on one mask. "": it reads more than that."""
+    """The saliency to compute after training; None: none."""
+    evaluate: tuple[Moment, ...] = ()
+    """When to test the client's model on its own test split: before ("received") or after ("trained") the fit."""
+    averaged_by: Weighting | None = None
+    """Set if the server uses only the mean of this phase's replies, weighted by n_k ("examples") or by 1 ("clients");
+    all replies must then have the same parts, dense or on one mask. None: it uses more than the mean."""
+    mask_stage: MaskStage | None = None
+    """Where work["mask"] [T] is applied: to the gradient before clipping, or to the weights after each step.
+    "unapplied": nowhere, because weights outside it stay zero anyway; FLOPs count kept weights only. None: no mask."""
+    transform_gradient: GradientHook | None = None
+    """Applied to the gradient before mask and clipping; may overwrite it."""
+    project_weights: WeightHook | None = None
+    """Applied to theta after each step; may overwrite it."""
+    effective_weights: WeightHook | None = None
+    """The network's weights as a function of the trained coordinates; None: theta itself."""
+    objective: Objective | None = None
+    """The loss to minimise; None: mean cross-entropy at the effective weights."""
+    prepare: Callable[[nn.Module], nn.Module] | None = None
+    """Changes the network's layers once, before training; the layout must stay the same."""
+    kept_model: Callable[[ClientState], Tensor | None] | None = None
+    """The model [P] in a client's state, with effective weights; None if clients keep no model."""
     updates: tuple[str, ...] = ()
-    """Tensors of the work that `objective` sets in place from step to step; executors keep them so."""
+    """Names of tensors in the work that `objective` updates in place; executors keep the updates."""
 
-    def prepare(self, module: nn.Module) -> nn.Module:
-        """A static change of the network's layers, made once; the layout must stay the same."""
-        return module
+    @property
+    def sees_theta(self) -> bool:
+        """Whether the network's weights are theta and the loss is cross-entropy; fast implementations need both."""
+        return self.objective is None and self.effective_weights is None
 
-    def receive(self, inbox: Sequence[Payload], state: ClientState, context: ClientContext) -> Work:
-        """Inbox and memory -> what to work on. The tensors returned are the task's to change."""
-        raise NotImplementedError
+    def seen(self, theta: Tensor, work: Work) -> Tensor:
+        """The effective weights [..., T] of theta [..., T]."""
+        return theta if self.effective_weights is None else self.effective_weights(theta, work)
 
-    def effective_weights(self, theta: Tensor, work: Work) -> Tensor:
-        """The weights that the network sees, from the trained coordinates [..., T]."""
-        return theta
-
-    def objective(
+    def loss(
         self, net: FlatNet, theta: Tensor, work: Work, batch: Batch, statistics: Statistics | None
     ) -> Tensor:
-        """The scalar to minimise for one client, theta [T]."""
-        return net.loss(self.effective_weights(theta, work), batch, statistics)
-
-    def transform_gradient(self, gradient: Tensor, theta: Tensor, work: Work) -> Tensor:
-        """Before clipping and the step; may overwrite `gradient [..., T]` and return it."""
-        return gradient
-
-    def project_weights(self, theta: Tensor, work: Work) -> Tensor:
-        """After each step; may overwrite `theta [..., T]` and return it."""
-        return theta
-
-    def kept_model(self, state: ClientState) -> Tensor | None:
-        """The model [P] that a client keeps in its memory, as the network sees it; None where it keeps none."""
-        return None
-
-    def reply(
-        self, work: Work, probed: Tensor | None, state: ClientState, context: ClientContext
-    ) -> tuple[Payload, ClientState]:
-        """What to send back, and what to remember. `probed` is the mean saliency [T], if asked for."""
-        raise NotImplementedError
+        """The scalar loss of one client at theta [T]."""
+        if self.objective is not None:
+            return self.objective(net, theta, work, batch, statistics)
+        return net.loss(self.seen(theta, work), batch, statistics)
 
 
-def sees_theta(task: ClientTask) -> bool:
-    """Whether the network sees theta itself and the loss is the plain one, so that any fast way to it serves."""
-    kind = type(task)
-    return kind.objective is ClientTask.objective and kind.effective_weights is ClientTask.effective_weights
+@dataclass(frozen=True)
+class PeerModel:
+    """A reference in an inbox to the last payload that `client` sent in a plan with `publish`.
+
+    The exchange replaces it by the payload, or by `RoundPlan.initial_model(client)` if the client has sent none.
+    """
+
+    client: int
+    sender: int
+    """The payload's sender, to which the bytes are counted: the client itself, or SERVER."""
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """For one client: what arrives. Payloads' senders say from whom (server, or another client)."""
+    """The messages for one client; their `sender` is the server or another client."""
 
     client: int
-    inbox: tuple[Payload, ...]
+    inbox: tuple[Payload | PeerModel, ...]
 
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """One exchange: every named client runs the task called `phase`."""
+    """One exchange: the clients of the instructions run the task named `phase`."""
 
     phase: str
     instructions: tuple[Instruction, ...]
     clock: Clock
     timed: bool = True
-    """Whether this exchange is one of the training rounds."""
+    """Whether this exchange is a training round."""
+    publish: bool = False
+    """Whether later plans may refer to the replies by `PeerModel`."""
+    initial_model: Callable[[int], Payload] | None = None
+    """The payload of `PeerModel(client)` before that client has published; a pure function of the client number."""
+
+
+@dataclass(frozen=True)
+class TrainLoss:
+    """Mean losses (nats) over the examples that a client trained on, each taken before its step."""
+
+    last_epoch: float
+    """Over the examples of the last local epoch."""
+    all_epochs: float
+    """Over the examples of all local epochs; an example counts once an epoch."""
 
 
 @dataclass(frozen=True)
 class ClientReport:
-    """What a client tells of its work, apart from the payload."""
+    """What a client reports besides its payload."""
 
     examples: int
-    train_loss: float | None = None
-    """Mean over the examples of the last local epoch."""
+    train_loss: TrainLoss | None = None
+    """None if the phase has no training."""
     tallies: Mapping[str, Tally] = field(default_factory=dict)
-    """Own-split evaluations, by the name in `ClientTask.evaluate`."""
+    """Tests on the client's own split, by the moment in `ClientTask.evaluate`."""
     train_flops: int = 0
     wall_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class ClientReply:
-    """A client's answer to an instruction."""
+    """A client's reply to an instruction."""
 
     client: int
     payload: Payload
     report: ClientReport
+    is_mean: bool = False
+    """Whether the payload is the mean of all replies of the phase (ranks that exchange a mean)."""
+    traffic: Traffic | None = None
+    """Bytes of this client's own message, if the payload is the mean."""
 
     @property
     def examples(self) -> int:
@@ -185,7 +235,7 @@ State = TypeVar("State")
 
 
 class Algorithm(Protocol, Generic[State]):
-    """The coordinator's side; pure. State is a frozen dataclass of tensors, numbers and payloads."""
+    """The server's side of a method: pure functions. `State` is a frozen dataclass of tensors, numbers and payloads."""
 
     @property
     def tasks(self) -> Mapping[str, ClientTask]:
@@ -194,34 +244,34 @@ class Algorithm(Protocol, Generic[State]):
 
     @property
     def records(self) -> tuple[type[Any], ...]:
-        """The dataclasses that a state is made of, for checkpoints."""
+        """The dataclasses that a state consists of, for checkpoints."""
         ...
 
     def initialize(self, theta: Tensor, context: ServerContext) -> State:
-        """State before the first exchange, from the initial model theta [P]."""
+        """The state before the first exchange, from the initial model theta [P]."""
         ...
 
     def configure_round(self, state: State, clock: Clock, context: ServerContext) -> RoundPlan | None:
-        """The next exchange, or None when all is done."""
+        """The next exchange, or None when the run is finished."""
         ...
 
     def aggregate(
         self, state: State, plan: RoundPlan, replies: Iterable[ClientReply], context: ServerContext
     ) -> State:
-        """The next state, in one pass over any non-empty subset of the planned replies, sorted by client."""
+        """The next state, from one pass over any non-empty subset of the planned replies, sorted by client."""
         ...
 
     def weights_to_evaluate(self, state: State, context: ServerContext) -> Tensor | None:
-        """Global weights [P] as the network sees them; None for methods without a global model."""
+        """The global model's effective weights [P]; None for methods without a global model."""
         ...
 
     def global_mask(self, state: State, context: ServerContext) -> Tensor | None:
-        """The common mask [P] in force, or None."""
+        """The current global mask [P] (bool), or None."""
         ...
 
 
 def sample_clients(context: ServerContext, per_round: int, clock: Clock) -> list[int]:
-    """The round's cohort: `per_round` clients drawn without replacement, ascending; equal in every runtime."""
+    """The round's cohort: `per_round` clients drawn without replacement from a stream named by the round, ascending."""
     clients = context.clients
     order = torch.randperm(len(clients), generator=stream(context.seed, "sample", clock.round))
     return sorted(clients[i] for i in order[:per_round].tolist())

@@ -1,13 +1,13 @@
-"""The dense client's task, and the plan of a cohort that all receive the same: shared by several methods."""
+"""The dense client's task, and a plan that sends one payload to a cohort; shared by several methods."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ssfl.algorithms.base import (
+    THETA,
     ClientContext,
     ClientReply,
     ClientState,
@@ -26,38 +26,48 @@ WEIGHTS = "w"
 """Name of the part that holds model values."""
 
 
-@dataclass(frozen=True)
-class DenseTraining(ClientTask):
-    """Dense in, local SGD, dense out (FedAvg's client)."""
+def dense_training(fit: FitSpec) -> ClientTask:
+    """FedAvg's client: receive a dense model, train with local SGD, send the dense model."""
+    return ClientTask(receive_dense, send_dense, fit=fit, evaluate=("trained",), averaged_by="examples")
 
-    fit: FitSpec = field()
-    evaluate: tuple[str, ...] = ("trained",)
-    averaged_by: str = "examples"
 
-    def receive(self, inbox: Sequence[Payload], state: ClientState, context: ClientContext) -> Work:
-        """Take the server's model as it came."""
-        return {"theta": dense_values(inbox[0].parts[WEIGHTS])}
+def receive_dense(
+    inbox: Sequence[Payload], state: ClientState, context: ClientContext
+) -> tuple[Work, ClientState]:
+    """The received model [P]."""
+    return {THETA: dense_values(inbox[0].parts[WEIGHTS])}, state
 
-    def reply(
-        self, work: Work, probed: Tensor | None, state: ClientState, context: ClientContext
-    ) -> tuple[Payload, ClientState]:
-        """Send every value, statistics included."""
-        return Payload({WEIGHTS: DenseValues(work["theta"])}, context.client), state
+
+def send_dense(
+    work: Work, probed: Tensor | None, state: ClientState, context: ClientContext
+) -> tuple[Payload, ClientState]:
+    """Send all values, including running statistics."""
+    return Payload({WEIGHTS: DenseValues(work[THETA])}, context.client), state
+
+
+def acknowledge(
+    work: Work, probed: Tensor | None, state: ClientState, context: ClientContext
+) -> tuple[Payload, ClientState]:
+    """Send an empty payload."""
+    return Payload({}, context.client), state
 
 
 def broadcast(
     phase: str, clients: Iterable[int], payload: Payload, clock: Clock, timed: bool = True
 ) -> RoundPlan:
-    """One payload for every named client."""
+    """A plan that sends one payload to all these clients."""
     return RoundPlan(phase, tuple(Instruction(c, (payload,)) for c in clients), clock, timed)
 
 
 def dense_mean(replies: Iterable[ClientReply], plan: RoundPlan, context: ServerContext) -> Tensor:
     """FedAvg: the n_k-weighted mean of dense replies, [P]."""
-    values = ((dense_values(r.payload.parts[WEIGHTS]), float(r.examples)) for r in replies)
-    return weighted_mean(values, expected_examples(plan, context))
+    return weighted_mean(map(_weighed, replies), expected_examples(plan, context))
+
+
+def _weighed(reply: ClientReply) -> tuple[Tensor, float]:
+    return dense_values(reply.payload.parts[WEIGHTS]), float(reply.examples)
 
 
 def expected_examples(plan: RoundPlan, context: ServerContext) -> list[float]:
-    """n_k of every client that is to reply."""
+    """n_k of every client in the plan."""
     return [float(context.example_counts[i.client]) for i in plan.instructions]

@@ -1,14 +1,15 @@
-"""Training alone: every client on its own data, from the common initial model. The control for federation itself."""
+"""Local training: every client trains alone from the common initial model; the baseline without federation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from ssfl.algorithms.base import (
+    THETA,
     ClientContext,
     ClientReply,
     ClientState,
@@ -21,42 +22,46 @@ from ssfl.algorithms.base import (
     sample_clients,
 )
 from ssfl.algorithms.dense import WEIGHTS
+from ssfl.algorithms.method import Method, Recipe
 from ssfl.core.optim import FitSpec
 from ssfl.core.payloads import DenseValues, Payload, dense_values
+from ssfl.settings import setting
 
 MODEL = "theta"
-"""Name of the client's memory of its model [P]."""
+"""Name of the model [P] in the client state."""
 
 
-@dataclass(frozen=True)
-class KeepTraining(ClientTask):
-    """Go on with the own model; nothing leaves the client."""
+def keep_training(fit: FitSpec) -> ClientTask:
+    """Continue to train the client's own model; send an acknowledgement only."""
+    return ClientTask(_receive_model, _keep_model, fit=fit, evaluate=("trained",), kept_model=_kept_model)
 
-    fit: FitSpec = field()
-    evaluate: tuple[str, ...] = ("trained",)
 
-    def receive(self, inbox: Sequence[Payload], state: ClientState, context: ClientContext) -> Work:
-        """The remembered model; at the first visit the common initial one."""
-        if MODEL in state:
-            return {"theta": state[MODEL].clone()}
-        if not inbox:
-            raise ValueError(f"client {context.client} holds no model yet: send it the initial model first")
-        return {"theta": dense_values(inbox[0].parts[WEIGHTS])}
+def _receive_model(
+    inbox: Sequence[Payload], state: ClientState, context: ClientContext
+) -> tuple[Work, ClientState]:
+    """The client's model; in its first round the common initial one."""
+    if MODEL in state:
+        return {THETA: state[MODEL]}, state
+    if not inbox:
+        raise ValueError(f"client {context.client} has no model: send the initial model first")
+    return {THETA: dense_values(inbox[0].parts[WEIGHTS])}, state
 
-    def kept_model(self, state: ClientState) -> Tensor | None:
-        """The model as trained last."""
-        return state.get(MODEL)
 
-    def reply(
-        self, work: Work, probed: Tensor | None, state: ClientState, context: ClientContext
-    ) -> tuple[Payload, ClientState]:
-        """An empty acknowledgement; the model stays."""
-        return Payload({}, context.client), {MODEL: work["theta"]}
+def _keep_model(
+    work: Work, probed: Tensor | None, state: ClientState, context: ClientContext
+) -> tuple[Payload, ClientState]:
+    """Keep the model and send an empty payload."""
+    return Payload({}, context.client), {MODEL: work[THETA]}
+
+
+def _kept_model(state: ClientState) -> Tensor | None:
+    """The last trained model [P]."""
+    return state.get(MODEL)
 
 
 @dataclass(frozen=True)
 class LocalTrainingState:
-    """The common initial model [P], and who holds it already."""
+    """The common initial model [P], and the clients that have received it."""
 
     theta: Tensor
     joined: tuple[int, ...] = ()
@@ -76,21 +81,21 @@ class LocalTraining:
     @property
     def tasks(self) -> Mapping[str, ClientTask]:
         """Phase "train"."""
-        return {"train": KeepTraining(self.fit)}
+        return {"train": keep_training(self.fit)}
 
     @property
     def records(self) -> tuple[type[Any], ...]:
-        """What a checkpoint of the state holds."""
+        """Types of the state, for checkpoints."""
         return (LocalTrainingState,)
 
     def initialize(self, theta: Tensor, context: ServerContext) -> LocalTrainingState:
-        """The initial model, as it is."""
+        """The initial model, unchanged."""
         return LocalTrainingState(theta)
 
     def configure_round(
         self, state: LocalTrainingState, clock: Clock, context: ServerContext
     ) -> RoundPlan | None:
-        """The initial model to those who lack it; nothing to the others."""
+        """Sends the initial model to clients that have not received it, and nothing to the others."""
         if clock.round > clock.total:
             return None
         chosen = context.clients if self.per_round is None else sample_clients(context, self.per_round, clock)
@@ -106,13 +111,30 @@ class LocalTraining:
         replies: Iterable[ClientReply],
         context: ServerContext,
     ) -> LocalTrainingState:
-        """Nothing but who has started."""
+        """Records which clients have started."""
         return replace(state, joined=tuple(sorted({*state.joined, *(r.client for r in replies)})))
 
     def weights_to_evaluate(self, state: LocalTrainingState, context: ServerContext) -> Tensor | None:
-        """There is no global model."""
+        """None: there is no global model."""
         return None
 
     def global_mask(self, state: LocalTrainingState, context: ServerContext) -> Tensor | None:
-        """No mask."""
+        """None: there is no mask."""
         return None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of `algorithm=local`."""
+
+    fair_budget: bool = setting(
+        False, "a sampled cohort trains each round, as in the other methods, instead of every client"
+    )
+
+
+def build(settings: Settings, recipe: Recipe) -> LocalTraining:
+    """Local training from its settings and the recipe (`algorithm=local`)."""
+    return LocalTraining(recipe.fit, recipe.per_round if settings.fair_budget else None)
+
+
+METHOD = Method(build, lambda settings: "local training", Settings)

@@ -1,18 +1,21 @@
-"""The random-mask controls of the paper's ablation: does it matter which weights are kept, and that all agree?
+"""The random masks of the paper's ablation, which test whether the choice of weights and a common mask matter.
 
-`algorithm.params.mode`: random_global and random_layerwise share one mask; random_clientwise gives every client its
-own, the control for alignment.
+`algorithm.params.mode`: random_global and random_layerwise use one mask for all clients; random_clientwise draws a mask
+for each client.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from torch import Tensor
 
 from ssfl.algorithms.base import (
+    MASK,
+    THETA,
     ClientContext,
     ClientReply,
     ClientState,
@@ -25,24 +28,26 @@ from ssfl.algorithms.base import (
 )
 from ssfl.algorithms.dense import WEIGHTS, broadcast, dense_mean
 from ssfl.algorithms.masked import (
-    MASK,
+    STORE_MASK,
     MaskedState,
-    MaskedTraining,
-    StoreMask,
     SupportMemo,
-    adopt_plan,
     masked_aggregate,
     masked_plan,
+    masked_training,
+    store_mask,
 )
-from ssfl.core.masks import keep_, random_global_mask, random_layerwise_mask
+from ssfl.core.masks import random_global_mask, random_layerwise_mask
 from ssfl.core.optim import FitSpec
 from ssfl.core.payloads import DenseValues, Payload, dense_values, pack_sparse
 from ssfl.core.rng import stream
+from ssfl.core.words import check_word
+
+Scope = Literal["global", "layerwise"]
 
 
 @dataclass(frozen=True)
 class SharedRandomMask:
-    """One random mask for all, then SSFL's second phase.
+    """One random mask for all clients, then phase 2 of SSFL.
 
     scope "global": exactly floor(N * density) weights, uniform over the whole model; "layerwise": floor(n_l *
     density) in every layer l. The server draws it from the seed and broadcasts it like SSFL's.
@@ -51,21 +56,24 @@ class SharedRandomMask:
     fit: FitSpec
     per_round: int
     density: float
-    scope: str = "global"
+    scope: Scope = "global"
     memo: SupportMemo = field(default_factory=SupportMemo, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_word("scope", self.scope, Scope)
 
     @property
     def tasks(self) -> Mapping[str, ClientTask]:
-        """Phases "adopt", "train"."""
-        return {"adopt": StoreMask(), "train": MaskedTraining(self.fit)}
+        """Phases "store_mask", "train"."""
+        return {STORE_MASK: store_mask(), "train": masked_training(self.fit, self.memo)}
 
     @property
     def records(self) -> tuple[type[Any], ...]:
-        """What a checkpoint of the state holds."""
+        """Types of the state, for checkpoints."""
         return (MaskedState,)
 
     def initialize(self, theta: Tensor, context: ServerContext) -> MaskedState:
-        """Draw the mask and cut the initial model to it."""
+        """Draws the mask and masks the initial model."""
         generator = stream(context.seed, "mask")
         layout = context.layout
         if self.scope == "global":
@@ -75,25 +83,19 @@ class SharedRandomMask:
         return MaskedState(theta * layout.expand_mask(bits), bits)
 
     def configure_round(self, state: MaskedState, clock: Clock, context: ServerContext) -> RoundPlan | None:
-        """Broadcast the mask (untimed), then masked rounds."""
-        assert state.bits is not None
+        """The mask broadcast (not a training round), then masked rounds."""
         if clock.round > clock.total:
             return None
-        if not state.told:
-            return adopt_plan(state.bits, clock, context)
-        return masked_plan(state, self.memo.of(state.bits, context.layout), self.per_round, clock, context)
+        return masked_plan(state, self.memo, self.per_round, clock, context)
 
     def aggregate(
         self, state: MaskedState, plan: RoundPlan, replies: Iterable[ClientReply], context: ServerContext
     ) -> MaskedState:
-        """As SSFL's second phase."""
-        assert state.bits is not None
-        if plan.phase == "adopt":
-            return replace(state, told=True)
-        return masked_aggregate(state, self.memo.of(state.bits, context.layout), replies, plan, context)
+        """As in SSFL's phase 2."""
+        return masked_aggregate(state, self.memo, replies, plan, context)
 
     def weights_to_evaluate(self, state: MaskedState, context: ServerContext) -> Tensor | None:
-        """The global model, zero off the mask."""
+        """The global model [P], zero outside the mask."""
         return state.theta
 
     def global_mask(self, state: MaskedState, context: ServerContext) -> Tensor | None:
@@ -102,50 +104,50 @@ class SharedRandomMask:
         return self.memo.of(state.bits, context.layout).mask
 
 
-@dataclass(frozen=True)
-class OwnRandomMaskTraining(ClientTask):
-    """Dense model in, cut to this client's own random mask, trained inside it, sent with its indices."""
+def own_mask_training(fit: FitSpec, density: float) -> ClientTask:
+    """Receive a dense model, train it inside the client's own random mask, send it with the mask."""
+    return ClientTask(
+        partial(_receive_masked, density),
+        _send_sparse,
+        fit=fit,
+        evaluate=("trained",),
+        mask_stage="before_clip",
+    )
 
-    fit: FitSpec = field()
-    density: float
-    evaluate: tuple[str, ...] = ("trained",)
 
-    def receive(self, inbox: Sequence[Payload], state: ClientState, context: ClientContext) -> Work:
-        """Draw the mask at the first visit, by the client's name; cut the model to it."""
-        if MASK in state:
-            bits = state[MASK]
-        else:
-            generator = stream(context.seed, "mask", context.client)
-            bits = random_layerwise_mask(context.layout.prunable_segments, self.density, generator)
-        mask = context.layout.expand_mask(bits)
-        theta = dense_values(inbox[0].parts[WEIGHTS]) * mask
-        return {"theta": theta, MASK: mask[: context.layout.trained_size], "bits": bits}
+def _receive_masked(
+    density: float, inbox: Sequence[Payload], state: ClientState, context: ClientContext
+) -> tuple[Work, ClientState]:
+    """Draw the mask in the client's first round, from a stream named by the client; mask the model."""
+    if MASK not in state:
+        generator = stream(context.seed, "mask", context.client)
+        state = {MASK: random_layerwise_mask(context.layout.prunable_segments, density, generator)}
+    mask = context.layout.expand_mask(state[MASK])
+    theta = dense_values(inbox[0].parts[WEIGHTS]) * mask
+    return {THETA: theta, MASK: mask[: context.layout.trained_size]}, state
 
-    def transform_gradient(self, gradient: Tensor, theta: Tensor, work: Work) -> Tensor:
-        """g * m_k."""
-        return keep_(gradient, work[MASK])
 
-    def reply(
-        self, work: Work, probed: Tensor | None, state: ClientState, context: ClientContext
-    ) -> tuple[Payload, ClientState]:
-        """Values and mask: the server does not hold it."""
-        mask = context.layout.expand_mask(work["bits"])
-        return Payload({WEIGHTS: pack_sparse(work["theta"], mask)}, context.client), {MASK: work["bits"]}
+def _send_sparse(
+    work: Work, probed: Tensor | None, state: ClientState, context: ClientContext
+) -> tuple[Payload, ClientState]:
+    """Send values and mask, because the server does not have the mask."""
+    mask = context.layout.expand_mask(state[MASK])
+    return Payload({WEIGHTS: pack_sparse(work[THETA], mask)}, context.client), state
 
 
 @dataclass(frozen=True)
 class ClientwiseState:
-    """The global model [P], dense as the union of masks grows."""
+    """The global model [P]; it becomes dense as the union of masks grows."""
 
     theta: Tensor
 
 
 @dataclass(frozen=True)
 class ClientwiseRandomMask:
-    """Every client trains inside its own layerwise random mask; the server averages plainly, zeros included.
+    """Every client trains inside its own layerwise random mask; the server averages all values, including zeros.
 
-    As in the authors' code there is no weighting by overlap: a coordinate that few clients hold is pulled towards
-    zero by the others. The global model is evaluated unmasked.
+    As in the authors' code, means are not weighted by overlap: a coordinate that few clients keep is pulled towards
+    zero by the zeros of the others. The global model is evaluated without a mask.
     """
 
     fit: FitSpec
@@ -155,21 +157,21 @@ class ClientwiseRandomMask:
     @property
     def tasks(self) -> Mapping[str, ClientTask]:
         """Phase "train"."""
-        return {"train": OwnRandomMaskTraining(self.fit, self.density)}
+        return {"train": own_mask_training(self.fit, self.density)}
 
     @property
     def records(self) -> tuple[type[Any], ...]:
-        """What a checkpoint of the state holds."""
+        """Types of the state, for checkpoints."""
         return (ClientwiseState,)
 
     def initialize(self, theta: Tensor, context: ServerContext) -> ClientwiseState:
-        """The initial model, dense."""
+        """The dense initial model."""
         return ClientwiseState(theta)
 
     def configure_round(
         self, state: ClientwiseState, clock: Clock, context: ServerContext
     ) -> RoundPlan | None:
-        """The dense model to a sampled cohort."""
+        """Sends the dense model to a sampled cohort."""
         if clock.round > clock.total:
             return None
         payload = Payload({WEIGHTS: DenseValues(state.theta)})
@@ -182,13 +184,13 @@ class ClientwiseRandomMask:
         replies: Iterable[ClientReply],
         context: ServerContext,
     ) -> ClientwiseState:
-        """FedAvg over models with different zeros."""
+        """The n_k-weighted mean of models with different zeros."""
         return replace(state, theta=dense_mean(replies, plan, context))
 
     def weights_to_evaluate(self, state: ClientwiseState, context: ServerContext) -> Tensor | None:
-        """The global model, unmasked."""
+        """The global model [P], without a mask."""
         return state.theta
 
     def global_mask(self, state: ClientwiseState, context: ServerContext) -> Tensor | None:
-        """Nothing is common."""
+        """None: masks differ between clients."""
         return None

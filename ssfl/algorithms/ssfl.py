@@ -1,20 +1,23 @@
 """SSFL: Salient Sparse Federated Learning (Ohib et al., TMLR 2026).
 
-Phase 1, once: every client scores |gradient * weight| on one private minibatch of the common initial model; the
-server forms s = sum_k p_k s_k and keeps the global top-k. Phase 2: FedAvg inside that mask, values without indices.
-Where the authors' code and text differ, `docs/algorithms/ssfl.md` says what we do.
+Phase 1, once: every client computes |gradient * weight| of the common initial model on one private minibatch; the
+server forms s = sum_k p_k s_k and keeps the global top-k. Phase 2: FedAvg inside that mask, sending values without
+indices. Where the authors' code and text differ, `docs/algorithms/ssfl.md` says which one is followed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from ssfl.algorithms.base import (
+    THETA,
+    Algorithm,
     ClientContext,
     ClientReply,
     ClientState,
@@ -23,27 +26,42 @@ from ssfl.algorithms.base import (
     Probe,
     RoundPlan,
     ServerContext,
+    Weighting,
     Work,
     sample_clients,
 )
-from ssfl.algorithms.dense import WEIGHTS, DenseTraining, broadcast, dense_mean, expected_examples
+from ssfl.algorithms.dense import (
+    WEIGHTS,
+    broadcast,
+    dense_mean,
+    dense_training,
+    expected_examples,
+    receive_dense,
+)
 from ssfl.algorithms.masked import (
+    STORE_MASK,
     MaskedState,
-    MaskedTraining,
-    StoreMask,
     SupportMemo,
-    adopt_plan,
     masked_aggregate,
     masked_plan,
+    masked_training,
+    store_mask,
 )
+from ssfl.algorithms.method import Method, Recipe, ScoreForm
+from ssfl.algorithms.random_masks import ClientwiseRandomMask, SharedRandomMask
 from ssfl.core.aggregate import weighted_mean
-from ssfl.core.masks import kept_count, top_k_mask_with_floor
+from ssfl.core.factored import factors_of, scores_of
+from ssfl.core.masks import Ties, kept_count, shuffled_within_layers, top_k_mask_with_floor
 from ssfl.core.optim import FitSpec
-from ssfl.core.payloads import DenseValues, Payload, dense_values
+from ssfl.core.payloads import FACTORS, SCORES, DenseValues, Payload, dense_values
 from ssfl.core.rng import stream
+from ssfl.core.saliency import SALIENCIES
+from ssfl.core.words import check_word
+from ssfl.settings import SettingError, setting
 
-SCORES = "scores"
-"""Name of the part that holds saliency scores over prunable coordinates [N]."""
+Mode = Literal["static", "random_global", "random_layerwise", "random_clientwise", "ssfl_shuffled"]
+Score = Literal["ssfl", "ssfl_aux", "grasp", "synflow", "magnitude"]
+ScoreWeighting = Literal["examples", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -53,64 +71,86 @@ class Discovery:
     probe: Probe
     density: float
     """Share of prunable weights kept, (0, 1]."""
-    weighting: str = "examples"
+    weighting: ScoreWeighting = "examples"
     """"examples": p_k = n_k / sum n (the paper's text); "uniform": plain mean (the authors' code)."""
     client_fraction: float = 1.0
-    """Share of all clients that score, (0, 1]; the paper asks every client."""
-    ties: str = "exact"
+    """Share of all clients that score, (0, 1]; in the paper all do."""
+    ties: Ties = "exact"
     """"exact": exactly floor(N * density) kept; "keep": the authors' threshold rule."""
     floor_density: float = 0.0
-    """Least share kept in every layer, a guard against layers left empty; 0: none, as in the paper."""
+    """Minimum share kept in every layer, to avoid empty layers; 0: none, as in the paper."""
+    form: ScoreForm = "full"
+    """"full": clients send a score a weight; "factored": the factors of each layer (`ssfl.core.factored`)."""
+    shuffled: bool = False
+    """Keep SSFL's number of weights in every layer, but at random places; a baseline between SSFL and a random mask."""
+
+    def __post_init__(self) -> None:
+        check_word("weighting", self.weighting, ScoreWeighting)
+        check_word("ties", self.ties, Ties)
 
     @property
-    def averaged_by(self) -> str:
-        """What weighs a client's scores in their mean."""
+    def averaged_by(self) -> Weighting:
+        """The weights of the clients in the mean of scores."""
         return "examples" if self.weighting == "examples" else "clients"
 
-    def mask(self, replies: Iterable[ClientReply], plan: RoundPlan, context: ServerContext) -> Tensor:
-        """Bits [N]: top-k of s = sum_k p_k s_k, a mean of absolute values (README, phase 1, steps 2 and 3)."""
+    def mask(
+        self, theta: Tensor, replies: Iterable[ClientReply], plan: RoundPlan, context: ServerContext
+    ) -> Tensor:
+        """The mask [N] (bool): top-k of s = sum_k p_k s_k (paper, phase 1; the README's steps 1 and 2).
+
+        The mean is over the clients that replied; p_k is a client's share of their examples. theta [P]: the scored
+        model.
+        """
         weigh = self.weighting == "examples"
         expected = expected_examples(plan, context) if weigh else [1.0] * len(plan.instructions)
-        replied = ((dense_values(r.payload.parts[SCORES]), r.examples if weigh else 1.0) for r in replies)
-        scores = weighted_mean(replied, expected)
+        name = FACTORS if self.form == "factored" else SCORES
+
+        def scores_in(reply: ClientReply) -> tuple[Tensor, float]:
+            return dense_values(reply.payload.parts[name]), float(reply.examples) if weigh else 1.0
+
+        scores = weighted_mean(map(scores_in, replies), expected)
+        if self.form == "factored":
+            scores = scores_of(scores, context.layout.take_prunable(theta), context.layout)
         keep = kept_count(scores.numel(), self.density)
         segments = context.layout.prunable_segments
-        return top_k_mask_with_floor(scores, keep, segments, self.floor_density, self.ties)
+        bits = top_k_mask_with_floor(scores, keep, segments, self.floor_density, self.ties)
+        return (
+            shuffled_within_layers(bits, segments, stream(context.seed, "shuffle")) if self.shuffled else bits
+        )
 
     def scorers(self, clock: Clock, context: ServerContext) -> list[int]:
-        """Who scores: all clients, or a seeded sample of them."""
+        """The clients that score: all, or a sample drawn from the seed."""
         clients = context.clients
         count = max(1, round(self.client_fraction * len(clients)))
         order = torch.randperm(len(clients), generator=stream(context.seed, "scorers", clock.round))
         return sorted(clients[i] for i in order[:count].tolist())
 
 
-@dataclass(frozen=True)
-class ScoreSaliency(ClientTask):
-    """Phase 1 on a client: no training; reply with scores over prunable weights."""
+def score_saliency(probe: Probe, averaged_by: Weighting, form: ScoreForm = "full") -> ClientTask:
+    """A client's phase 1: no training; the reply contains scores over prunable weights, or their factors."""
+    return ClientTask(receive_dense, partial(_send_scores, form), probe=probe, averaged_by=averaged_by)
 
-    probe: Probe = field()
-    averaged_by: str = "examples"
 
-    def receive(self, inbox: Sequence[Payload], state: ClientState, context: ClientContext) -> Work:
-        """The model to score."""
-        return {"theta": dense_values(inbox[0].parts[WEIGHTS])}
-
-    def reply(
-        self, work: Work, probed: Tensor | None, state: ClientState, context: ClientContext
-    ) -> tuple[Payload, ClientState]:
-        """Scores [N], unnormalised as in the authors' code."""
-        if probed is None:
-            raise ValueError("scoring without a probe")
-        return Payload({SCORES: DenseValues(context.layout.take_prunable(probed))}, context.client), state
+def _send_scores(
+    form: ScoreForm, work: Work, probed: Tensor | None, state: ClientState, context: ClientContext
+) -> tuple[Payload, ClientState]:
+    """Send scores [N], or their factors [F]; as in the authors' code, scores are not normalised."""
+    if probed is None:
+        raise ValueError("scoring without a probe")
+    layout = context.layout
+    scores = layout.take_prunable(probed)
+    if form == "factored":
+        factors = factors_of(scores, layout.take_prunable(work[THETA]), layout)
+        return Payload({FACTORS: DenseValues(factors)}, context.client), state
+    return Payload({SCORES: DenseValues(scores)}, context.client), state
 
 
 @dataclass(frozen=True)
 class SSFL:
     """Score, broadcast the mask, train inside it.
 
-    mask_round: dense training rounds before the mask is made (`warmup_rounds`, or `initial_mask_freq`); 0: before
-    training, the paper's method.
+    mask_round: the round, from 1, before which the mask is made (`warmup_rounds`, or `initial_mask_freq`), after
+    mask_round - 1 dense rounds, as in the authors' code; 0 or 1: before training, as in the paper.
     """
 
     fit: FitSpec
@@ -121,57 +161,148 @@ class SSFL:
 
     @property
     def tasks(self) -> Mapping[str, ClientTask]:
-        """Phases "warmup", "score", "adopt", "train"."""
+        """Phases "warmup", "score", "store_mask", "train"."""
         return {
-            "warmup": DenseTraining(self.fit),
-            "score": ScoreSaliency(self.discovery.probe, self.discovery.averaged_by),
-            "adopt": StoreMask(),
-            "train": MaskedTraining(self.fit),
+            "warmup": dense_training(self.fit),
+            "score": score_saliency(self.discovery.probe, self.discovery.averaged_by, self.discovery.form),
+            STORE_MASK: store_mask(),
+            "train": masked_training(self.fit, self.memo),
         }
 
     @property
     def records(self) -> tuple[type[Any], ...]:
-        """What a checkpoint of the state holds."""
+        """Types of the state, for checkpoints."""
         return (MaskedState,)
 
     def initialize(self, theta: Tensor, context: ServerContext) -> MaskedState:
-        """The initial model, dense until the mask is made."""
-        return MaskedState(theta)
+        """The initial model; it is dense until the mask is made."""
+        return MaskedState(theta, dense_rounds=max(self.mask_round - 1, 0))
 
     def configure_round(self, state: MaskedState, clock: Clock, context: ServerContext) -> RoundPlan | None:
-        """Warm-up rounds, then score and adopt (untimed), then masked rounds."""
+        """Warm-up rounds, then "score" and "store_mask" (not training rounds), then masked rounds."""
         if clock.round > clock.total:
             return None
         if state.bits is None:
             payload = Payload({WEIGHTS: DenseValues(state.theta)})
-            if clock.round <= self.mask_round:
+            if clock.round <= state.dense_rounds:
                 return broadcast("warmup", sample_clients(context, self.per_round, clock), payload, clock)
             scorers = self.discovery.scorers(clock, context)
             return broadcast("score", scorers, payload, clock, timed=False)
-        if not state.told:
-            return adopt_plan(state.bits, clock, context)
-        support = self.memo.of(state.bits, context.layout)
-        return masked_plan(state, support, self.per_round, clock, context)
+        return masked_plan(state, self.memo, self.per_round, clock, context)
 
     def aggregate(
         self, state: MaskedState, plan: RoundPlan, replies: Iterable[ClientReply], context: ServerContext
     ) -> MaskedState:
-        """Scores become the mask and the model is cut to it; trained values are averaged by n_k."""
+        """Makes the mask from scores and masks the model; averages trained values by n_k."""
         if plan.phase == "warmup":
             return replace(state, theta=dense_mean(replies, plan, context))
         if plan.phase == "score":
-            bits = self.discovery.mask(replies, plan, context)
+            bits = self.discovery.mask(state.theta, replies, plan, context)
             kept = context.layout.expand_mask(bits)
             return replace(state, theta=state.theta * kept, bits=bits)
-        if plan.phase == "adopt":
-            return replace(state, told=True)
-        assert state.bits is not None
-        return masked_aggregate(state, self.memo.of(state.bits, context.layout), replies, plan, context)
+        return masked_aggregate(state, self.memo, replies, plan, context)
 
     def weights_to_evaluate(self, state: MaskedState, context: ServerContext) -> Tensor | None:
-        """The global model; zero off the mask once it is made."""
+        """The global model [P]; zero outside the mask once it is made."""
         return state.theta
 
     def global_mask(self, state: MaskedState, context: ServerContext) -> Tensor | None:
-        """The mask [P] once made."""
+        """The mask [P] (bool) once it is made."""
         return None if state.bits is None else self.memo.of(state.bits, context.layout).mask
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of `algorithm=ssfl`: SSFL, or with `mode` a random mask of its ablation."""
+
+    mode: Mode = setting(
+        "static",
+        "static: the mask from the clients' scores; a random mask; or SSFL's layer sizes at random places",
+        published=True,
+    )
+    method: Score = setting(
+        "ssfl",
+        "saliency: ssfl (cross-entropy, eval mode), ssfl_aux (nll on raw logits, train mode), or one not in the paper",
+        published=True,
+    )
+    initial_mask_freq: int = setting(
+        0, "the round before which the mask is made, if warmup_rounds is 0", at_least=0, published=True
+    )
+    warmup_rounds: int = setting(
+        0,
+        "the same, in the authors' counting: W - 1 dense rounds before the mask; at most training.comm_round",
+        at_least=0,
+        published=True,
+    )
+    weighting: ScoreWeighting = setting(
+        "examples",
+        "weight of a client's score: n_k / sum n (the paper's text), or equal for all (the authors' code)",
+    )
+    saliency_fraction: float = setting(1.0, "share of all clients that score", above=0, at_most=1)
+    ties: Ties = setting(
+        "exact",
+        "equal scores at the threshold: keep by index, so that the count is exact, or keep all (the authors' code)",
+    )
+    min_layer_density: float = setting(
+        0.0, "minimum density of every layer; at most model.dense_ratio; 0: none", at_least=0, at_most=1
+    )
+
+
+def check(settings: Settings, density: float, rounds: int) -> None:
+    """Raises SettingError if the mask is made after the last round, or the layers' minimum exceeds the density."""
+    for name in ("warmup_rounds", "initial_mask_freq"):
+        value = getattr(settings, name)
+        if value > rounds:
+            allowed = f"must be at most training.comm_round={rounds}; otherwise no round trains with the mask"
+            raise SettingError(name, value, allowed)
+    if settings.min_layer_density > density:
+        allowed = f"must be at most model.dense_ratio={density:g}, the density of the whole model"
+        raise SettingError("min_layer_density", settings.min_layer_density, allowed)
+
+
+def build(settings: Settings, recipe: Recipe) -> Algorithm[Any]:
+    """SSFL, or the random mask that `mode` names. Raises SettingError if density or minima do not fit the network."""
+    if settings.mode == "random_clientwise":
+        return ClientwiseRandomMask(recipe.fit, recipe.per_round, recipe.density)
+    if settings.mode in ("random_global", "random_layerwise"):
+        scope = cast(Literal["global", "layerwise"], settings.mode.removeprefix("random_"))
+        return SharedRandomMask(recipe.fit, recipe.per_round, recipe.density, scope)
+    mask_round = settings.warmup_rounds or settings.initial_mask_freq
+    return SSFL(recipe.fit, recipe.per_round, discovery_of(settings, recipe), mask_round)
+
+
+def discovery_of(settings: Settings, recipe: Recipe) -> Discovery:
+    """Phase 1 for these settings. Raises SettingError if density or minima do not fit the network."""
+    layout, density = recipe.layout, recipe.density
+    keep = kept_count(layout.prunable_size, density)
+    if keep == 0:
+        least = f"at least {1 / layout.prunable_size:.2g}, one of the {layout.prunable_size} prunable weights"
+        raise SettingError("model.dense_ratio", density, least)
+    floor = settings.min_layer_density
+    if floor > 0:
+        floors = sum(max(1, kept_count(b - a, floor)) for _, a, b in layout.prunable_segments)
+        if floors > keep:
+            allowed = f"the layers' minima may keep at most {keep} weights (model.dense_ratio={density}), not {floors}"
+            raise SettingError("min_layer_density", floor, allowed)
+    probe = Probe(SALIENCIES[settings.method], recipe.probe_batches, recipe.fit.batch_size)
+    form = recipe.score_form
+    if form == "factored" and settings.method == "grasp":
+        raise SettingError("communication.scores", form, "grasp scores are signed; use bf16 or fp32")
+    return Discovery(
+        probe,
+        density,
+        settings.weighting,
+        settings.saliency_fraction,
+        settings.ties,
+        floor,
+        form,
+        shuffled=settings.mode == "ssfl_shuffled",
+    )
+
+
+def label(settings: Settings) -> str:
+    """SSFL, or the kind of random mask."""
+    return "SSFL" if settings.mode == "static" else f"{settings.mode.replace('_', ' ')} mask"
+
+
+METHOD = Method(build, label, Settings, reads=("density", "probe_batches", "score_form"), check=check)

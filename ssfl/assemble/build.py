@@ -1,40 +1,100 @@
-"""Names of the configuration become objects; settings that contradict the data are refused here, in one line."""
+"""Builds a run's objects from the configuration; refuses settings that contradict the data, in one line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ssfl.algorithms.base import Algorithm, Probe, ServerContext
-from ssfl.algorithms.dispfl import DisPFL, MaskSearch
-from ssfl.algorithms.fedavg import FedAvg
-from ssfl.algorithms.local_training import LocalTraining
-from ssfl.algorithms.random_masks import ClientwiseRandomMask, SharedRandomMask
-from ssfl.algorithms.sparsyfed import GeometricDecay, SparsyFed
-from ssfl.algorithms.ssfl import SSFL, Discovery
-from ssfl.config import Config, cohort_size, fine_tune_epochs
-from ssfl.config.validate import refuse
+from ssfl.algorithms.base import Algorithm, ServerContext
+from ssfl.algorithms.method import Recipe
+from ssfl.assemble.communication import wire_of
+from ssfl.assemble.network_checks import check_method, check_network
+from ssfl.config import Config, codecs_of, cohort_size, fine_tune_epochs
+from ssfl.config.validate import refuse, refuse_setting, validate
 from ssfl.core.layout import Layout
-from ssfl.core.masks import kept_count
-from ssfl.core.optim import CosineRestarts, ExponentialDecay, FitSpec, Schedule
-from ssfl.core.power import PowerLayers
-from ssfl.core.saliency import CRITERIA
+from ssfl.core.optim import CosineRestarts, ExponentialDecay, FitSpec, GeometricDecay, Schedule
+from ssfl.core.tensor_roles import fixed_state
+from ssfl.data.arrays import Arrays
 from ssfl.data.federation import Federation, build_federation
 from ssfl.data.partition import PartitionSpec
-from ssfl.data.preprocess import default_preprocess
-from ssfl.data.sources import load_arrays
+from ssfl.data.preprocess import UNCHANGED, default_preprocess
+from ssfl.data.sources import KNOWN, load_arrays, missing_file, without_pixels
+from ssfl.engine.client.data_source import input_dtype
 from ssfl.models import build_model
+from ssfl.models.trained import Inputs
+from ssfl.settings import SettingError
+from ssfl.wire.stack import WireStack
 
 
-def federation_of(config: Config) -> Federation:
-    """The data set and who owns which row. Raises DataError or PartitionError."""
+def with_sites_counted(config: Config, arrays: Arrays) -> Config:
+    """The configuration with one client per site of the data, if the partition is natural.
+
+    Raises ConfigError if a cohort of these clients is impossible.
+    """
+    if config.dataset.partition_method != "natural" or arrays.train_site is None:
+        return config
+    sites = len(torch.unique(arrays.train_site))
+    if sites == config.training.client_num_in_total:
+        return config
+    counted = replace(config, training=replace(config.training, client_num_in_total=sites))
+    validate(counted)
+    return counted
+
+
+def counting_notes(asked: Config, config: Config) -> Iterator[str]:
+    """What to say of data that is only counted: the file is not here; the notes on the number of clients."""
+    if file := missing_file(asked.dataset.name, Path(asked.dataset.data_dir)):
+        known = KNOWN[asked.dataset.name]
+        rows = f"{sum(known.train_rows):,} training and {sum(known.test_rows):,} test rows"
+        yield f"no file {file}: counted with the {rows} of the published {asked.dataset.name}"
+    if note := sites_note(asked, config):
+        yield note
+
+
+def sites_note(asked: Config, config: Config) -> str:
+    """A note if the data determined the number of clients, else ""."""
+    clients = config.training.client_num_in_total
+    if clients == asked.training.client_num_in_total:
+        return ""
+    return (
+        f"dataset.partition_method=natural: {clients} clients, one per site of the data; "
+        f"training.client_num_in_total={asked.training.client_num_in_total} is not used"
+    )
+
+
+def federation_of(config: Config, pixels: bool = True) -> Federation:
+    """The data set divided over clients. Raises DataError or PartitionError. pixels: as for `arrays_of`."""
+    arrays = arrays_of(config, pixels)
+    return federation_from(with_sites_counted(config, arrays), arrays)
+
+
+def arrays_of(config: Config, pixels: bool = True) -> Arrays:
+    """The data set. Raises DataError, or ConfigError if its features cannot be used unchanged.
+
+    pixels: False if only rows are counted; a published set without a file is then not downloaded.
+    """
     data = config.dataset
-    arrays = load_arrays(data.name, Path(data.data_dir))
+    unchanged = data.features == "unchanged"
+    if not pixels and missing_file(data.name, Path(data.data_dir)):
+        arrays = without_pixels(data.name)
+    else:
+        arrays = load_arrays(data.name, Path(data.data_dir), whole=unchanged)
+    if unchanged and arrays.train_x.dim() != 2:
+        allowed = (
+            f"only for tables; {data.name} contains images, which networks need scaled: keep standardised"
+        )
+        raise refuse("dataset.features", "unchanged", allowed)
+    return arrays
+
+
+def federation_from(config: Config, arrays: Arrays) -> Federation:
+    """A loaded data set divided over clients. Raises PartitionError."""
+    data = config.dataset
     spec = PartitionSpec(
         method=data.partition_method,
         clients=config.training.client_num_in_total,
@@ -42,11 +102,12 @@ def federation_of(config: Config) -> Federation:
         seed=config.experiment.seed,
         min_examples=data.min_examples,
     )
-    return build_federation(arrays, spec, default_preprocess(arrays, data.augment))
+    preprocess = UNCHANGED if data.features == "unchanged" else default_preprocess(arrays, data.augment)
+    return build_federation(arrays, spec, preprocess, data.validation_portion)
 
 
 def module_of(config: Config, federation: Federation) -> nn.Module:
-    """The network with its initial weights: a pure function of the seed, PyTorch's own initialisation."""
+    """The network with its initial weights: PyTorch's initialisation, determined by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.experiment.seed)
         return build_model(
@@ -54,6 +115,7 @@ def module_of(config: Config, federation: Federation) -> nn.Module:
             num_classes=federation.arrays.num_classes,
             input_shape=federation.input_shape,
             norm=config.model.norm,
+            input_dtype=input_dtype(federation),
         )
 
 
@@ -71,7 +133,7 @@ def fit_of(config: Config, epochs: int | None = None, schedule: Schedule | None 
 
 
 def schedule_of(config: Config) -> Schedule:
-    """`default`: lr * decay ** round; `cosine_annealing`: warm restarts inside each round."""
+    """`default`: lr * decay ** round; `cosine_annealing`: warm restarts inside each round; `geometric`: to final_lr."""
     optimizer = config.optimizer
     if optimizer.scheduler == "cosine_annealing":
         return CosineRestarts(optimizer.lr, optimizer.scheduler_cycle_len)
@@ -81,119 +143,49 @@ def schedule_of(config: Config) -> Schedule:
 
 
 def algorithm_of(config: Config, layout: Layout) -> Algorithm[Any]:
-    """The method by its name."""
-    build = ALGORITHMS.get(config.algorithm.name)
-    if build is None:
-        raise refuse("algorithm.name", config.algorithm.name, ", ".join(sorted(ALGORITHMS)))
-    return build(config, layout)
-
-
-def _ssfl(config: Config, layout: Layout) -> Algorithm[Any]:
-    mode, density = config.algorithm.params.mode, config.model.dense_ratio
-    if mode == "random_clientwise":
-        return ClientwiseRandomMask(fit_of(config), cohort_size(config), density)
-    if mode in ("random_global", "random_layerwise"):
-        return SharedRandomMask(fit_of(config), cohort_size(config), density, mode.removeprefix("random_"))
-    return SSFL(fit_of(config), cohort_size(config), discovery_of(config, layout), mask_round_of(config))
-
-
-def mask_round_of(config: Config) -> int:
-    """Dense rounds before the mask is made; warmup_rounds rules, initial_mask_freq when it is 0."""
-    params = config.algorithm.params
-    return params.warmup_rounds or params.initial_mask_freq
-
-
-def discovery_of(config: Config, layout: Layout) -> Discovery:
-    """SSFL's first phase as configured. Raises ConfigError when the density or the floors keep nothing."""
-    params, density = config.algorithm.params, config.model.dense_ratio
-    keep = kept_count(layout.prunable_size, density)
-    if keep == 0:
-        least = f"at least {1 / layout.prunable_size:.2g}, one of the {layout.prunable_size} prunable weights"
-        raise refuse("model.dense_ratio", density, least)
-    if params.min_layer_density > 0:
-        floors = sum(
-            max(1, kept_count(b - a, params.min_layer_density)) for _, a, b in layout.prunable_segments
+    """The configured method. Raises ConfigError if its settings contradict the network."""
+    algorithm = config.algorithm
+    if algorithm.method.reads_density and not layout.prunable_size:
+        allowed = (
+            "prunes weights of nn.Linear and nn.Conv layers, but this network trains none; use algorithm=fedavg, or "
+            'give the layer an attribute prunable_parameters = ("NAME", ...) with the names of its own parameters'
         )
-        if floors > keep:
-            allowed = (
-                f"floors of at most {keep} weights in all (model.dense_ratio={density}); these keep {floors}"
-            )
-            raise refuse("algorithm.params.min_layer_density", params.min_layer_density, allowed)
-    criterion = CRITERIA[params.method]
-    probe = Probe(
-        saliency=criterion.score,
-        batches=config.model.itersnip_iteration,
-        batch_size=config.training.batch_size,
-        training_mode=criterion.training_mode,
+        raise refuse("algorithm.name", algorithm.name, allowed)
+    try:
+        return algorithm.method.build(algorithm.params, recipe_of(config, layout))
+    except SettingError as error:
+        raise refuse_setting(error) from error
+
+
+def recipe_of(config: Config, layout: Layout) -> Recipe:
+    """The common ingredients of methods."""
+    model = config.model
+    return Recipe(
+        fit=fit_of(config),
+        fine_tune=fit_of(config, fine_tune_epochs(config), fine_tune_schedule(config)),
+        per_round=cohort_size(config),
+        rounds=config.training.comm_round,
+        layout=layout,
+        density=model.dense_ratio,
+        probe_batches=model.itersnip_iteration,
+        drop_rate=model.anneal_factor,
+        erk_power_scale=model.erk_power_scale,
+        score_form="factored" if codecs_of(config).scores == "factored" else "full",
     )
-    return Discovery(
-        probe,
-        density,
-        params.weighting,
-        params.saliency_fraction,
-        params.ties,
-        params.min_layer_density,
-    )
-
-
-def _fedavg(config: Config, layout: Layout) -> Algorithm[Any]:
-    return FedAvg(fit_of(config), cohort_size(config))
-
-
-def _fedavg_ft(config: Config, layout: Layout) -> Algorithm[Any]:
-    tune = fit_of(config, fine_tune_epochs(config), fine_tune_schedule(config))
-    return FedAvg(fit_of(config), cohort_size(config), fine_tune=tune)
 
 
 def fine_tune_schedule(config: Config) -> Schedule:
-    """The initial learning rate, not the decayed one (see `ssfl.algorithms.fedavg`)."""
+    """`fine_tune_lr` if it was set; else the initial rate, not the decayed one (see `ssfl.algorithms.fedavg`)."""
+    if config.optimizer.fine_tune_lr != -1:
+        return ExponentialDecay(config.optimizer.fine_tune_lr, 1.0)
     if config.optimizer.scheduler == "cosine_annealing":
         return schedule_of(config)
     return ExponentialDecay(config.optimizer.lr, 1.0)
 
 
-def _dispfl(config: Config, layout: Layout) -> Algorithm[Any]:
-    params, model = config.algorithm.params, config.model
-    return DisPFL(
-        fit_of(config),
-        model.dense_ratio,
-        search=MaskSearch(model.anneal_factor, params.regrow),
-        topology=params.topology,
-        neighbour_count=params.neighbours if params.neighbours > 0 else cohort_size(config),
-        different_initial=params.different_initial,
-        erk_power_scale=model.erk_power_scale,
-        per_round=cohort_size(config) if params.fair_budget else None,
-    )
-
-
-def _sparsyfed(config: Config, layout: Layout) -> Algorithm[Any]:
-    params = config.algorithm.params
-    return SparsyFed(
-        fit_of(config),
-        cohort_size(config),
-        config.model.dense_ratio,
-        layers=PowerLayers(params.beta),
-        prune_activations=params.prune_activations,
-    )
-
-
-def _local(config: Config, layout: Layout) -> Algorithm[Any]:
-    return LocalTraining(fit_of(config), cohort_size(config) if config.algorithm.params.fair_budget else None)
-
-
-ALGORITHMS: Mapping[str, Callable[[Config, Layout], Algorithm[Any]]] = {
-    "ssfl": _ssfl,
-    "fedavg": _fedavg,
-    "fedavg_ft": _fedavg_ft,
-    "dispfl": _dispfl,
-    "sparsyfed": _sparsyfed,
-    "local": _local,
-}
-
-
 @dataclass(frozen=True)
-class Parts:
-    """A run's ingredients, checked against each other, before anything is written."""
+class RunSetup:
+    """A run's objects, checked for consistency before any file is written."""
 
     config: Config
     federation: Federation
@@ -202,21 +194,51 @@ class Parts:
     theta: Tensor
     algorithm: Algorithm[Any]
     context: ServerContext
+    wire: WireStack
+    """The transforms of payloads in both directions."""
+    inputs: Inputs | None = None
+    """How raw rows become the network's input; None if each site scales its own rows."""
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    """The entries of the network's state_dict that are not in theta; copied before the network is used."""
+
+    def __post_init__(self) -> None:
+        if not self.constants:
+            object.__setattr__(self, "constants", fixed_state(self.module))
 
 
-def parts_of(config: Config) -> Parts:
-    """Load, partition, build; raises one-line errors, writes nothing."""
+def setup_of(config: Config, pixels: bool = True) -> RunSetup:
+    """Load, partition, build. Raises one-line errors; writes no files. pixels: as for `arrays_of`."""
     check_device(config)
-    federation = federation_of(config)
+    arrays = arrays_of(config, pixels)
+    config = with_sites_counted(config, arrays)
+    federation = federation_from(config, arrays)
     module = module_of(config, federation)
+    check_network(config, federation, module)
     layout = Layout.of(module)
     counts = {k: federation.examples(k) for k in range(federation.num_clients)}
     context = ServerContext(layout, counts, config.experiment.seed)
     theta = layout.flatten(module)
-    return Parts(config, federation, module, layout, theta, algorithm_of(config, layout), context)
+    algorithm, wire = algorithm_of(config, layout), wire_of(config, layout)
+    check_method(config, federation, module, algorithm, theta, context)
+    return RunSetup(
+        config, federation, module, layout, theta, algorithm, context, wire, inputs_of(federation)
+    )
+
+
+def inputs_of(federation: Federation) -> Inputs:
+    """The preprocessing that a user of the trained network must apply to a stored row."""
+    arrays, scaling = federation.arrays, federation.preprocess
+    pixels = arrays.train_x.dtype == torch.uint8
+    return Inputs(
+        input_dtype=str(arrays.train_x.dtype).removeprefix("torch."),
+        divisor=255.0 if pixels else 1.0,
+        mean=scaling.mean,
+        std=scaling.std,
+        class_names=arrays.class_names,
+    )
 
 
 def check_device(config: Config) -> None:
-    """Refuse a device that is not there."""
+    """Raises ConfigError if the configured device does not exist."""
     if config.engine.device == "cuda" and not torch.cuda.is_available():
         raise refuse("engine.device", "cuda", "cpu or auto (PyTorch sees no CUDA device here)")

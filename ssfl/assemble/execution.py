@@ -1,29 +1,34 @@
-"""Which executor computes, with how many workers, in which memory format: asked for, or chosen by measurement."""
+"""Executor, number of workers, memory format and kernels: as configured, or chosen by a measurement."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import torch
 
-from ssfl.algorithms.base import sees_theta
-from ssfl.assemble.build import Parts
-from ssfl.assemble.estimates import estimated_seconds, measured
-from ssfl.config import Config, cohort_size
+from ssfl.assemble.build import RunSetup
+from ssfl.assemble.executors import ROWS, Workload, estimates
+from ssfl.assemble.measurement import measured, workload
+from ssfl.assemble.network_checks import lone_examples_text
+from ssfl.config import Config, EngineConfig, cohort_size
+from ssfl.config.engine import EXECUTORS, in_blocks, winograd_hindrance
+from ssfl.config.schema import ExecutorName
 from ssfl.config.validate import refuse
-from ssfl.engine.arithmetic import Arithmetic
-from ssfl.engine.batched import BatchedExecutor, UnbatchableError, check_batchable
-from ssfl.engine.calibrate import Form
-from ssfl.engine.device import NoDeviceError, device_of, resolved_device, set_arithmetic
-from ssfl.engine.executors import Executor, SequentialExecutor
-from ssfl.engine.local import ClientRunner
-from ssfl.engine.memory import give_back_freed_memory, keep_freed_memory
-from ssfl.engine.processes import ProcessExecutor
-from ssfl.engine.ranks import Link, RankedExecutor
-from ssfl.engine.threads import ThreadExecutor, UnthreadableError, check_threadable
-from ssfl.engine.torchrun import local_ranks, started_by_torchrun
+from ssfl.engine.client.data_source import input_dtype
+from ssfl.engine.client.runner import ClientRunner
+from ssfl.engine.compute.arithmetic import Arithmetic
+from ssfl.engine.compute.device import NoDeviceError, device_of, resolved_device, set_arithmetic
+from ssfl.engine.compute.malloc import give_back_freed_memory, keep_freed_memory
+from ssfl.engine.executors.distributed.executor import RankedExecutor
+from ssfl.engine.executors.distributed.link import Link
+from ssfl.engine.executors.distributed.torchrun import local_ranks, started_by_torchrun
+from ssfl.engine.executors.executor import Executor
+from ssfl.engine.executors.timing import Form
+from ssfl.engine.executors.trial import UntrainableError, check_step
 from ssfl.native import available
 from ssfl.native.winograd import serves
 
@@ -34,51 +39,52 @@ LARGEST_BLOCK = 32
 class Choice:
     """How to compute: the engine section without any `auto`."""
 
-    executor: str
+    executor: ExecutorName
     workers: int
     block: int
     memory_format: str
     convolutions: str
+    kernels: str
 
 
-def resolve_engine(config: Config, parts: Parts, ranks: int = 1) -> Config:
-    """The configuration with every `auto` of the engine decided; a resume keeps it, and so does a repeat.
+def resolve_engine(config: Config, setup: RunSetup, ranks: int = 1) -> Config:
+    """The configuration with every `auto` of the engine resolved; a resumed run keeps the result.
 
-    `ranks` processes share out each cohort (torchrun); the choice is for one of them, with its part of the host.
+    `ranks` processes divide each cohort (torchrun); the choice is for one of them, with its part of the host.
     """
-    keep_freed_memory(_cores(config), 4 * parts.layout.size)
+    keep_freed_memory(_cores(config), 4 * setup.layout.size)
     torch.set_num_threads(1)
     if ranks > 1 and config.checkpoint.stop_after_seconds:
-        allowed = (
-            "one rank's clock cannot stop the others; leave it 0 under torchrun, stop by Ctrl-C and resume"
-        )
+        allowed = "one rank's clock cannot stop the others; use 0 under torchrun, and stop with Ctrl-C"
         raise refuse("checkpoint.stop_after_seconds", config.checkpoint.stop_after_seconds, allowed)
     if config.engine.compile:
-        _check_compiled(config, parts)
-    choice = choose(config, parts, ranks)
+        _check_compiled(config, setup)
+    if note := lone_examples_text(config, setup.federation, setup.module):
+        print(note, file=sys.stderr)
+    choice = choose(config, setup, ranks)
     threads = 1 if config.engine.threads == "auto" else config.engine.threads
     device = resolved_device(config.engine.device)
-    engine = replace(config.engine, device=device, threads=threads, **asdict(choice))
-    return replace(config, engine=replace(engine, kernels=chosen_kernels(config)))
+    return replace(config, engine=replace(config.engine, device=device, threads=threads, **asdict(choice)))
 
 
-def chosen_kernels(config: Config) -> str:
-    """`auto` decided: native where they were built and can serve. Raises ConfigError for native where they cannot."""
+def possible_kernels(config: Config) -> Literal["native", "torch"]:
+    """The kernels to use; `auto`: native if they are available. Raises ConfigError if native is set and impossible."""
     engine = config.engine
     on_device = resolved_device(engine.device) != "cpu"
     if engine.kernels == "native":
         _check_native(engine.kernels)
         if on_device:
             raise refuse(
-                "engine.kernels", "native", "they compute on a CPU; leave it auto, or engine.device=cpu"
+                "engine.kernels", "native", "they run only on a CPU; choose auto, or engine.device=cpu"
             )
     # The kernel of a block's convolutions computes on one thread.
     served = engine.executor != "batched" or engine.threads in ("auto", 1)
     serve = available() and not on_device and not engine.compile and served
-    chosen = ("native" if serve else "torch") if engine.kernels == "auto" else engine.kernels
+    auto: Literal["native", "torch"] = "native" if serve else "torch"
+    chosen = auto if engine.kernels == "auto" else engine.kernels
     if engine.memory_format == "mixed" and chosen == "torch":
         raise refuse(
-            "engine.memory_format", "mixed", "needs engine.kernels=native, which does not serve here"
+            "engine.memory_format", "mixed", "needs engine.kernels=native, which is not available here"
         )
     return chosen
 
@@ -87,94 +93,116 @@ def _check_native(kernels: str) -> None:
     if kernels == "native" and not available():
         allowed = (
             "they were not built when ssfl was installed here; install a C compiler and Python's headers, then "
-            "`bash setup.sh`, or take engine.kernels=torch (a run that began with one goes on with the same)"
+            "`bash setup.sh`, or use engine.kernels=torch (a resumed run must keep the kernels of its start)"
         )
         raise refuse("engine.kernels", "native", allowed)
 
 
-def choose(config: Config, parts: Parts, ranks: int = 1) -> Choice:
-    """What was asked for, completed by a measurement where something is `auto`."""
+def choose(config: Config, setup: RunSetup, ranks: int = 1) -> Choice:
+    """The configured choice; `auto` values are chosen by a measurement."""
     engine = config.engine
     cohort = -(-cohort_size(config) // ranks)
     workers = int(engine.workers) if engine.workers != "auto" else _cores(config)
-    if engine.executor == "batched":
-        _refuse_unbatchable(parts)
-    if engine.executor == "threads":
-        _refuse_unthreadable(parts)
-    native = chosen_kernels(config) == "native"
-    convolutions = _convolutions(config, parts, native)
+    kernels = possible_kernels(config)
+    _check_asked(engine, setup, kernels == "native")
+    convolutions = _convolutions(config, setup, kernels == "native")
     if resolved_device(engine.device) != "cpu":
-        return _choice_on_device(config, parts, cohort)
-    if engine.executor == "sequential" and engine.block == "auto":
-        engine = replace(engine, block=1)
-    if convolutions == "winograd":
-        engine = replace(engine, block=1)  # blocks do not offer it
-    if "auto" not in (engine.executor, engine.memory_format, engine.block, convolutions):
-        return Choice(engine.executor, workers, int(engine.block), engine.memory_format, convolutions)
-    block = int(engine.block) if engine.block != "auto" else min(cohort, LARGEST_BLOCK)
-    times = measured(parts, config.training.batch_size, block, workers, native)
-    asked = engine.executor
-    form = times.form(engine.memory_format, convolutions)
-    estimates = estimated_seconds(config, parts, times, form, workers, cohort)
-    if engine.block != "auto" and block > 1:  # who asks for blocks gets them
-        estimates = {name: s for name, s in estimates.items() if name in ("batched", "blocks in processes")}
-        if asked == "auto" and not estimates:
-            raise refuse("engine.block", block, "this network does not train in blocks; leave it auto or 1")
-    executor = asked if asked != "auto" else min(estimates, key=lambda name: estimates[name])
-    if executor == "blocks in processes":
-        executor = "processes"
-        block = min(block, -(-cohort // workers)) if engine.block == "auto" else block
-    elif executor != "batched" and engine.block == "auto":
-        block = 1
-    if block > 1:
-        # A block runs in the layout that vmap makes of it; another memory format would only be undone.
-        usual = "contiguous" if engine.memory_format == "auto" else engine.memory_format
-        form = Form(usual, "direct")
-    return Choice(executor, workers, block, *form)
-
-
-def _convolutions(config: Config, parts: Parts, native: bool) -> str:
-    """What was asked for; direct where there is no choice. Raises ConfigError for winograd where it cannot serve."""
-    engine = config.engine
-    could = native and engine.precision == "fp32" and engine.memory_format in ("auto", "channels_last")
-    could = could and engine.executor != "batched" and engine.block in ("auto", 1)
-    could = could and any(map(serves, parts.module.modules()))
-    if engine.convolutions == "winograd" and not could:
-        allowed = (
-            "needs native kernels on a CPU and 3x3 convolutions with stride 1 of channels in multiples of 16"
+        return choice_on_device(config, setup, cohort)
+    if (engine.executor == "sequential" and engine.block == "auto") or convolutions == "winograd":
+        engine = replace(engine, block=1)  # blocks do not support Winograd convolutions
+    measures = "auto" in (engine.memory_format, engine.block, convolutions)
+    if engine.executor != "auto" and not measures:
+        return Choice(
+            engine.executor, workers, int(engine.block), engine.memory_format, convolutions, kernels
         )
-        raise refuse("engine.convolutions", "winograd", f"{allowed}; leave it auto, or direct")
-    return engine.convolutions if could else "direct"
+    block = int(engine.block) if engine.block != "auto" else min(cohort, LARGEST_BLOCK)
+    # No step has more examples than the largest client: a batch size above that means all of them.
+    examples = min(config.training.batch_size, max(setup.context.example_counts.values()))
+    times = measured(setup, examples, block, workers, kernels == "native")
+    free = engine.kernels == "auto" and engine.memory_format != "mixed" and engine.convolutions != "winograd"
+    if free and not times.kernels_pay:  # possible on processors for which they were not tuned
+        return choose(replace(config, engine=replace(config.engine, kernels="torch")), setup, ranks)
+    form = times.form(engine.memory_format, convolutions)
+    executor, together = _quickest(engine, setup, workload(config, setup, times, form, workers, cohort))
+    if not together:
+        return Choice(executor, workers, 1, *form, kernels)
+    if executor == "processes" and engine.block == "auto":
+        block = min(block, -(-cohort // workers))
+    # vmap changes the memory format of a block, so another one would have no effect.
+    usual = "contiguous" if engine.memory_format == "auto" else engine.memory_format
+    return Choice(executor, workers, block, usual, "direct", kernels)
 
 
-def _choice_on_device(config: Config, parts: Parts, cohort: int) -> Choice:
-    """A device is one worker: blocks of clients where the network can, in the memory format of its convolutions.
+def _check_asked(engine: EngineConfig, setup: RunSetup, native: bool) -> None:
+    """Raises ConfigError for a configured executor or memory format that the network does not support."""
+    name = engine.executor
+    if name != "auto" and (why := ROWS[name].unsupported(setup, in_blocks(engine))):
+        raise refuse("engine.executor", name, why)
+    if engine.memory_format not in ("auto", "contiguous"):
+        form = Form(engine.memory_format, "direct")
+        shape, dtype = setup.federation.input_shape, input_dtype(setup.federation)
+        try:
+            check_step(setup.module, shape, dtype, last=True, kernels=form.kernels(native))
+        except UntrainableError as error:
+            why = f"not for this network: {error}; choose auto or contiguous"
+            raise refuse("engine.memory_format", engine.memory_format, why) from error
 
-    Not measured but ruled, because on a device small operations wait for their launches, which blocks share.
+
+def _quickest(engine: EngineConfig, setup: RunSetup, load: Workload) -> tuple[ExecutorName, bool]:
+    """The fastest executor that supports the network, and whether it computes clients in blocks.
+
+    A configured executor is returned without comparison.
+    """
+    if engine.executor != "auto":
+        return engine.executor, in_blocks(engine)
+    possible = sorted(estimates(load, engine), key=lambda one: one.seconds)
+    for executor, together, _ in possible:
+        why = ROWS[executor].unsupported(setup, together)
+        if not why:
+            return executor, together
+        print(f"engine.executor=auto excludes {executor}: {why}", file=sys.stderr)
+    why = "this network does not train in blocks; choose auto or 1"
+    raise refuse("engine.block", engine.block, why)
+
+
+def _convolutions(config: Config, setup: RunSetup, native: bool) -> Literal["auto", "direct", "winograd"]:
+    """The configured value; direct if winograd is impossible. Raises ConfigError if winograd is set and impossible."""
+    hindrance = winograd_hindrance(config.engine, native)
+    if not hindrance and not any(map(serves, setup.module.modules())):
+        hindrance = "needs 3x3 convolutions with stride 1 and multiples of 16 channels"
+    if config.engine.convolutions == "winograd" and hindrance:
+        raise refuse("engine.convolutions", "winograd", f"{hindrance}; choose auto or direct")
+    return "direct" if hindrance else config.engine.convolutions
+
+
+def choice_on_device(config: Config, setup: RunSetup, cohort: int) -> Choice:
+    """A device is one worker: blocks of clients if the network supports them, else one client with channels last.
+
+    Chosen without a measurement: on a device the launches of small operations dominate, and blocks share launches.
     """
     engine = config.engine
-    if engine.executor in ("processes", "threads"):
-        raise refuse(
-            "engine.executor", engine.executor, "a CUDA device is one worker; use batched or sequential"
-        )
     executor = engine.executor
     if executor == "auto":
         whole = not engine.compaction and not engine.compile
-        executor = "batched" if cohort > 1 and whole and _batchable(parts) else "sequential"
+        together = cohort > 1 and whole and not ROWS["batched"].unsupported(setup, True)
+        executor = "batched" if together else "sequential"
+    if not EXECUTORS[executor].on_devices:
+        raise refuse("engine.executor", executor, "a CUDA device is one worker; use batched or sequential")
     block = min(cohort, LARGEST_BLOCK) if executor == "batched" else 1
-    # Blocks run in the layout that vmap makes of them; alone, convolutions are faster with channels last.
-    usual = "channels_last" if block == 1 and len(parts.federation.input_shape) == 3 else "contiguous"
+    # vmap changes the memory format of blocks; for single clients, convolutions are faster with channels last.
+    usual = "channels_last" if block == 1 and len(setup.federation.input_shape) == 3 else "contiguous"
     return Choice(
         executor,
         1,
         block if engine.block == "auto" else int(engine.block),
         usual if engine.memory_format == "auto" else engine.memory_format,
         "direct",
+        possible_kernels(config),
     )
 
 
 def device_here(config: Config) -> torch.device:
-    """This process's device: experiment.gpu, or under torchrun the local rank's. Raises ConfigError in one line."""
+    """This process's device: experiment.gpu, or the local rank's under torchrun. Raises ConfigError in one line."""
     number = config.experiment.gpu
     if started_by_torchrun():
         number = int(os.environ.get("LOCAL_RANK", "0"))
@@ -184,35 +212,30 @@ def device_here(config: Config) -> torch.device:
         raise refuse("experiment.gpu", number, str(error)) from error
 
 
-def executor_of(parts: Parts, link: Link | None = None) -> Executor:
-    """The executor that the resolved configuration names, and its share of the cohort where there are ranks."""
-    runner = runner_of(parts)
-    inner = _local_executor(parts, runner)
+def executor_of(setup: RunSetup, link: Link | None = None) -> Executor:
+    """The executor of the resolved configuration; with several ranks, for this rank's share of the cohort."""
+    runner = runner_of(setup)
+    inner = _local_executor(setup, runner)
     if link is None or link.size == 1:
         return inner
-    engine = parts.config.engine
+    engine = setup.config.engine
     alone = engine.executor not in ("processes", "threads")
     return RankedExecutor(inner, runner, link, alone, engine.rank_exchange == "mean")
 
 
-def _local_executor(parts: Parts, runner: ClientRunner) -> Executor:
-    engine = parts.config.engine
-    keep_freed_memory(int(engine.workers) if engine.executor == "threads" else 1, 4 * parts.layout.size)
-    give_back_freed_memory()  # of reading the data and of measuring steps
+def _local_executor(setup: RunSetup, runner: ClientRunner) -> Executor:
+    engine = setup.config.engine
+    keep_freed_memory(int(engine.workers) if engine.executor == "threads" else 1, 4 * setup.layout.size)
+    give_back_freed_memory()  # freed after reading the data and measuring steps
     torch.set_num_threads(int(engine.threads))
-    if engine.executor == "processes":
-        return ProcessExecutor(runner, int(engine.workers), block=int(engine.block))
-    if engine.executor == "threads":
-        return ThreadExecutor(runner, int(engine.workers))
-    if engine.executor == "batched":
-        return BatchedExecutor(runner, int(engine.block))
-    return SequentialExecutor(runner)
+    assert engine.executor != "auto", "resolve_engine comes first"
+    return ROWS[engine.executor].build(runner, engine)
 
 
-def runner_of(parts: Parts) -> ClientRunner:
-    """One client's work, configured."""
-    engine = parts.config.engine
-    device = device_here(parts.config)
+def runner_of(setup: RunSetup) -> ClientRunner:
+    """The configured runner of clients' work."""
+    engine = setup.config.engine
+    device = device_here(setup.config)
     set_arithmetic(device, engine.precision)
     last = engine.memory_format in ("channels_last", "mixed")
     _check_native(engine.kernels)
@@ -225,19 +248,21 @@ def runner_of(parts: Parts) -> ClientRunner:
         mixed=engine.memory_format == "mixed",
         winograd=engine.convolutions == "winograd",
     )
-    seed = parts.config.experiment.seed
+    seed = setup.config.experiment.seed
     return ClientRunner(
-        parts.module,
-        parts.federation.to(device).laid_out(last),
-        parts.algorithm.tasks,
+        setup.module,
+        setup.federation.to(device).laid_out(last),
+        setup.algorithm.tasks,
         seed,
         arithmetic=arithmetic,
         compaction=engine.compaction,
+        wire=setup.wire,
+        lone_example=setup.config.training.lone_example,
     )
 
 
 def state_memory_bytes(config: Config) -> int:
-    """What the clients' memories may take of this process's: as configured, or a quarter of the machine's."""
+    """Maximum memory of client states in bytes: as configured, or a quarter of the machine's memory."""
     asked = config.engine.state_memory_mb
     if asked == "auto":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
@@ -249,36 +274,16 @@ def _cores(config: Config) -> int:
     return max(1, min(available // local_ranks(), config.training.max_workers))
 
 
-def _refuse_unbatchable(parts: Parts) -> None:
-    try:
-        check_batchable(parts.module)
-    except UnbatchableError as error:
-        raise refuse("engine.executor", "batched", str(error)) from error
-
-
-def _check_compiled(config: Config, parts: Parts) -> None:
-    """That compiling would change something, and can: torch.compile writes C++ for a CPU."""
-    if any(task.fit is not None and not sees_theta(task) for task in parts.algorithm.tasks.values()):
+def _check_compiled(config: Config, setup: RunSetup) -> None:
+    """Raises ConfigError if torch.compile would have no effect, or lacks a C++ compiler on a CPU."""
+    if any(task.fit is not None and not task.sees_theta for task in setup.algorithm.tasks.values()):
         allowed = (
-            f"not with algorithm={config.algorithm.name}, which trains through weights or layers of its own"
+            f"not with algorithm={config.algorithm.name}, which replaces weights or layers of the network"
         )
         raise refuse("engine.compile", "true", allowed)
     compiler = os.environ.get("CXX", "g++")
     if resolved_device(config.engine.device) == "cpu" and shutil.which(compiler) is None:
-        allowed = f"needs a C++ compiler, and there is no {compiler}; install one, name it in CXX, or leave it false"
+        allowed = (
+            f"needs a C++ compiler, and there is no {compiler}; install one, name it in CXX, or choose false"
+        )
         raise refuse("engine.compile", "true", allowed)
-
-
-def _refuse_unthreadable(parts: Parts) -> None:
-    try:
-        check_threadable(parts.module, parts.federation.input_shape)
-    except UnthreadableError as error:
-        raise refuse("engine.executor", "threads", str(error)) from error
-
-
-def _batchable(parts: Parts) -> bool:
-    try:
-        check_batchable(parts.module)
-    except UnbatchableError:
-        return False
-    return True

@@ -1,116 +1,85 @@
-"""The end of a run in files that need nothing of ours: safetensors of plain state_dicts."""
+"""Writes a finished run's networks as safetensors of plain state_dicts, which can be read without ssfl."""
 
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 import ssfl
+from ssfl import run_folder
 from ssfl.algorithms.base import ClientState
-from ssfl.assemble import folder as place
-from ssfl.assemble.build import Parts
-from ssfl.engine.driver import Progress
-
-TYPES: Mapping[torch.dtype, str] = MappingProxyType(
-    {
-        torch.float64: "F64",
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.int64: "I64",
-    }
-)
-"""What a network's state holds, in the format's words."""
+from ssfl.assemble.build import RunSetup
+from ssfl.core.reading import raw_bytes
+from ssfl.core.tensor_roles import state_under
+from ssfl.engine.client.memory import ClientMemories
+from ssfl.engine.state.progress import Progress
+from ssfl.engine.state.tensor_file import header, pieces, write_pieces
+from ssfl.models.trained import METADATA_KEY, client_prefix, inputs_as_json
+from ssfl.output import whole_file
 
 
-def export(parts: Parts, progress: Progress, folder: Path) -> Path:
-    """model.safetensors, or client_models.safetensors where a method has no global model; whole or not there."""
-    theta = parts.algorithm.weights_to_evaluate(progress.state, parts.context)
+def export(setup: RunSetup, progress: Progress, folder: Path) -> Path:
+    """Writes model.safetensors, or client_models.safetensors for a method without a global model, atomically."""
+    theta = setup.algorithm.weights_to_evaluate(progress.state, setup.context)
     if theta is not None:
-        return _write(named_tensors(parts, theta), parts, folder / place.MODEL)
-    path = folder / place.CLIENT_MODELS
-    temporary = path.with_name(f".{path.name}.new")
-    write_client_models(parts, progress.client_states, temporary)
-    temporary.replace(path)
+        path = folder / run_folder.MODEL
+        write_pieces(path, pieces(named_tensors(setup, theta), metadata(setup)))
+        return path
+    path = folder / run_folder.CLIENT_MODELS
+    with whole_file(path) as temporary:
+        write_client_models(setup, progress.client_memories, temporary)
     return path
 
 
-def named_tensors(parts: Parts, theta: Tensor) -> Mapping[str, Tensor]:
+def named_tensors(setup: RunSetup, theta: Tensor) -> Mapping[str, Tensor]:
     """The network's state_dict under weights theta [P]."""
-    named = parts.layout.views(theta[: parts.layout.trained_size])
-    named |= parts.layout.statistics(theta[parts.layout.trained_size :])
-    return {**parts.module.state_dict(), **named}
+    return state_under(setup.module, {**setup.constants, **setup.layout.named(theta)})
 
 
-def client_model(parts: Parts, state: ClientState) -> Tensor:
-    """A client's own model [P], where its memory holds one; the initial model for a client never visited."""
-    kept = [task.kept_model(state) for task in parts.algorithm.tasks.values()]
-    return next((theta for theta in reversed(kept) if theta is not None), parts.theta)
+def client_model(setup: RunSetup, state: ClientState) -> Tensor:
+    """A client's own model [P] from its memory; the initial model for a client that never trained."""
+    kept = [task.kept_model(state) for task in setup.algorithm.tasks.values() if task.kept_model is not None]
+    return next((theta for theta in reversed(kept) if theta is not None), setup.theta)
 
 
-def write_client_models(parts: Parts, states: Mapping[int, ClientState], path: Path) -> None:
+def write_client_models(setup: RunSetup, memories: ClientMemories, path: Path) -> None:
     """All clients' models as one safetensors file, "clientNNNNN/NAME", with one model at a time in memory.
 
-    Larger types come first, so that every tensor is aligned to its type, as the format's own writer has it.
+    Larger types come first, so that every tensor is aligned to its type, as in files of the format's own writer.
     """
-    shapes = named_tensors(parts, parts.theta)
+    shapes = named_tensors(setup, setup.theta)
     sizes = sorted({t.element_size() for t in shapes.values()}, reverse=True)
-    clients = parts.context.clients
+    clients = setup.context.clients
     order = [
         (c, n, t) for size in sizes for c in clients for n, t in shapes.items() if t.element_size() == size
     ]
     with path.open("wb") as file:
-        file.write(_header({_entry(client, name): tensor for client, name, tensor in order}, metadata(parts)))
+        file.write(
+            header({client_prefix(client) + name: tensor for client, name, tensor in order}, metadata(setup))
+        )
         for size in sizes:
             for client in clients:
-                own = named_tensors(parts, client_model(parts, states.get(client, {})))
+                own = named_tensors(setup, client_model(setup, _state(memories, client)))
                 for tensor in own.values():
                     if tensor.element_size() == size:
-                        file.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+                        file.write(raw_bytes(tensor))
 
 
-def _entry(client: int, name: str) -> str:
-    return f"client{client:05d}/{name}"
+def _state(memories: ClientMemories, client: int) -> ClientState:
+    return memories[client].load().state if client in memories else {}
 
 
-def _header(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
-    """A safetensors header for tensors [...] that follow in this order; padded to 8 bytes as the format asks."""
-    told: dict[str, Any] = {"__metadata__": dict(about)}
-    start = 0
-    for name, tensor in tensors.items():
-        end = start + tensor.numel() * tensor.element_size()
-        told[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-        start = end
-    raw = json.dumps(told, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def metadata(parts: Parts) -> dict[str, str]:
-    """What build_model needs, as JSON under the key "ssfl".
-
-    One key, because safetensors writes several in an order of its own each time, and equal runs end in equal bytes.
-    """
+def metadata(setup: RunSetup) -> dict[str, str]:
+    """The arguments that rebuild the network, and its preprocessing, as JSON under one key."""
     about = {
         "version": ssfl.__version__,
-        "model": parts.config.model.name,
-        "norm": parts.config.model.norm,
-        "num_classes": parts.federation.arrays.num_classes,
-        "input_shape": list(parts.federation.input_shape),
+        "model": setup.config.model.name,
+        "norm": setup.config.model.norm,
+        "num_classes": setup.federation.arrays.num_classes,
+        "input_shape": list(setup.federation.input_shape),
+        "inputs": inputs_as_json(setup.inputs),
     }
-    return {"ssfl": json.dumps(about, sort_keys=True)}
-
-
-def _write(tensors: Mapping[str, Tensor], parts: Parts, path: Path) -> Path:
-    temporary = path.with_name(f".{path.name}.new")
-    save_file({name: t.clone() for name, t in tensors.items()}, temporary, metadata=metadata(parts))
-    temporary.replace(path)
-    return path
+    return {METADATA_KEY: json.dumps(about, sort_keys=True)}

@@ -1,68 +1,101 @@
-"""The loop of one rank: made from a run's parts, begun or continued alike on every rank."""
+"""The loop of one rank, built from a run's setup; all ranks start or continue in the same way."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import signal
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from ssfl.assemble.build import Parts
-from ssfl.assemble.execution import executor_of
-from ssfl.engine.checkpoint import COMMON_RECORDS
-from ssfl.engine.driver import Emit, Federation, Progress, Save, TestSet
-from ssfl.engine.executors import Executor
-from ssfl.engine.jobs import DivergedError
-from ssfl.engine.processes import WorkerError
-from ssfl.engine.ranks import Link, RankError, first_decides
-from ssfl.engine.simulator import Simulator
+from ssfl.assemble.build import RunSetup
+from ssfl.assemble.execution import executor_of, runner_of
+from ssfl.config import Config
+from ssfl.engine.accounting.ledger import ClientLink
+from ssfl.engine.central_test import CentralTest
+from ssfl.engine.client.errors import EngineError
+from ssfl.engine.coded_exchange import CodedExchange
+from ssfl.engine.executors.distributed.link import Link, first_decides
+from ssfl.engine.executors.executor import Executor
+from ssfl.engine.loop import Emit, RoundLoop, Save
+from ssfl.engine.simulator import Absence, Simulator, all_answer, seeded_absence
+from ssfl.engine.state.checkpoint import COMMON_RECORDS
+from ssfl.engine.state.client_store import ClientStore
+from ssfl.engine.state.progress import Progress
 
 INTERRUPTED = 130
 FAILED = 1
 STOPPED_BY_TORCHRUN = "interrupted: by Ctrl-C, or by torchrun because another rank ended"
 
 
-def loop_of(parts: Parts, simulator: Simulator, executor: Executor, emit: Emit, save: Save) -> Federation:
+def loop_of(setup: RunSetup, simulator: Simulator, executor: Executor, emit: Emit, save: Save) -> RoundLoop:
     """The run's loop over one executor."""
-    arrays = parts.federation.arrays
-    return Federation(
-        algorithm=parts.algorithm,
-        context=parts.context,
-        exchange=simulator,
-        examiner=executor,
-        test_set=TestSet(arrays.test_y, arrays.num_classes, parts.federation.test_parts),
+    return RoundLoop(
+        algorithm=setup.algorithm,
+        context=setup.context,
+        exchange=CodedExchange(simulator, setup.wire),
+        examiner=central_test_of(setup, executor),
         emit=emit,
         save=save,
-        test_every=parts.config.training.frequency_of_the_test,
+        test_every=setup.config.training.frequency_of_the_test,
+        link=link_of(setup.config),
     )
 
 
-def first_progress(loop: Federation, parts: Parts, saved: Progress | None, link: Link) -> Progress:
-    """What to go on from: the first rank's checkpoint or its fresh start, bit for bit the same on every rank.
+def central_test_of(setup: RunSetup, executor: Executor) -> CentralTest:
+    """Tests by this process, with the configured metrics."""
+    if setup.config.tracking.metrics == "accuracy":
+        return CentralTest(executor, setup.federation)
+    # A copy of the network: an executor requires that only it changes its network's flat memory.
+    apart = runner_of(replace(setup, module=copy.deepcopy(setup.module)))
+    return CentralTest(executor, setup.federation, apart.probabilities)
 
-    `saved` counts on the first rank only; the others need no access to its folder.
+
+def link_of(config: Config) -> ClientLink | None:
+    """Every client's link, or None if none is configured."""
+    asked = config.communication
+    return ClientLink(asked.link_mbits, asked.link_round_trip_ms) if asked.link_mbits else None
+
+
+def simulator_of(setup: RunSetup, executor: Executor, store: ClientStore | None = None) -> Simulator:
+    """The exchange of one rank, as configured."""
+    measured = setup.config.communication.measure == "exact"
+    return Simulator(executor, measured, store, absence_of(setup.config))
+
+
+def absence_of(config: Config) -> Absence:
+    """Which clients do not answer: `training.missing_replies` of each exchange, drawn from the seed."""
+    share = config.training.missing_replies
+    return seeded_absence(config.experiment.seed, share) if share else all_answer
+
+
+def first_progress(loop: RoundLoop, setup: RunSetup, saved: Progress | None, link: Link) -> Progress:
+    """The first rank's checkpoint, or its start without one; every rank gets the same bits.
+
+    `saved` is used on the first rank only; the others need no access to its folder.
     """
     progress = saved
     if not first_decides(link, lambda: saved is not None):
-        progress = loop.start(parts.theta, parts.config.training.comm_round)
-    told = first_decides(link, lambda: progress, (*COMMON_RECORDS, *parts.algorithm.records))
-    assert told is not None
-    return told
+        progress = loop.start(setup.theta, setup.config.training.comm_round)
+    agreed = first_decides(link, lambda: progress, (*COMMON_RECORDS, *setup.algorithm.records))
+    assert agreed is not None
+    return agreed
 
 
-def follow(parts: Parts, link: Link) -> int:
-    """A rank other than the first: computes its share of every round, writes and shows nothing; its exit code."""
-    executor = executor_of(parts, link)
-    simulator = Simulator(executor)
-    loop = loop_of(parts, simulator, executor, _ignore, lambda progress: 0.0)
+def follow(setup: RunSetup, link: Link) -> int:
+    """A rank other than the first: computes its share of every round and writes nothing. Returns its exit code."""
+    executor = executor_of(setup, link)
+    simulator = simulator_of(setup, executor)
+    loop = loop_of(setup, simulator, executor, _ignore, lambda progress: 0.0)
     try:
-        progress = first_progress(loop, parts, None, link)
-        simulator.restore(progress.client_states)
+        progress = first_progress(loop, setup, None, link)
+        loop.exchange.restore(progress.client_memories)
         loop.run(progress)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (DivergedError, WorkerError, RankError) as error:
+    except EngineError as error:
         with undisturbed(link):
             print(f"ssfl: rank {link.rank}: {error}", file=sys.stderr)
         return FAILED
@@ -73,7 +106,7 @@ def follow(parts: Parts, link: Link) -> int:
 
 @contextlib.contextmanager
 def undisturbed(link: Link) -> Iterator[None]:
-    """Let the last words and the last checkpoint be written: torchrun terminates all ranks when one has ended."""
+    """Wait so that the error and the last checkpoint can be written: torchrun ends all ranks when one has ended."""
     if link.size == 1:
         yield
         return

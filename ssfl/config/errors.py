@@ -1,4 +1,4 @@
-"""How the configuration complains."""
+"""Errors and warnings of the configuration."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import difflib
 from collections.abc import Iterable
 from typing import final
 
+from ssfl.errors import UserError
+
 
 @final
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be run. Its text is one line: key, value, what is allowed.
 
-    `key` is the dotted key at fault, or the whole argument where there is no key in it.
+    `key` is the dotted key at fault, or the whole argument if it contains no key.
     """
 
     def __init__(self, key: str, message: str) -> None:
@@ -21,11 +23,11 @@ class ConfigError(ValueError):
 
 @final
 class ConfigWarning(UserWarning):
-    """A key that was set and that the run will not read."""
+    """A key was set that the run does not read."""
 
 
 def near_match(word: str, known: Iterable[str]) -> str:
-    """' (did you mean ...?)' for the closest known word, or nothing where none is close."""
+    """' (did you mean ...?)' for the closest known word; empty if none is close."""
     words = sorted(known)
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     if not close:

@@ -1,4 +1,4 @@
-"""Command-line words in Hydra's override grammar, sorted into groups (whole files) and values (keys)."""
+"""Command-line words in Hydra's override grammar, sorted into groups and values (keys)."""
 
 from __future__ import annotations
 
@@ -7,83 +7,88 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from ssfl.config.errors import ConfigError, near_match
+from ssfl.config.malformed import key_problem, value_problem
 
-GROUPS = ("algorithm", "algorithm/mode", "preset")
-"""Folders of conf/ from which one file is chosen."""
+MODE_GROUP = "algorithm/mode"
+GROUPS = ("algorithm", MODE_GROUP, "preset")
+"""Words without a section: a method, a mask mode, a file of conf/preset."""
 
 
 @final
-class Parsed(NamedTuple):
-    """Groups as {group: file name} and values as (key, value, text as typed), in the order given."""
+class Typed(NamedTuple):
+    """A key with its value, and the text as it was typed (empty if it comes from a file)."""
+
+    key: str
+    value: Any
+    text: str
+
+
+@final
+class Words(NamedTuple):
+    """Groups as {group: name} and values in the order given; `algorithm=X` is the value algorithm.name."""
 
     groups: dict[str, str]
-    values: list[tuple[str, Any, str]]
+    values: list[Typed]
 
 
 def parse_words(words: Sequence[str]) -> list[Override]:
-    """Parse each word on its own, so that the complaint names it.
+    """Parse each word separately, so that an error names the word.
 
     Raises:
-        ConfigError: a word that is no KEY=VALUE, or that deletes a key.
+        ConfigError: a word that is not KEY=VALUE, or that deletes a key.
     """
     parser = OverridesParser.create()
     parsed = []
     for word in words:
+        if problem := key_problem(word):
+            raise ConfigError(word, f"{word!r}: {problem}")
         try:
-            override = parser.parse_override(word)
-        except HydraException as error:
-            raise ConfigError(word, f"{word!r}: {_explain(word, error)}") from None
-        if override.type == OverrideType.DEL:
-            raise ConfigError(word, f"{word!r}: keys cannot be deleted; give KEY=VALUE")
-        parsed.append(override)
+            parsed.append(parser.parse_override(word))
+        except HydraException:
+            raise ConfigError(word, f"{word!r}: {value_problem(word)}") from None
     return parsed
 
 
-def _explain(word: str, error: HydraException) -> str:
-    if "=" not in word:
-        return "is not of the form KEY=VALUE, such as model.dense_ratio=0.3"
-    reason = str(error).splitlines()[0]
-    return f"cannot be read ({reason}); a value with special characters needs quotes: \"KEY='VALUE'\""
-
-
 def is_group(override: Override) -> bool:
-    """Whether the override chooses a file; `algorithm.name=X` is another spelling of `algorithm=X`."""
+    """Whether the override is one of `GROUPS`; `algorithm.name=X` is another spelling of `algorithm=X`."""
     return override.key_or_group in (*GROUPS, "algorithm.name")
 
 
-def split(overrides: Sequence[Override], conf: Path) -> Parsed:
+def split(overrides: Sequence[Override], conf: Path) -> Words:
     """Sort overrides into groups and values; the last word on a key counts.
 
     Raises:
-        ConfigError: a group without such a file; several values for one key (that is what a sweep is for).
+        ConfigError: a preset without a file; several values for one key (which only a sweep takes).
     """
     groups: dict[str, str] = {}
-    values: list[tuple[str, Any, str]] = []
+    values: list[Typed] = []
     for override in overrides:
-        word = override.input_line or override.key_or_group
+        key = override.key_or_group
+        word = override.input_line or key
         if override.is_sweep_override():
-            raise ConfigError(
-                override.key_or_group,
-                f"{word}: a run takes one value; `ssfl sweep` takes several, or put quotes around",
-            )
-        text = word.partition("=")[2]
-        if is_group(override):
-            group = override.key_or_group.removesuffix(".name")
-            groups[group] = _choice(group, _plain(override.value()), conf)
+            message = f"{word}: a run takes one value; `ssfl sweep` takes several, or put quotes around"
+            raise ConfigError(key, message)
+        text, value = word.partition("=")[2], _plain(override.value())
+        if key == "preset":
+            groups[key] = _preset(value, conf)
+        elif key == MODE_GROUP:
+            groups[key] = str(value)
+        elif key in ("algorithm", "algorithm.name"):
+            values.append(Typed("algorithm.name", str(value), text))
         else:
-            values.append((override.key_or_group, _plain(override.value()), text))
-    return Parsed(groups, values)
+            values.append(Typed(key, value, text))
+    return Words(groups, values)
 
 
-def _choice(group: str, value: Any, conf: Path) -> str:
-    names = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+def _preset(value: Any, conf: Path) -> str:
+    names = sorted(path.stem for path in (conf / "preset").glob("*.yaml"))
     if not isinstance(value, str) or value not in names:
         close = near_match(str(value), names)
-        raise ConfigError(group, f"{group}={value}: must be one of {', '.join(names)}{close}")
+        raise ConfigError("preset", f"preset={value}: must be one of {', '.join(names)}{close}")
     return value
 
 

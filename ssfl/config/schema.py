@@ -1,50 +1,23 @@
-"""The whole configuration as frozen dataclasses: names, types, defaults (docs/configuration.md explains them).
+"""The whole configuration as frozen dataclasses: each key's name, type, default, range and meaning in one place.
 
 Published keys keep their published names. Defaults are those of the paper's CIFAR-10 recipe (SSFL, TMLR 2026, and
-the authors' README); where the authors' schema and base.yaml disagree, docs/configuration.md says which was taken.
-The classes stay frozen because a run must not change what its folder says it was told.
+the authors' README); where the authors' schema and base.yaml disagree, docs/configuration.md says which value is used.
+The classes are frozen because a run must not change the configuration that its folder records. conf/base.yaml and the
+tables of docs/configuration.md are made from them (`python -m ssfl.config.document`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, Literal, final
 
-SSFL_IGNORES = (
-    "training.fine_tune_epochs",
-    "model.anneal_factor",
-    "model.erk_power_scale",
-    "algorithm.params.topology",
-    "algorithm.params.neighbours",
-    "algorithm.params.regrow",
-    "algorithm.params.different_initial",
-    "algorithm.params.fair_budget",
-    "algorithm.params.beta",
-    "algorithm.params.prune_activations",
-)
-"""What conf/algorithm/ssfl.yaml says, so that `Config()` is the default run."""
+from ssfl.algorithms.method import Method
+from ssfl.algorithms.table import find_method
+from ssfl.settings import setting
 
 
-@final
-@dataclass(frozen=True)
-class AlgorithmParams:
-    """What is special to a method; `AlgorithmConfig.ignores` says which of it a method does not read."""
-
-    mode: str = "static"  # static | random_global | random_layerwise | random_clientwise
-    method: str = "ssfl"  # the score: ssfl (cross-entropy, eval) | ssfl_aux (raw nll, train) | grasp, ...
-    initial_mask_freq: int = 0  # the round before which the mask is made when warmup_rounds is 0
-    warmup_rounds: int = 0  # dense rounds before the mask is made
-    weighting: str = "examples"  # examples: p_k = n_k / sum n_i | uniform: 1 / K
-    saliency_fraction: float = 1.0  # share of all clients that score
-    ties: str = "exact"  # exact: exactly the asked number, ties by index | keep: all tied entries stay
-    min_layer_density: float = 0.0  # floor of every layer's density; 0: none
-    topology: str = "random"  # dispfl: who hears whom: random | ring | full
-    neighbours: int = -1  # dispfl, topology=random: how many a client hears; -1: the cohort size
-    regrow: str = "gradient"  # dispfl: gradient | random | none
-    different_initial: bool = True  # dispfl: every client its own first mask
-    fair_budget: bool = False  # dispfl, local: train a sampled cohort a round instead of every client
-    beta: float = 1.25  # sparsyfed: exponent of the re-parameterisation
-    prune_activations: bool = True  # sparsyfed: in the weight gradient
+def _default_params() -> Any:
+    return find_method("ssfl").settings()
 
 
 @final
@@ -52,11 +25,18 @@ class AlgorithmParams:
 class AlgorithmConfig:
     """Which method trains."""
 
-    name: str = "ssfl"
-    params: AlgorithmParams = field(default_factory=AlgorithmParams)
-    ignores: list[str] = field(
-        default_factory=lambda: list(SSFL_IGNORES)
-    )  # keys (or KEY.*) of no effect here
+    name: str = setting(
+        "ssfl",
+        "a method of ssfl.algorithms.table, or package.module:CLASS for a custom method",
+        published=True,
+    )
+    params: Any = field(default_factory=_default_params)
+    """The method's own settings: an instance of its `Method.settings`."""
+
+    @property
+    def method(self) -> Method:
+        """The method with this name."""
+        return find_method(self.name)
 
 
 @final
@@ -64,13 +44,26 @@ class AlgorithmConfig:
 class ModelConfig:
     """The network and how much of it is kept."""
 
-    name: str = "resnet18"  # a name of ssfl.models, or the dotted path of an nn.Module
-    norm: str = "group"  # group | groupN (N groups) | batch
-    dense_ratio: float = 0.5  # density: share of the prunable weights that is kept
-    itersnip_iteration: int = 1  # minibatches averaged into a client's score
-    anneal_factor: float = 0.5  # dispfl: first drop rate of the cosine
-    cs: str = "v0"  # leftover
-    erk_power_scale: float = 1.0  # dispfl: exponent of the ERK densities
+    name: str = setting(
+        "resnet18",
+        "a name in ssfl.models, or package.module:Class for a custom network",
+        published=True,
+    )
+    norm: str = setting("group", "group, group2 (or another number of groups), batch")
+    dense_ratio: float = setting(
+        0.5, "density: share of the prunable weights kept", above=0, at_most=1, published=True
+    )
+    itersnip_iteration: int = setting(
+        1, "minibatches averaged into a client's score", at_least=1, published=True
+    )
+    anneal_factor: float = setting(
+        0.5, "dispfl: first drop rate of the cosine", at_least=0, at_most=1, published=True
+    )
+    cs: str = setting("v0", "not read", published=True, unread=True)
+    erk_power_scale: float = setting(1.0, "dispfl: exponent of the ERK densities", at_least=0, published=True)
+
+
+PartitionMethod = Literal["dir", "patho", "dir_unbalanced", "iid", "natural"]
 
 
 @final
@@ -78,14 +71,34 @@ class ModelConfig:
 class DatasetConfig:
     """The data and who owns which part of it."""
 
-    name: str = "cifar10"  # a known set, DATA_DIR/NAME.npz, or the path of an .npz or an image folder
-    data_dir: str = "./dataset"
-    partition_method: str = "dir"  # dir | patho | dir_unbalanced | iid | natural
-    partition_alpha: float = 0.3  # dir: concentration; patho: classes per client
-    augment: bool = True  # random crop and flip, where the data set has them
-    min_examples: int = 1  # no client may own fewer training examples
-    public_portion: float = 0.0  # leftover
-    data_loader_max_workers: int | None = None  # leftover
+    name: str = setting(
+        "cifar10", "a known set, DATA_DIR/NAME.npz, or the path of an .npz or an image folder", published=True
+    )
+    data_dir: str = setting("./dataset", "folder of the data sets", published=True)
+    partition_method: PartitionMethod = setting(
+        "dir",
+        "dir: balanced Dirichlet labels; patho: few classes per client; natural: by site",
+        published=True,
+    )
+    partition_alpha: float = setting(
+        0.3, "dir: concentration; patho: classes per client (2 when below 1)", above=0, published=True
+    )
+    augment: bool = setting(True, "random crop and flip, for data sets that use them")
+    min_examples: int = setting(
+        1, "minimum of a client's training examples; a partition with fewer is refused", at_least=1
+    )
+    validation_portion: float = setting(
+        0.0, "share of each client's training examples held out for validation", at_least=0, below=1
+    )
+    features: Literal["standardised", "unchanged"] = setting(
+        "standardised",
+        "tables: mean 0 and deviation 1 by column; unchanged: as stored in the file (token numbers)",
+    )
+    public_portion: float = setting(0.0, "not read", published=True, unread=True)
+    data_loader_max_workers: int | None = setting(None, "not read", published=True, unread=True)
+
+
+Scheduler = Literal["default", "cosine_annealing", "geometric"]
 
 
 @final
@@ -93,15 +106,30 @@ class DatasetConfig:
 class OptimizerConfig:
     """A client's local optimiser."""
 
-    client_optimizer: str = "sgd"
-    lr: float = 0.1
-    lr_decay: float = 0.998  # scheduler=default: lr * lr_decay ** round, rounds counted from 1
-    momentum: float = 0.0
-    wd: float = 5e-4
-    scheduler: str = "default"  # default | cosine_annealing | geometric
-    final_lr: float = 0.01  # scheduler=geometric: the last round's
-    scheduler_cycle_len: int = 10  # local epochs; scheduler=cosine_annealing
-    clip_norm: float = 10.0  # global norm of the masked gradient; 0: no clipping
+    client_optimizer: Literal["sgd"] = setting(
+        "sgd", "plain SGD, as every method of the table uses it", published=True
+    )
+    lr: float = setting(0.1, "initial learning rate", above=0, published=True)
+    lr_decay: float = setting(
+        0.998, "scheduler=default: lr * lr_decay ** round, rounds from 1", above=0, at_most=1, published=True
+    )
+    momentum: float = setting(
+        0.0, "heavy-ball factor; the velocity starts at zero each round", at_least=0, below=1, published=True
+    )
+    wd: float = setting(5e-4, "weight decay", at_least=0, published=True)
+    scheduler: Scheduler = setting(
+        "default",
+        "cosine_annealing: restarts in each round; geometric: from lr to final_lr over the rounds",
+        published=True,
+    )
+    final_lr: float = setting(0.01, "scheduler=geometric: the last round's learning rate", above=0)
+    scheduler_cycle_len: int = setting(
+        10, "scheduler=cosine_annealing: cycle length in local epochs", at_least=1, published=True
+    )
+    fine_tune_lr: float = setting(
+        -1.0, "fedavg_ft: learning rate of fine-tuning; -1: lr, not decayed", above=0, also=(-1,)
+    )
+    clip_norm: float = setting(10.0, "largest L2 norm of the masked gradient; 0: no clipping", at_least=0)
 
 
 @final
@@ -109,15 +137,34 @@ class OptimizerConfig:
 class TrainingConfig:
     """Rounds, cohorts and local epochs."""
 
-    batch_size: int = 16
-    epochs: int = 5  # local epochs
-    comm_round: int = 1000  # rounds trained (the authors' loop trains one fewer)
-    frac: float = 0.1  # cohort: int(client_num_in_total * frac) clients
-    client_num_in_total: int = 100
-    client_num_per_round: int = -1  # cohort size; -1: from frac
-    frequency_of_the_test: int = 1  # evaluate every so many rounds, and after the last
-    max_workers: int = 20  # upper limit of engine.workers
-    fine_tune_epochs: int = -1  # fedavg_ft: local epochs after the last round; -1: as training.epochs
+    batch_size: int = setting(
+        16, "examples in a minibatch, for training and scoring", at_least=1, published=True
+    )
+    epochs: int = setting(5, "local epochs", at_least=1, published=True)
+    comm_round: int = setting(
+        1000, "rounds trained (the authors' loop trains one fewer)", at_least=1, published=True
+    )
+    frac: float = setting(
+        0.1, "cohort: int(client_num_in_total * frac) clients", above=0, at_most=1, published=True
+    )
+    client_num_in_total: int = setting(100, "number of clients", at_least=1, published=True)
+    client_num_per_round: int = setting(
+        -1, "cohort size; -1: from frac", at_least=1, also=(-1,), published=True
+    )
+    frequency_of_the_test: int = setting(
+        1, "rounds between evaluations; the last round is always evaluated", at_least=1, published=True
+    )
+    max_workers: int = setting(20, "upper limit of engine.workers", at_least=1, published=True)
+    fine_tune_epochs: int = setting(
+        -1, "fedavg_ft: local epochs after the last round; -1: the value of epochs", at_least=0, also=(-1,)
+    )
+    missing_replies: float = setting(
+        0.0, "share of each exchange's clients that do not answer, drawn from the seed", at_least=0, below=1
+    )
+    lone_example: Literal["join", "drop"] = setting(
+        "join",
+        "BatchNorm and a last minibatch of one example: join it to the previous minibatch, or drop it",
+    )
 
 
 @final
@@ -125,52 +172,134 @@ class TrainingConfig:
 class ExperimentConfig:
     """Seed, place and label of the run."""
 
-    seed: int = 550
-    gpu: int = 0  # number of the CUDA device
-    tag: str = ""  # a word of the user's own; recorded, without effect
-    debug_mode: bool = False  # show the traceback of an input error too
-    output_dir: str = "outputs"
-    ci: int = 0  # leftover
+    seed: int = setting(550, "seed of all random draws", at_least=0, at_most=2**63 - 1, published=True)
+    gpu: int = setting(0, "number of the CUDA device", at_least=0, published=True)
+    tag: str = setting("", "a label for the run; recorded, without effect", published=True)
+    debug_mode: bool = setting(False, "save the inputs of a failed step, and show tracebacks", published=True)
+    output_dir: str = setting("outputs", "run folders are OUTPUT_DIR/EXP_NAME/TIME")
+    ci: int = setting(0, "not read", published=True, unread=True)
+
+
+Auto = Literal["auto"]
+ExecutorName = Literal["sequential", "threads", "batched", "processes"]
 
 
 @final
 @dataclass(frozen=True)
 class EngineConfig:
-    """How the computing is done. None of it may change what is computed, precision excepted."""
+    """How the work is computed; `auto` is chosen by a short measurement and recorded."""
 
-    executor: str = "auto"  # auto | sequential | threads | batched | processes
-    workers: int | str = "auto"
-    block: int | str = "auto"  # clients trained together by the batched executor
-    precision: str = "fp32"  # fp32 | tf32 | bf16
-    memory_format: str = "auto"  # of images: auto | contiguous | channels_last | mixed
-    convolutions: str = "auto"  # 3x3 ones, with channels last: auto | direct | winograd
-    kernels: str = "auto"  # of norms and what follows them on a CPU: auto | native | torch
-    compile: bool = False
-    device: str = "auto"  # auto | cpu | cuda
-    threads: int | str = "auto"  # intra-op threads of each process
-    compaction: bool = False  # leave out what zero weights multiply
-    state_memory_mb: int | str = "auto"  # of the clients' memories; more goes to the run folder
-    rank_exchange: str = "mean"  # torchrun: mean (one reduction where the method allows) | replies (exact)
-    rank_timeout_seconds: float = 1800.0  # torchrun: longest wait for the slowest rank
+    executor: Auto | ExecutorName = setting("auto", "how a cohort's clients are computed")
+    workers: int | Auto = setting("auto", "number of threads or processes", at_least=1, at_most=1024)
+    block: int | Auto = setting(
+        "auto", "clients computed as one network, by batched or by each process", at_least=1
+    )
+    precision: Literal["fp32", "tf32", "bf16"] = setting("fp32", "number type of matrix products")
+    memory_format: Literal["auto", "contiguous", "channels_last", "mixed"] = setting(
+        "auto", "of images; mixed: channels last, except maps of at most 16 pixels"
+    )
+    convolutions: Literal["auto", "direct", "winograd"] = setting(
+        "auto", "method for 3x3 convolutions; winograd needs channels_last and native kernels"
+    )
+    kernels: Literal["auto", "native", "torch"] = setting(
+        "auto", "for norms and the operations after them on a CPU: native C kernels, or PyTorch"
+    )
+    compile: bool = setting(False, "use torch.compile for training steps; slower on every CPU measured")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "device of the computation")
+    threads: int | Auto = setting("auto", "intra-op threads of each process", at_least=1, at_most=1024)
+    compaction: bool = setting(
+        False, "remove channels whose weights are zero: same results except for the order of sums"
+    )
+    state_memory_mb: int | Auto = setting(
+        "auto",
+        "memory for client states, MB; the rest is stored in files; auto: a quarter of the machine's memory",
+        at_least=0,
+    )
+    rank_exchange: Literal["mean", "replies"] = setting(
+        "mean",
+        "torchrun: mean: one reduction if the method allows it; replies: all replies, same bits as one process",
+    )
+    rank_timeout_seconds: float = setting(1800.0, "torchrun: maximum wait for the slowest rank", above=0)
+
+
+Profile = Literal["exact", "balanced", "small"]
+ValueCodecName = Literal["fp32", "lossless", "bf16", "fp16", "int8", "uniform"]
+ScoreCodec = Literal["fp32", "bf16", "log256", "log64", "votes", "factored"]
+MaskCodec = Literal["bitmap", "coded"]
+Rounding = Literal["nearest", "stochastic"]
+
+
+@final
+@dataclass(frozen=True)
+class CommunicationConfig:
+    """How payloads become bytes (docs/communication.md); `auto`: the profile's value."""
+
+    profile: Profile = setting(
+        "exact", "exact: every bit of every value; balanced: 8 bits per value, unbiased; small: fewest bytes"
+    )
+    uplink: ValueCodecName | Auto = setting(
+        "auto", "codec of the difference between a client's values and those it received"
+    )
+    uplink_step: float = setting(
+        0.5, "uplink=uniform: step, in root mean squares of a tensor's difference", above=0, at_most=16
+    )
+    uplink_rounding: Rounding | Auto = setting(
+        "auto", "uplink=int8, uniform: stochastic is unbiased; auto: stochastic for int8, else nearest"
+    )
+    error_feedback: bool = setting(
+        False, "clients add the coding error of earlier replies to the next reply; kept in the client state"
+    )
+    downlink: ValueCodecName | Auto = setting("auto", "codec of the server's values")
+    downlink_step: float = setting(
+        0.05, "downlink=uniform: step, in root mean squares of a tensor's values", above=0, at_most=1
+    )
+    downlink_versions: int = setting(
+        0,
+        "models that the server keeps, to send the difference to a client's model if that is smaller",
+        at_least=0,
+        at_most=1000,
+    )
+    scores: ScoreCodec | Auto = setting(
+        "auto", "form of clients' saliency scores; votes: one bit each; factored: factors of each layer"
+    )
+    mask: MaskCodec | Auto = setting("auto", "bitmap: one bit per weight; coded: the smallest of three forms")
+    measure: Literal["closed_form", "exact"] = setting(
+        "closed_form",
+        "bytes of messages by a formula, or from encoded messages; the numbers are the same",
+    )
+    link_mbits: float = setting(
+        0.0,
+        "Mbit/s of a client's link, to compute the transfer time of messages; 0: not computed",
+        at_least=0,
+    )
+    link_round_trip_ms: float = setting(0.0, "round trip of that link, ms", at_least=0)
 
 
 @final
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """A checkpoint is written as soon as either has passed; 0 switches a rule off."""
+    """A checkpoint is written when either interval has passed; 0 disables an interval."""
 
-    every_rounds: int = 10
-    every_seconds: float = 120.0
-    stop_after_seconds: float = 0.0  # stop in order after the round in which they have passed; 0: never
+    every_rounds: int = setting(10, "training rounds between checkpoints; 0: not by rounds", at_least=0)
+    every_seconds: float = setting(120.0, "seconds between checkpoints; 0: not by time", at_least=0)
+    stop_after_seconds: float = setting(
+        0.0,
+        "stop after the round in which this time has passed; `ssfl resume` continues; 0: never",
+        at_least=0,
+    )
 
 
 @final
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where progress is shown."""
+    """How progress is shown and recorded."""
 
-    console: str = "auto"  # auto | rich | plain | quiet | json
-    tensorboard: bool = False
+    console: Literal["auto", "rich", "plain", "quiet", "json"] = setting("auto", "how progress is shown")
+    tensorboard: bool = setting(False, "needs the extra tensorboard")
+    metrics: Literal["accuracy", "imbalanced"] = setting(
+        "accuracy",
+        "imbalanced: also AUC, balanced accuracy, F1, sensitivity and specificity of the global model; one more pass",
+    )
 
 
 @final
@@ -178,9 +307,13 @@ class TrackingConfig:
 class WandbConfig:
     """Weights & Biases, and the run's name (used with or without it)."""
 
-    mode: str = "disabled"  # online | offline | disabled
-    project: str = "ssfl-experiments"
-    exp_name: str = "ssfl"
+    mode: Literal["online", "offline", "disabled"] = setting(
+        "disabled", "needs the extra wandb", published=True
+    )
+    project: str = setting("ssfl-experiments", "project on Weights & Biases", published=True)
+    exp_name: str = setting(
+        "ssfl", "name of the run and of its folder, also without Weights & Biases", published=True
+    )
 
 
 @final
@@ -195,15 +328,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    communication: CommunicationConfig = field(default_factory=CommunicationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
-
-
-LEFTOVERS: tuple[str, ...] = (
-    "model.cs",
-    "dataset.public_portion",
-    "dataset.data_loader_max_workers",
-    "experiment.ci",
-)
-"""Published keys that the authors' SSFL code never reads: accepted, with a warning when somebody sets one."""

@@ -1,1 +1,1 @@
-"""Pure parts: flat models, masks, saliency, payloads and their bytes, named randomness. No I/O."""
+"""Pure functions and types: flat models, masks, saliencies, payloads and their bytes, random streams. No I/O."""

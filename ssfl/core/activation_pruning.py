@@ -1,7 +1,7 @@
-"""Layers that prune the activations of their weight gradient, and of nothing else (SparsyFed; before it SWAT, ZeroFL).
+"""Layers that prune activations in the weight gradient only (SparsyFed; earlier SWAT, ZeroFL).
 
-Forward and input gradient use the dense input x; the weight gradient uses x with its small entries set to zero, as
-dense as the layer's weight is. An implementation may then keep the sparse copy of x only.
+Output and input gradient use the dense input x; the weight gradient uses x with small entries set to zero, at the
+density of the layer's weight. An implementation then needs to keep only the sparse copy of x.
 """
 
 from __future__ import annotations
@@ -12,35 +12,51 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv1d, conv2d, conv3d, linear
+from torch.nn.functional import conv1d, conv2d, conv3d, hardshrink, linear
 
 UNSET = -1.0
-"""A threshold that is not fixed yet; as a cut it keeps everything."""
+"""A threshold that is not set; it keeps everything."""
 LEAST_KEPT = 0.01
-"""Least share of activations kept, as in one copy of the authors' code (the other has 1e-7); matters above 99 %."""
+"""Minimum share of activations kept (as in one copy of the authors' code; the other has 1e-7)."""
 THRESHOLD = "threshold"
-"""Name of a convolution's threshold, a scalar that `functional_call` may replace and training sets in place."""
+"""Name of a convolution's threshold: a scalar that `FlatNet.logits` may replace and that training sets in place."""
 
 
 def activation_cut(x: Tensor, weight: Tensor) -> Tensor:
-    """The magnitude, a scalar, from which on entries of x are kept: as many as the weight's share of non-zeros.
+    """The threshold (a scalar) that keeps the same share of entries of x as the weight's share of non-zeros.
 
-    The ceil(share * n)-th largest of n, share at least `LEAST_KEPT`; ties are kept. UNSET for a dense weight.
+    It is the ceil(share * n)-th largest of n magnitudes, share at least `LEAST_KEPT`; ties are kept. UNSET for a dense
+    weight.
     """
-    zeros = weight.numel() - int(weight.count_nonzero())
+    zeros = weight.numel() - _nonzeros(weight)
     if not zeros:
         return x.new_full((), UNSET)
     share = -(
         -(weight.numel() - zeros) * x.numel() // weight.numel()
     )  # in integers: no rounding of the share
     keep = max(share, math.ceil(LEAST_KEPT * x.numel()))
-    return x.abs().flatten().kthvalue(x.numel() - keep + 1).values
+    return _kth_smallest(x.abs().flatten(), x.numel() - keep)
+
+
+def _nonzeros(weight: Tensor) -> int:
+    """Number of non-zero entries; NumPy counts bytes thirty times faster than PyTorch counts floats."""
+    if weight.device.type != "cpu":
+        return int(weight.count_nonzero())
+    return int(np.count_nonzero(weight.bool().numpy()))
+
+
+def _kth_smallest(values: Tensor, k: int) -> Tensor:
+    """The entry at position k in ascending order, a scalar; NumPy's selection is several times faster."""
+    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+        return values.kthvalue(k + 1).values
+    return torch.from_numpy(np.partition(values.numpy(), k)[k : k + 1])[0]
 
 
 class _Cut(torch.autograd.Function):
-    """`activation_cut` unless `known` is set already; one by one under vmap, where it branches on values."""
+    """`activation_cut`, or `known` if that is set; one client at a time under vmap, because it branches on values."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, known: Tensor) -> Tensor:
@@ -64,13 +80,22 @@ class _Cut(torch.autograd.Function):
 
 
 def kept_activations(x: Tensor, cut: Tensor) -> Tensor:
-    """x where |x| >= cut, else 0."""
-    return torch.where(x.abs() >= cut, x, 0.0)
+    """x where |x| >= cut, else 0; not differentiable."""
+    with torch.no_grad():
+        return torch.where(x.abs() >= cut, x, 0.0)
+
+
+def kept_alone(x: Tensor, cut: Tensor) -> Tensor:
+    """`kept_activations` for one client in one pass; x itself if the threshold keeps everything."""
+    if float(cut) <= 0:
+        return x.detach()
+    with torch.no_grad():
+        return hardshrink(x, float(torch.nextafter(cut, torch.zeros_like(cut))))
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution walks: one entry per dimension, groups for all."""
+    """The arguments of a convolution, one entry per dimension."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -78,7 +103,7 @@ class Geometry:
     groups: int
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The ordinary convolution, in the precision that autocast asks for."""
+        """The ordinary convolution, under autocast."""
         convolution: Any = (conv1d, conv2d, conv3d)[len(self.stride) - 1]
         return convolution(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
@@ -90,7 +115,7 @@ class Geometry:
 
 
 class _SparseGradientConvolution(torch.autograd.Function):
-    """A convolution of x whose weight gradient sees `kept` in its place."""
+    """A convolution of x whose weight gradient uses `kept` instead of x."""
 
     generate_vmap_rule = True
 
@@ -117,7 +142,7 @@ class _SparseGradientConvolution(torch.autograd.Function):
 
 
 class _SparseGradientLinear(torch.autograd.Function):
-    """A linear map of x [..., in] whose weight gradient sees `kept` in its place."""
+    """A linear map of x [..., in] whose weight gradient uses `kept` instead of x."""
 
     generate_vmap_rule = True
 
@@ -140,12 +165,44 @@ class _SparseGradientLinear(torch.autograd.Function):
         return upstream @ weight, None, to_weight, rows.sum(0) if ctx.has_bias else None
 
 
+class _ConvolutionAlone(torch.autograd.Function):
+    """`_SparseGradientConvolution` without vmap support; with it, PyTorch inspects the signature at every call."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, kept: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+    ) -> Tensor:
+        y = geometry.convolve(x, weight, bias)
+        _SparseGradientConvolution.setup_context(ctx, (x, kept, weight, bias, geometry), y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _SparseGradientConvolution.backward(ctx, *gradients)
+
+
+class _LinearAlone(torch.autograd.Function):
+    """`_SparseGradientLinear` without vmap support."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = linear(x, weight, bias)
+        _SparseGradientLinear.setup_context(ctx, (x, kept, weight, bias), y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _SparseGradientLinear.backward(ctx, *gradients)
+
+
 @final
 class SparseGradientConvolution(nn.Module):
     """Replaces nn.Conv1d/2d/3d: same parameters, same output.
 
-    The first training batch that meets a weight with zeros fixes `threshold`, which later batches reuse (the
-    authors' rule). Who trains hands a threshold of UNSET in at the start of a fit, through `functional_call`.
+    alone: set by an executor that computes one client at a time without vmap; same results, faster.
+
+    The first training batch with zeros in the weight sets `threshold`, which later batches reuse (the authors' rule).
+    The caller passes a threshold of UNSET at the start of a fit, through `FlatNet.logits`.
     """
 
     def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
@@ -153,35 +210,58 @@ class SparseGradientConvolution(nn.Module):
         self.weight, self.bias = layer.weight, layer.bias
         self.geometry = Geometry(layer.stride, _padding(layer), layer.dilation, layer.groups)
         self.threshold = layer.weight.detach().new_full((), UNSET)
+        self.alone = False
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return self.geometry.convolve(x, self.weight, self.bias)
+            return self.convolve(x)
+        if self.alone:
+            with torch.no_grad():
+                if float(self.threshold) == UNSET:
+                    self.threshold.copy_(activation_cut(x, self.weight))
+            return self.convolve(x, self.threshold)
         with torch.no_grad():
             self.threshold.copy_(_Cut.apply(x, self.weight, self.threshold))  # type: ignore[no-untyped-call]
-            kept = kept_activations(x, self.threshold)
+        return self.convolve(x, self.threshold)
+
+    def convolve(self, x: Tensor, cut: Tensor | None = None) -> Tensor:
+        """The convolution; its weight gradient uses the entries of x with magnitude at least `cut` (None: all)."""
+        if cut is None:
+            return self.geometry.convolve(x, self.weight, self.bias)
+        if self.alone:
+            kept = kept_alone(x, cut)
+            return _ConvolutionAlone.apply(x, kept, self.weight, self.bias, self.geometry)  # type: ignore[no-untyped-call]
+        kept = kept_activations(x, cut)
         return _SparseGradientConvolution.apply(x, kept, self.weight, self.bias, self.geometry)  # type: ignore[no-untyped-call]
 
 
 @final
 class SparseGradientLinear(nn.Module):
-    """Replaces nn.Linear: same parameters, same output; a new threshold for every batch (the authors' rule)."""
+    """Replaces nn.Linear: same parameters, same output; a new threshold for every batch (the authors' rule).
+
+    alone: as in `SparseGradientConvolution`.
+    """
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
+        self.alone = False
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return linear(x, self.weight, self.bias)
+        if self.alone:
+            with torch.no_grad():
+                kept = kept_alone(x, activation_cut(x, self.weight))
+            return _LinearAlone.apply(x, kept, self.weight, self.bias)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             cut = _Cut.apply(x, self.weight, x.new_full((), UNSET))  # type: ignore[no-untyped-call]
-            kept = kept_activations(x, cut)
+        kept = kept_activations(x, cut)
         return _SparseGradientLinear.apply(x, kept, self.weight, self.bias)  # type: ignore[no-untyped-call]
 
 
 def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[int, ...]:
-    """Zeros added at either side of each dimension; ValueError for what a plain convolution cannot express."""
+    """Zeros added at both sides of each dimension. Raises ValueError for other paddings."""
     if layer.padding_mode != "zeros":
         raise ValueError(f"padding_mode={layer.padding_mode!r}")
     if isinstance(layer.padding, tuple):
@@ -195,20 +275,23 @@ def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[int, ...]:
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a dotted name fits one of the shell patterns ("*.shortcut.*")."""
+    """Whether a dotted name matches one of the shell patterns ("*.shortcut.*")."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def with_pruned_activations(module: nn.Module, plain_layers: tuple[str, ...] = ()) -> nn.Module:
-    """A copy of a network with its convolutions and linear layers replaced, except those that `plain_layers` fits.
+    """A copy of a network with its convolutions and linear layers replaced, except those that match `plain_layers`.
 
-    Names, shapes and outputs stay. Transposed convolutions stay as they are. Raises ValueError, with the layer's
-    name, for padding that is not zeros or not the same at both sides.
+    Names, shapes and outputs do not change. Transposed convolutions and layers whose weight is computed are not
+    replaced. Raises ValueError, with the layer's name, for padding that is not zero padding or differs between the two
+    sides.
     """
     out = copy.deepcopy(module)
     made: dict[int, nn.Module] = {}
     for name, layer in list(out.named_modules(remove_duplicate=False)):
         if not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)) or matches(name, plain_layers):
+            continue
+        if layer._parameters.get("weight") is None:  # it is computed (weight_norm)
             continue
         if id(layer) not in made:
             made[id(layer)] = _replaced(name, layer).train(layer.training)
@@ -227,5 +310,5 @@ def _replaced(name: str, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) -
     except ValueError as error:
         raise ValueError(
             f"layer {name}: activations cannot be pruned with {error}; use zero padding that is the same at both "
-            "sides, or name the layer in plain_layers"
+            "sides, leave the layer plain (plain_layers), or train without pruned activations (prune_activations)"
         ) from None

@@ -1,4 +1,4 @@
-"""Means over clients, in one pass and any subset."""
+"""Weighted means over any subset of clients, in one pass."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import torch
 from torch import Tensor
 
 from ssfl.core.pages import LARGE_BYTES, empty_apart
-from ssfl.native.vectors import sums, weighted_sum
+from ssfl.native.memory_bound.vectors import sums, weighted_sum
 
 CHUNK = 1 << 19
-"""Coordinates summed at a time: so many float32 sums stay in the processor's cache while the clients pass by."""
+"""Coordinates summed at a time: this many float32 sums fit the processor's cache."""
 TOGETHER = 16
-"""Clients summed chunk by chunk: the sum then goes through memory once for all of them."""
+"""Clients summed together, so that the sum is read and written once for all of them."""
 _NO_CLIENTS = "a mean over no clients: no reply arrived, or all of them hold no examples"
 
 
 def weighted_mean(items: Iterable[tuple[Tensor, float]], expected: Sequence[float] = ()) -> Tensor:
-    """sum_k w_k x_k / sum_k w_k over an iterable of (x_k [P], w_k > 0), holding one sum and 16 x_k at a time.
+    """sum_k w_k x_k / sum_k w_k over an iterable of (x_k [P], w_k > 0), holding one sum and 16 x_k in memory.
 
-    expected: the weights that will come, where they are known beforehand; of large vectors one at a time is held then,
-    with the same bits if they do come (and another last bit if some stay away).
+    expected: the weights of all items, if they are known beforehand. Large vectors are then held one at a time; the
+    bits are the same if all items arrive (if some are missing, the last bit may differ).
 
     FedAvg (McMahan et al. 2017, algorithm 1) with w_k = n_k; the saliency mean with p_k = n_k / sum n.
-    Sums run in the inputs' type over 16 clients and in float64 over such groups, in the items' order: replies come
-    sorted by client, so the bits are the same everywhere, and the error is at most 18 roundings of the inputs' type
-    (relative to sum w|x| / sum w) however many clients there are. Raises ValueError on no items or no weight.
+    Sums are computed in the inputs' type over 16 clients and in float64 over such groups, in the items' order. Replies
+    are sorted by client, so the bits are the same everywhere. The error is at most 18 roundings of the inputs' type
+    (relative to sum w|x| / sum w) for any number of clients. Raises ValueError without items or if all weights are 0.
     """
     source = iter(items)
     group = list(islice(source, 1))
-    # 16 large ones would be more memory than a client's training takes.
+    # 16 large vectors would need more memory than a client's training.
     if sum(expected) > 0 and group and group[0][0].nbytes >= LARGE_BYTES:
         return _one_by_one(group, source, expected)
     group += islice(source, TOGETHER - 1)
@@ -44,7 +44,7 @@ def weighted_mean(items: Iterable[tuple[Tensor, float]], expected: Sequence[floa
     wide = torch.zeros_like(mean, dtype=torch.float64)
     while group:
         wide += _sum_into(mean, group)
-        group.clear()  # before the next ones come, or both groups would be held
+        group.clear()  # before the next group is read; otherwise both would be in memory
         group.extend(islice(source, TOGETHER))
         total += sum(w for _, w in group)
     return mean.copy_(wide.div_(total))
@@ -53,19 +53,19 @@ def weighted_mean(items: Iterable[tuple[Tensor, float]], expected: Sequence[floa
 def _one_by_one(
     first: list[tuple[Tensor, float]], others: Iterable[tuple[Tensor, float]], expected: Sequence[float]
 ) -> Tensor:
-    """The sums of `weighted_mean`, in the same order, over first[0], which is taken out, and the others."""
-    few, total, arrived = len(expected) < TOGETHER, sum(expected), 0.0
+    """The sums of `weighted_mean` in the same order, over first[0] (which is removed) and the others."""
+    few, total, arrived, number = len(expected) < TOGETHER, sum(expected), 0.0, 0
     mean = empty_apart(first[0][0])
     wide: Tensor | None = None
-    for number, (x, w) in enumerate(chain(_taken(first), others)):
+    for x, w in chain(_taken(first), others):
         arrived += w
         factor = w / total if few else w
-        if (few and number) or number % TOGETHER:
-            _sum_into(mean, [(mean, 1.0), (x, factor)])
-            continue
-        if number:
+        added = bool(few and number) or number % TOGETHER > 0
+        if number and not added:
             wide = mean.to(torch.float64, copy=True) if wide is None else wide.add_(mean)
-        _sum_into(mean, [(x, factor)])
+        _sum_into(mean, [(mean, 1.0), (x, factor)] if added else [(x, factor)])
+        number += 1  # noqa: SIM113 (`enumerate` would keep x while the next one is received)
+        del x
     if arrived <= 0:
         raise ValueError(_NO_CLIENTS)
     if few:
@@ -75,13 +75,13 @@ def _one_by_one(
 
 
 def _taken(items: list[tuple[Tensor, float]]) -> Iterator[tuple[Tensor, float]]:
-    """Each item, no longer held by the list."""
+    """Yields and removes each item, so that the list does not keep it alive."""
     while items:
         yield items.pop(0)
 
 
 def _sum_into(out: Tensor, items: Sequence[tuple[Tensor, float]]) -> Tensor:
-    """sum_k w_k x_k, written over `out`, one client after the other."""
+    """Writes sum_k w_k x_k into `out`, in the order of the items."""
     vectors = [x for x, _ in items]
     if sums([*vectors, out]):
         return weighted_sum(vectors, [w for _, w in items], out)
@@ -92,24 +92,3 @@ def _sum_into(out: Tensor, items: Sequence[tuple[Tensor, float]]) -> Tensor:
         for x, w in items[1:]:
             here.add_(x[piece], alpha=w)
     return out
-
-
-def masked_mean(items: Iterable[tuple[Tensor, Tensor, float]]) -> tuple[Tensor, Tensor]:
-    """Per-coordinate mean over those that hold it: sum w m x / sum w m, and the union of the masks.
-
-    Items are (x [P], mask [P] bool, weight). 0 where nobody holds a coordinate.
-    """
-    num: Tensor | None = None
-    den: Tensor | None = None
-    kind = torch.float32
-    for x, m, w in items:
-        if num is None or den is None:
-            num = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
-            den = torch.zeros_like(num)
-            kind = x.dtype
-        num.add_(x * m, alpha=w)
-        den.add_(m, alpha=w)
-    if num is None or den is None:
-        raise ValueError("a mean over no clients: no reply arrived")
-    held = den > 0
-    return torch.where(held, num / den.where(held, 1.0), 0.0).to(kind), held

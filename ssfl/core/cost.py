@@ -1,7 +1,7 @@
-"""Arithmetic cost of a (masked) network: FLOPs and bytes, by closed form.
+"""FLOPs of a (masked) network, in closed form.
 
-The rule is the counter behind the published figures (of SSFL and of DisPFL before it): a convolution costs
-2 · nnz(W) · H_out · W_out, a linear layer 2 · nnz(W), plus one addition per output where there is a bias;
+The rule is that of the published figures of SSFL and DisPFL: a convolution costs
+2 · nnz(W) · H_out · W_out, a linear layer 2 · nnz(W), plus one addition per output if there is a bias;
 norms, activations and pools are ignored; a training step costs three forward passes. The published counter
 assumes 32×32 inputs; here the output sizes are those of the network's own input.
 """
@@ -22,7 +22,7 @@ COUNTED = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Linear)
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one example costs in one convolution or linear layer.
+    """The cost of one example in one convolution or linear layer.
 
     `name` is the name of the layer's weight as in `named_parameters` ("layer1.0.conv1.weight");
     `multiplications_per_weight` how often one weight is used (the output positions of a convolution, 1 for a
@@ -36,38 +36,80 @@ class LayerCost:
     weights: int
 
 
-def layer_costs(module: nn.Module, input_shape: Sequence[int]) -> tuple[LayerCost, ...]:
-    """Cost per convolution and linear layer, found by one forward pass of one example of zeros.
+def layer_costs(
+    module: nn.Module, input_shape: Sequence[int], dtype: torch.dtype | None = None
+) -> tuple[LayerCost, ...]:
+    """The cost of each convolution and linear layer, from one forward pass of one example of zeros.
 
-    `input_shape` is one example without batch, (C, H, W) or (F,). Layers are in `named_parameters` order. A
-    layer called several times, or a weight shared by several layers, is counted once per call. Weights used
-    outside nn.Conv*/nn.Linear modules (torch.nn.functional calls, attention's packed projections) are not
-    seen. The module, its training flags and the global random state are left as they were.
+    `input_shape` is one example without batch, (C, H, W) or (F,); `dtype` its type if it is not a float.
+    Layers are in `named_parameters` order; one whose weight is computed (weight_norm) comes last. A layer called
+    several times, or a weight shared by several layers, is counted once per call. Weights used outside
+    nn.Conv*/nn.Linear modules (torch.nn.functional calls, attention's packed projections) are not seen.
+    The module, its training flags and the global random state do not change.
     """
-    calls: dict[int, list[int]] = {}  # id of a weight → [multiplications per weight, bias additions]
-    handles = []
-    for layer in module.modules():
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    keys: dict[int, str] = {}  # id of a layer → name of its weight
+    sizes: dict[str, int] = {}
+    for prefix, layer in module.named_modules():
         if isinstance(layer, COUNTED):
-            calls.setdefault(id(layer.weight), [0, 0])
-            handles.append(layer.register_forward_hook(_counting_hook(calls)))
-    try:
-        forward_zeros(module, input_shape, examples=1)
-    finally:
-        for handle in handles:
-            handle.remove()
+            weight = layer._parameters.get("weight")  # None if it is computed (weight_norm)
+            own = f"{prefix}.weight" if prefix else "weight"
+            keys[id(layer)] = own if weight is None else names[id(weight)]
+            sizes.setdefault(keys[id(layer)], _weights(layer))
+    calls = _counted_calls(module, keys, input_shape, 1, dtype)
+    order = {name: at for at, name in enumerate(names.values())}
     return tuple(
-        LayerCost(name, calls[id(parameter)][0], calls[id(parameter)][1], parameter.numel())
-        for name, parameter in module.named_parameters()
-        if id(parameter) in calls
+        LayerCost(name, *calls[name], sizes[name])
+        for name in sorted(sizes, key=lambda n: order.get(n, len(order)))
     )
 
 
-def _counting_hook(calls: dict[int, list[int]]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+def _weights(layer: nn.Module) -> int:
+    """Number of weights, from the layer's sizes: reading a computed weight (spectral_norm) may change the layer."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features * layer.out_features
+    assert isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS))
+    return layer.in_channels * layer.out_channels // layer.groups * math.prod(layer.kernel_size)
+
+
+def _counted_calls(
+    module: nn.Module,
+    keys: Mapping[int, str],
+    input_shape: Sequence[int],
+    examples: int,
+    dtype: torch.dtype | None,
+) -> dict[str, tuple[int, int]]:
+    """Weight's name → multiplications per weight and additions of the bias, for one example.
+
+    Runs two examples if the network fails on a single one.
+    """
+    calls = {name: [0, 0] for name in keys.values()}
+    handles = [
+        layer.register_forward_hook(_counting_hook(calls, keys))
+        for layer in module.modules()
+        if isinstance(layer, COUNTED)
+    ]
+    try:
+        forward_zeros(module, input_shape, examples, dtype)
+    except Exception:  # a layer that needs more than one example may raise any error
+        if examples > 1:
+            raise
+        return _counted_calls(module, keys, input_shape, 2, dtype)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: (used // examples, added // examples) for name, (used, added) in calls.items()}
+
+
+def _counting_hook(
+    calls: Mapping[str, list[int]], keys: Mapping[int, str]
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         assert isinstance(layer, COUNTED)
-        entry = calls[id(layer.weight)]
-        # A transposed convolution spreads each input position over the kernel, so there the input counts.
-        entry[0] += _positions(layer, inputs[0] if isinstance(layer, TRANSPOSED_CONVOLUTIONS) else output)
+        entry = calls[keys[id(layer)]]
+        # A transposed convolution applies the kernel at each input position, so the input is counted.
+        x = inputs[0] if isinstance(layer, TRANSPOSED_CONVOLUTIONS) else output
+        entry[0] += _positions(layer, x)
         if layer.bias is not None:
             entry[1] += output.numel()
 
@@ -75,22 +117,30 @@ def _counting_hook(calls: dict[int, list[int]]) -> Callable[[nn.Module, tuple[Te
 
 
 def _positions(layer: nn.Module, x: Tensor) -> int:
-    """At how many positions of `x` (one example) the layer's weights are used."""
+    """The number of positions of `x` (all examples) at which the layer's weights are used."""
     if isinstance(layer, nn.Linear):
         return math.prod(x.shape[:-1])
     spatial_dims = len(layer.kernel_size)  # type: ignore[arg-type]
-    return math.prod(x.shape[-spatial_dims:])
+    return math.prod((*x.shape[: -spatial_dims - 1], *x.shape[-spatial_dims:]))
 
 
-def forward_zeros(module: nn.Module, input_shape: Sequence[int], examples: int) -> Tensor:
-    """Output of one evaluation-mode pass over `examples` examples of zeros, leaving the module as it was.
+def float_tensor(module: nn.Module) -> Tensor:
+    """The module's first parameter or buffer of floats, for its type and device; an empty tensor if it has none."""
+    tensors = (*module.parameters(), *module.buffers())
+    return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
 
-    Zeros are of the dtype and on the device of the module's first parameter. Training flags are restored one
-    by one (a user's network may keep some layers in evaluation mode), and random draws in the forward pass do
-    not move the global generators.
+
+def forward_zeros(
+    module: nn.Module, input_shape: Sequence[int], examples: int, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Output of one evaluation-mode pass over `examples` examples of zeros; the module does not change.
+
+    The zeros have type `dtype`, or that of the module's first float tensor, and are on its device. Training flags are
+    restored one by one (a user's network may keep some layers in evaluation mode). Random draws in the forward pass
+    do not change the global generators.
     """
-    like = next(module.parameters(), torch.empty(0))
-    zeros = torch.zeros(examples, *input_shape, dtype=like.dtype, device=like.device)
+    like = float_tensor(module)
+    zeros = torch.zeros(examples, *input_shape, dtype=dtype or like.dtype, device=like.device)
     training = [(layer, layer.training) for layer in module.modules()]
     devices = [like.device] if like.device.type == "cuda" else []
     module.eval()
@@ -106,8 +156,8 @@ def forward_zeros(module: nn.Module, input_shape: Sequence[int], examples: int) 
 def forward_flops(costs: Sequence[LayerCost], kept: Mapping[str, int] | None = None) -> int:
     """FLOPs of one example's forward pass; `kept` gives the non-zero weights of a layer by weight name.
 
-    Layers that `kept` leaves out are dense; None means all dense. Biases are never pruned. Raises ValueError
-    for a name that is no layer, or for a count outside 0 to the layer's number of weights.
+    Layers that are not in `kept` are dense; None: all are dense. Biases are never pruned. Raises ValueError
+    for a name that is not a layer, or for a count outside 0 to the layer's number of weights.
     """
     kept = {} if kept is None else kept
     _check_kept(costs, kept)
@@ -122,7 +172,7 @@ def _check_kept(costs: Sequence[LayerCost], kept: Mapping[str, int]) -> None:
     for name, count in kept.items():
         if name not in weights:
             raise ValueError(
-                f"kept names {name!r}, no weight of a convolution or linear layer; "
+                f"kept names {name!r}, which is not a weight of a convolution or linear layer; "
                 f"allowed: {', '.join(weights)}"
             )
         if not 0 <= count <= weights[name]:
@@ -132,8 +182,3 @@ def _check_kept(costs: Sequence[LayerCost], kept: Mapping[str, int]) -> None:
 def training_flops(forward: int, examples: int, epochs: int) -> int:
     """FLOPs of training on `examples` examples for `epochs` epochs: backward costs two forward passes."""
     return 3 * forward * examples * epochs
-
-
-def dense_model_bytes(coordinates: int, bytes_per_value: int = 4) -> int:
-    """Bytes of one dense model of P coordinates in one direction; float32 unless told."""
-    return coordinates * bytes_per_value

@@ -1,4 +1,4 @@
-"""ERK: how dense each tensor is, by its shape (Erdős-Rényi-Kernel, RigL, Evci et al. 2020; the masks of DisPFL)."""
+"""ERK (Erdős-Rényi-Kernel): the density of each tensor from its shape (RigL, Evci et al. 2020; used by DisPFL)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ssfl.core.layout import Layout
 def erk_densities(
     shapes: Mapping[str, Sequence[int]], density: float, power_scale: float = 1.0
 ) -> dict[str, float]:
-    """Share kept (0-1] of each tensor, all together `density`: min(1, eps * (sum(shape) / prod(shape)) ** power).
+    """Name -> density (0, 1] of each tensor: min(1, eps * (sum(shape) / prod(shape)) ** power_scale).
 
-    eps solves the total: tensors whose share would pass 1 are dense, and eps is solved again for the rest. As in
-    DisPFL's code every trained parameter takes part, normalisation and biases too: a one-dimensional tensor has the
-    factor 1, so it is dense where eps >= 1 only. `power_scale` 0 gives every tensor the same share.
+    eps is chosen so that the overall density is `density`: tensors whose density would exceed 1 are dense, and eps is
+    computed again for the rest. As in DisPFL's code this includes normalisation layers and biases: a one-dimensional
+    tensor has the factor 1, so it is dense only if eps >= 1. `power_scale` 0 gives every tensor the same density.
     Raises ValueError for a density outside (0, 1].
     """
     if not 0.0 < density <= 1.0:
@@ -45,10 +45,9 @@ def trained_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
 
 
 def erk_mask(layout: Layout, density: float, generator: torch.Generator, power_scale: float = 1.0) -> Tensor:
-    """A random mask [P] bool: int(share * n) coordinates of each trained tensor, uniform within it.
+    """A random mask [P] (bool) that keeps int(density * n) coordinates of each trained tensor, uniformly drawn.
 
-    Statistics [T, P) are kept: no mask applies to them. Counts are cut with int(), as in the authors' code, so up
-    to one coordinate per tensor less than the exact share.
+    Running statistics [T, P) are kept. Counts are rounded down with int(), as in the authors' code.
     """
     shares = erk_densities(trained_shapes(layout), density, power_scale)
     mask = torch.ones(layout.size, dtype=torch.bool)

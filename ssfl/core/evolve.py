@@ -1,6 +1,6 @@
-"""Drop and grow: how a mask moves while its density stays (dynamic sparse training; DisPFL's local mask search).
+"""Drop and grow: change a mask at constant density (dynamic sparse training; DisPFL's local mask search).
 
-Masks are bool [T] over trained coordinates; `spans` are the (start, stop) of their tensors, which keep their counts.
+Masks are bool [T] over trained coordinates; `spans` are the (start, stop) of the tensors, which keep their counts.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def cosine_drop_rate(initial: float, round: int, rounds: int) -> float:
 
 
 def drop_count(rate: float, kept: int) -> int:
-    """How many of `kept` weights go: ceil(rate * kept) of a float32 product, as in DisPFL's code.
+    """How many of `kept` weights to drop: ceil(rate * kept), the product in float32 as in DisPFL's code.
 
-    So at least one is swapped in every tensor, however small a positive rate.
+    With a positive rate at least one weight is replaced in every tensor.
     """
     return math.ceil(float(torch.tensor(kept, dtype=torch.float32) * rate))
 
@@ -54,9 +54,9 @@ def drop_smallest(mask: Tensor, weights: Tensor, counts: Sequence[int], spans: S
 
 
 def grow_largest(mask: Tensor, gradient: Tensor, counts: Sequence[int], spans: Spans) -> Tensor:
-    """The mask [T] with the `counts` largest |gradients| off it, tensor by tensor; ties by index. A new tensor.
+    """The mask [T] with the `counts` largest |gradients| of other coordinates added in each tensor; ties by index. New.
 
-    Coordinates just dropped compete like all others (DisPFL's code). The criterion of RigL (Evci et al. 2020).
+    Coordinates that were just dropped may be added again (DisPFL's code). The criterion of RigL (Evci et al. 2020).
     """
     out = mask.clone()
     for (a, b), count in zip(spans, counts, strict=True):
@@ -66,6 +66,6 @@ def grow_largest(mask: Tensor, gradient: Tensor, counts: Sequence[int], spans: S
 
 
 def grow_random(mask: Tensor, counts: Sequence[int], spans: Spans, generator: torch.Generator) -> Tensor:
-    """The mask [T] with `counts` further coordinates of each tensor, uniform off the mask. A new tensor."""
+    """The mask [T] with `counts` other coordinates added in each tensor, uniformly drawn. A new tensor."""
     draws = torch.rand(mask.shape, generator=generator, dtype=torch.float64).to(mask.device)
     return grow_largest(mask, draws, counts, spans)

@@ -1,4 +1,4 @@
-"""Averaging sparse models that hold different coordinates."""
+"""Averages of sparse models with different masks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ssfl.core.payloads import SparseValues, dense_values
 
 
 def overlap_mean(parts: Sequence[SparseValues]) -> Tensor:
-    """sum_j w_j / sum_j m_j per coordinate [P] over models with their masks; 0 where nobody holds it.
+    """sum_j w_j / sum_j m_j per coordinate [P] over models with masks; 0 where no mask keeps the coordinate.
 
-    The gossip average of DisPFL (Dai et al., ICML 2022), weighted by overlap and not by data: every model counts the
-    same. Sums run in float64, so the order of the models does not show. Raises ValueError on no models.
+    DisPFL's average over neighbours (Dai et al., ICML 2022): all models have equal weight, whatever their number of
+    examples. Sums are float64, so that the order of models does not matter. Raises ValueError for no models.
     """
     if not parts:
         raise ValueError("a mean over no models: a client needs at least its own")
@@ -24,5 +24,5 @@ def overlap_mean(parts: Sequence[SparseValues]) -> Tensor:
     for part in parts:
         total.add_(dense_values(part))
         holders.add_(part.bits)
-    # Where nobody holds a coordinate the total is 0, and so is the quotient by one.
+    # Where no mask keeps a coordinate the total is 0, and it is divided by 1.
     return total.div_(holders.clamp_min_(1)).to(first.dtype)

@@ -1,4 +1,4 @@
-"""A model is one flat vector and a layout that says what lies where."""
+"""A model is one flat vector; a layout gives the position of each tensor in it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,16 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-PRUNABLE_MODULES = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-)
+from ssfl.core.tensor_roles import prunable_names, tensor_roles
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How named tensors lie in one flat vector `theta [P]`.
+    """The positions of named tensors in one flat vector `theta [P]`.
 
-    Trained parameters come first, in `named_parameters` order, and fill `theta[:T]`; floating point buffers
-    (BatchNorm's running statistics) follow and fill `theta[T:]`. They travel and are averaged, but no
-    gradient moves them.
+    Trained parameters come first, in `named_parameters` order, and fill `theta[:T]`. Carried buffers
+    (BatchNorm's running statistics) follow and fill `theta[T:]`; they are sent and averaged, but have no
+    gradient. Constants and aliases are not in theta (`tensor_roles`).
 
     P: all coordinates. T: trained coordinates. N: coordinates that may be pruned, the weights of convolutions
     and linear layers (paper-level definition; biases and normalisation are never masked). Scores and masks
@@ -40,23 +32,21 @@ class Layout:
     shapes: tuple[tuple[int, ...], ...]
     prunable: tuple[bool, ...]
     trained: tuple[bool, ...]
+    whole: tuple[str, ...] = ()
+    """Names of carried tensors that are integers in the module: floats in theta, rounded when they are loaded."""
 
     @staticmethod
     def of(module: nn.Module) -> Layout:
-        """The layout of a module: its parameters, then its floating point buffers."""
-        weights = {
-            f"{prefix}.weight" if prefix else "weight"
-            for prefix, part in module.named_modules()
-            if isinstance(part, PRUNABLE_MODULES)
-        }
-        parameters = list(module.named_parameters())
-        buffers = _float_buffers(module)
-        items = [(n, p) for n, p in parameters] + buffers
+        """The layout of a module: its trained parameters, then its carried buffers. Raises LayoutError."""
+        prunable, roles = prunable_names(module), tensor_roles(module)
+        trained = [t for t in roles if t.role == "trained"]
+        carried = [t for t in roles if t.role == "carried"]
         return Layout(
-            names=tuple(n for n, _ in items),
-            shapes=tuple(tuple(p.shape) for _, p in items),
-            prunable=tuple(n in weights for n, _ in parameters) + (False,) * len(buffers),
-            trained=(True,) * len(parameters) + (False,) * len(buffers),
+            names=tuple(t.name for t in (*trained, *carried)),
+            shapes=tuple(t.shape for t in (*trained, *carried)),
+            prunable=tuple(t.name in prunable for t in trained) + (False,) * len(carried),
+            trained=(True,) * len(trained) + (False,) * len(carried),
+            whole=tuple(t.name for t in carried if not t.dtype.is_floating_point),
         )
 
     @cached_property
@@ -71,7 +61,7 @@ class Layout:
 
     @cached_property
     def trained_size(self) -> int:
-        """T: the coordinates that gradients move, `theta[:T]`."""
+        """T: the coordinates that training changes by gradients, `theta[:T]`."""
         return sum(n for n, t in zip(self.sizes, self.trained, strict=True) if t)
 
     @cached_property
@@ -100,14 +90,14 @@ class Layout:
 
     def views(self, theta: Tensor) -> dict[str, Tensor]:
         """`theta [..., P]` (or `[..., T]`: the trained part) as named tensors `[..., *shape]` sharing its memory."""
-        out: dict[str, Tensor] = {}
-        for name, shape, at, n in zip(self.names, self.shapes, self.offsets, self.sizes, strict=True):
-            if at + n > theta.shape[-1]:
-                break
-            out[name] = _shaped(theta[..., at : at + n], shape)
-        return out
+        whole = theta.shape[-1] == self.size
+        count = len(self.names) if whole else sum(self.trained)
+        # One split for all: its gradient is one concatenation, not a sum of padded vectors.
+        pieces = torch.split(theta, list(self.sizes[:count]), -1)
+        names, shapes = self.names[:count], self.shapes[:count]
+        return {name: _shaped(piece, shape) for name, piece, shape in zip(names, pieces, shapes, strict=True)}
 
-    def statistics(self, tail: Tensor) -> dict[str, Tensor]:
+    def carried(self, tail: Tensor) -> dict[str, Tensor]:
         """`theta[..., T:]` as named buffers sharing its memory."""
         out: dict[str, Tensor] = {}
         for name, shape, at, n, t in zip(
@@ -118,19 +108,25 @@ class Layout:
                 out[name] = _shaped(tail[..., start : start + n], shape)
         return out
 
-    def flatten(self, module: nn.Module) -> Tensor:
-        """The module's parameters and float buffers as a new vector [P]."""
-        own = dict(module.named_parameters()) | dict(_float_buffers(module))
-        if tuple(own) != self.names:
-            raise ValueError("the module's tensors are not those of this layout")
-        return torch.cat([t.detach().reshape(-1) for t in own.values()])
+    def statistics(self, tail: Tensor) -> dict[str, Tensor]:
+        """`carried` without the integers: the buffers that a network may use without conversion."""
+        return {name: t for name, t in self.carried(tail).items() if name not in self.whole}
 
-    def prunable_bits(self) -> Tensor:
-        """[P] bool: True where a coordinate may be pruned."""
-        flags = [
-            torch.full((n,), p, dtype=torch.bool) for n, p in zip(self.sizes, self.prunable, strict=True)
-        ]
-        return torch.cat(flags)
+    def named(self, theta: Tensor) -> dict[str, Tensor]:
+        """All of theta [P] by name; integers are rounded to int64."""
+        carried = self.carried(theta[self.trained_size :])
+        rounded = {name: carried[name].round().to(torch.int64) for name in self.whole}
+        return self.views(theta[: self.trained_size]) | carried | rounded
+
+    def flatten(self, module: nn.Module) -> Tensor:
+        """The module's trained parameters and carried buffers as a new vector [P], of its first parameter's type."""
+        own = dict(module.named_parameters()) | dict(module.named_buffers())
+        if not set(self.names) <= own.keys() or any(
+            own[name].shape != shape for name, shape in zip(self.names, self.shapes, strict=True)
+        ):
+            raise ValueError("the module's tensors are not those of this layout")
+        tensors = [own[name].detach().reshape(-1) for name in self.names]
+        return torch.cat([t.to(tensors[0].dtype) for t in tensors]) if tensors else torch.empty(0)
 
     def take_prunable(self, vector: Tensor) -> Tensor:
         """The prunable coordinates [..., N] of a vector [..., P] or [..., T]."""
@@ -167,8 +163,15 @@ class Layout:
 
     @cached_property
     def digest(self) -> bytes:
-        """8 bytes that two sites compare before they train together."""
-        text = json.dumps([self.names, self.shapes, self.prunable, self.trained]).encode()
+        """A hash of 8 bytes that two sites compare before they train together."""
+        described = [
+            self.names,
+            self.shapes,
+            self.prunable,
+            self.trained,
+            *([self.whole] if self.whole else []),
+        ]
+        text = json.dumps(described).encode()
         return hashlib.blake2b(text, digest_size=8).digest()
 
 
@@ -179,8 +182,4 @@ def layer_densities(layout: Layout, mask: Tensor) -> Mapping[str, float]:
 
 
 def _shaped(block: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return block.view(*block.shape[:-1], *shape)
-
-
-def _float_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(n, b) for n, b in module.named_buffers() if b.is_floating_point()]
+    return block.view(block.shape[:-1] + shape)

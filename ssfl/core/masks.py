@@ -1,4 +1,4 @@
-"""Which coordinates are kept: global top-k, random masks, and the count that a density means.
+"""Masks: global top-k, random masks, and the number of coordinates that a density keeps.
 
 Everything here works on vectors over prunable coordinates [N] (see `Layout`).
 """
@@ -6,13 +6,16 @@ Everything here works on vectors over prunable coordinates [N] (see `Layout`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ssfl.native.vectors import expands, multiply_by_mask_
+from ssfl.core.words import check_word
+from ssfl.native.memory_bound.vectors import expands, multiply_by_mask_
 
 Segments = Sequence[tuple[str, int, int]]
+Ties = Literal["exact", "keep"]
 
 
 def keep_(values: Tensor, mask: Tensor) -> Tensor:
@@ -26,7 +29,7 @@ def keep_(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def kept_count(size: int, density: float) -> int:
-    """How many of `size` coordinates a density (share kept, 0-1) keeps: floor(size * density).
+    """The number of `size` coordinates that a density (share kept, 0-1) keeps: floor(size * density).
 
     The paper's k = floor((1 - sparsity) d), computed as the authors do, `int(size * density)`.
     """
@@ -35,15 +38,14 @@ def kept_count(size: int, density: float) -> int:
     return int(size * density)
 
 
-def top_k_mask(scores: Tensor, keep: int, ties: str = "exact") -> Tensor:
+def top_k_mask(scores: Tensor, keep: int, ties: Ties = "exact") -> Tensor:
     """Keep the `keep` largest scores [N] -> bool [N].
 
     ties="exact": exactly `keep`, equal scores by lower index. ties="keep": the authors' rule, every score
     equal to the keep-th largest is kept too, so slightly more than `keep` may remain.
-    Raises ValueError on NaN scores: no order, no mask.
+    Raises ValueError for NaN scores.
     """
-    if ties not in ("exact", "keep"):
-        raise ValueError(f"ties={ties!r}: allowed are 'exact' and 'keep'")
+    check_word("ties", ties, Ties)
     if bool(scores.isnan().any()):
         raise ValueError("a saliency score is not a number: lower the learning rate or check the data")
     if keep <= 0:
@@ -60,12 +62,12 @@ def top_k_mask(scores: Tensor, keep: int, ties: str = "exact") -> Tensor:
 
 
 def top_k_mask_with_floor(
-    scores: Tensor, keep: int, segments: Segments, floor_density: float, ties: str = "exact"
+    scores: Tensor, keep: int, segments: Segments, floor_density: float, ties: Ties = "exact"
 ) -> Tensor:
-    """Global top-k that leaves at least floor(n_l * floor_density), and one, in every layer l.
+    """Global top-k -> bool [N] that keeps at least max(1, floor(n_l * floor_density)) weights in every layer l.
 
-    The guard against layer collapse: each layer's best coordinates are set aside first, the rest of the budget
-    goes to the best of what remains. Raises ValueError when the floors alone exceed `keep`.
+    This prevents layer collapse: the best coordinates of each layer are kept first, then the best of the others.
+    Raises ValueError if the layers' minima exceed `keep`.
     """
     if floor_density <= 0:
         return top_k_mask(scores, keep, ties)
@@ -81,17 +83,22 @@ def top_k_mask_with_floor(
 
 
 def random_global_mask(size: int, density: float, generator: torch.Generator) -> Tensor:
-    """Exactly floor(size * density) coordinates, uniform over all of them together -> bool [size]."""
+    """Exactly floor(size * density) coordinates, uniformly drawn -> bool [size]."""
     mask = torch.zeros(size, dtype=torch.bool)
     mask[torch.randperm(size, generator=generator)[: kept_count(size, density)]] = True
     return mask
 
 
 def random_layerwise_mask(segments: Segments, density: float, generator: torch.Generator) -> Tensor:
-    """The same density in every layer, floor(n_l * density) coordinates each, uniform within it -> bool [N]."""
+    """floor(n_l * density) coordinates in every layer l, uniformly drawn -> bool [N]."""
     return torch.cat([random_global_mask(b - a, density, generator) for _, a, b in segments])
 
 
+def shuffled_within_layers(mask: Tensor, segments: Segments, generator: torch.Generator) -> Tensor:
+    """Keeps as many coordinates in every layer as `mask` [N] (bool), at uniformly random places -> bool [N]."""
+    return torch.cat([mask[a:b][torch.randperm(b - a, generator=generator)] for _, a, b in segments])
+
+
 def empty_layers(bits: Tensor, segments: Segments) -> list[str]:
-    """Names of the layers in which a mask [N] keeps nothing: no signal passes them."""
+    """Names of the layers in which a mask [N] keeps nothing."""
     return [name for name, a, b in segments if not bool(bits[a:b].any())]

@@ -1,4 +1,4 @@
-"""What an evaluation counts, as a sum: tallies of clients and batches add up exactly."""
+"""Counts of an evaluation as sums, so that those of clients and batches can be added exactly."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class Tally:
 
     @property
     def examples(self) -> int:
-        """How many examples were counted."""
+        """Number of examples."""
         return int(self.total.sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of hits, 0-1; NaN when nothing was counted."""
+        """Share of correct predictions, 0-1; NaN without examples."""
         return int(self.correct.sum()) / self.examples if self.examples else float("nan")
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy in nats; NaN when nothing was counted."""
+        """Mean cross-entropy in nats; NaN without examples."""
         return self.loss_sum / self.examples if self.examples else float("nan")
 
     @property

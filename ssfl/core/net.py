@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from ssfl.core.layout import Layout
@@ -19,9 +21,46 @@ Statistics = Mapping[str, Tensor]
 """BatchNorm's running statistics by name; updated in place in train mode."""
 
 
+NO_TENSORS: Statistics = MappingProxyType({})
+
+
+@contextlib.contextmanager
+def placed(module: nn.Module, tensors: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Replace the named parameters and buffers of a module by `tensors` inside the block; all aliases are replaced.
+
+    A name that is neither a parameter nor a buffer is a plain attribute of a layer. Yields a dict; after the block it
+    contains the tensors that were in the module at the end of the block. (`torch.func.functional_call` does not
+    restore a layer that occurs twice in a module.)
+    """
+    own = {
+        id(t): name for name, t in (*module.named_parameters(), *module.named_buffers()) if name in tensors
+    }
+    slots: list[tuple[dict[str, Any], str, str, Any]] = [
+        (holder, leaf, own[id(tensor)], tensor)
+        for layer in module.modules()
+        for holder in (layer._parameters, layer._buffers)
+        for leaf, tensor in holder.items()
+        if id(tensor) in own
+    ]
+    for name in tensors.keys() - own.values():
+        prefix, _, leaf = name.rpartition(".")
+        holder = vars(module.get_submodule(prefix))
+        slots.append((holder, leaf, name, holder[leaf]))
+    left: dict[str, Any] = dict(tensors)
+    try:
+        for holder, leaf, name, _ in slots:
+            holder[leaf] = tensors[name]
+        yield left
+    finally:
+        for holder, leaf, name, before in slots:
+            if holder[leaf] is not tensors[name]:
+                left[name] = holder[leaf]
+            holder[leaf] = before
+
+
 @dataclass(frozen=True)
 class FlatNet:
-    """`logits(theta, x)` of a module; its train or eval mode is set by who calls."""
+    """A module as a function `logits(theta, x)`; the caller sets its train or eval mode."""
 
     module: nn.Module
     layout: Layout
@@ -31,16 +70,29 @@ class FlatNet:
         tail = theta[..., self.layout.trained_size :].detach().clone()
         return self.layout.statistics(tail)
 
-    def logits(self, theta: Tensor, x: Tensor, statistics: Statistics | None = None) -> Tensor:
-        """Outputs [B, classes] under `theta [P]`, or trained coordinates [T] with the statistics apart.
+    def logits(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        statistics: Statistics | None = None,
+        attributes: Mapping[str, Tensor] = NO_TENSORS,
+    ) -> Tensor:
+        """Outputs [B, classes] at `theta [P]`, or at trained coordinates [T] with separate statistics.
 
-        In train mode BatchNorm updates `statistics` in place; when they are part of theta a copy is updated
-        and dropped, so that theta itself never changes.
+        In train mode BatchNorm updates `statistics` in place; if they are part of theta, a copy is updated
+        and discarded, so that theta never changes. attributes: tensors by the names of layers' attributes.
         """
         tensors = self.layout.views(theta[..., : self.layout.trained_size])
+        own: Statistics = {}
         if self.layout.trained_size < self.layout.size:
-            tensors |= self.statistics(theta) if statistics is None else statistics
-        return functional_call(self.module, tensors, (x,))
+            own = self.statistics(theta) if statistics is None else statistics
+            tensors |= own
+        with placed(self.module, tensors | dict(attributes)) as left:
+            out: Tensor = self.module(x)
+        for name, statistic in own.items():
+            if left[name] is not statistic:  # forward assigned a new tensor to the buffer
+                statistic.copy_(left[name].detach())
+        return out
 
     def loss(self, theta: Tensor, batch: Batch, statistics: Statistics | None = None) -> Tensor:
         """Mean cross-entropy of the batch, a scalar."""

@@ -14,18 +14,22 @@ CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_'s guard against a zero norm
 
 @dataclass(frozen=True)
 class ExponentialDecay:
-    """lr * decay ** round, rounds counted from 1, constant inside a round (`optimizer.scheduler=default`)."""
+    """lr * decay ** (round - 1 + first_exponent), constant inside a round (`optimizer.scheduler=default`).
+
+    Rounds count from 1, as in SSFL's code: exponent 1 in the first round. In DisPFL's code rounds count from 0.
+    """
 
     lr: float
     decay: float
+    first_exponent: int = 1
 
     def __call__(self, round: int, epoch: int) -> float:
-        return self.lr * self.decay**round
+        return self.lr * self.decay ** (round - 1 + self.first_exponent)
 
 
 @dataclass(frozen=True)
 class CosineRestarts:
-    """Cosine from lr to `floor` over `cycle_epochs` local epochs, begun anew in every round.
+    """Cosine from lr to `floor` over `cycle_epochs` local epochs, restarted in every round.
 
     The paper's CIFAR-100 recipe: CosineAnnealingWarmRestarts(T_0=10, eta_min=1e-5), stepped once per local
     epoch and re-created in every round.
@@ -40,12 +44,27 @@ class CosineRestarts:
         return self.floor + (self.lr - self.floor) * (1 + math.cos(phase)) / 2
 
 
+@dataclass(frozen=True)
+class GeometricDecay:
+    """lr * (final_lr / lr) ** (round / rounds): SparsyFed's schedule, constant inside a round.
+
+    Rounds count from 1, so the first round has one step of decay (0.4961 for 0.5 to 0.01 over 500 rounds).
+    """
+
+    lr: float
+    final_lr: float
+    rounds: int
+
+    def __call__(self, round: int, epoch: int) -> float:
+        return self.lr * (self.final_lr / self.lr) ** (round / self.rounds)
+
+
 Schedule = Callable[[int, int], float]
 
 
 @dataclass(frozen=True)
 class FitSpec:
-    """One client's local training: plain SGD, as every method of the table uses it."""
+    """One client's local training with SGD, as used by every method."""
 
     epochs: int
     """Passes over the client's own examples in one round."""

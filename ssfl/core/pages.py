@@ -1,4 +1,4 @@
-"""Vectors as large as a large model, in pages of their own."""
+"""Large vectors in separate memory pages."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 LARGE_BYTES = 16 << 20
-"""From this size on; smaller vectors come from the allocator that all tensors come from."""
+"""Minimum size; smaller vectors use PyTorch's allocator."""
 
 
 def empty_apart(like: Tensor) -> Tensor:
-    """A vector of the size and type of `like`, with anything in it; a large one on a CPU in pages of its own.
+    """An uninitialised vector of the size and type of `like`; a large one on a CPU in separate pages.
 
-    Those go back to the system with the vector. Taken from among the activations of training, which come and go in
-    another order, it would leave holes that nothing fits into (docs/performance.md).
+    The pages return to the operating system when the vector is freed. PyTorch's allocator would place the vector
+    between activations, which are freed in a different order, and memory would fragment (docs/performance.md).
     """
     if like.device.type != "cpu" or like.nbytes < LARGE_BYTES or not hasattr(mmap, "MAP_PRIVATE"):
         return torch.empty_like(like, memory_format=torch.contiguous_format)

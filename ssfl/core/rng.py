@@ -9,7 +9,7 @@ import torch
 
 
 def stream(seed: int, *path: str | int) -> torch.Generator:
-    """A CPU generator named by `path`, equal in every runtime and independent of the order of execution.
+    """A CPU generator whose state depends only on the seed and `path`, not on the order of execution.
 
     `stream(7, "batch", client, round)` gives the same draws whether clients run one by one, batched, in
     worker processes, on a remote site or after a resume.

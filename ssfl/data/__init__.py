@@ -1,1 +1,1 @@
-"""Data sets: files → tensors, who owns which row, minibatches."""
+"""Data sets: files → tensors, partitions over clients, minibatches."""

@@ -18,11 +18,13 @@ class Arrays:
 
     name: for messages and run folders.
     num_classes, class_names: labels are 0..num_classes-1, one name each.
-    train_x: uint8 [N, C, H, W] images, or float32 [N, F] or [N, C, H, W] features, contiguous.
+    train_x: uint8 [N, C, H, W] images, float32 [N, F] or [N, C, H, W] features, or int64 [N, F] token numbers;
+        contiguous.
     train_y: int64 [N]. test_x, test_y: the same for the test set.
-    train_site, test_site: int64 [N], which site a row comes from (natural partition), None if unknown.
+    train_site, test_site: int64 [N], the site of each row (natural partition); None if unknown.
+    site_names: names of the sites by number; None if sites have no names.
 
-    Raises DataError where shapes, types or labels contradict this, or a feature is not finite.
+    Raises DataError if shapes, types or labels contradict this, or a feature is not finite.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Arrays:
     test_y: Tensor
     train_site: Tensor | None = None
     test_site: Tensor | None = None
+    site_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -47,7 +50,7 @@ class Arrays:
         if self.train_x.shape[1:] != self.test_x.shape[1:] or self.train_x.dtype != self.test_x.dtype:
             raise DataError(
                 f"{self.name}: an example is {_kind(self.train_x)} in train_x but {_kind(self.test_x)} in test_x; "
-                "both must be alike"
+                "both must have the same type and shape"
             )
 
     def _check_part(self, part: str) -> None:
@@ -63,6 +66,13 @@ class Arrays:
             )
         if site is not None:
             _check_vector(f"{self.name}: {part}_site", site, len(x))
+            if self.site_names is not None and not 0 <= int(site.min()) <= int(site.max()) < len(
+                self.site_names
+            ):
+                raise DataError(
+                    f"{self.name}: {part}_site has sites {int(site.min())}..{int(site.max())}, "
+                    f"{len(self.site_names)} are named"
+                )
 
 
 def _kind(x: Tensor) -> str:
@@ -72,10 +82,11 @@ def _kind(x: Tensor) -> str:
 def _check_examples(where: str, x: Tensor) -> None:
     image = x.dtype == torch.uint8 and x.dim() == 4
     features = x.dtype == torch.float32 and x.dim() in (2, 4)
-    if not (image or features) or not x.numel():
+    tokens = x.dtype == torch.int64 and x.dim() == 2
+    if not (image or features or tokens) or not x.numel():
         raise DataError(
             f"{where} is {str(x.dtype).removeprefix('torch.')} {list(x.shape)}; "
-            "it must be uint8 [N, C, H, W], or float32 [N, F] or [N, C, H, W], with no side of 0"
+            "it must be uint8 [N, C, H, W], float32 [N, F] or [N, C, H, W], or int64 [N, F], with no side of 0"
         )
     if features and not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
         row = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])

@@ -1,4 +1,4 @@
-"""What the engine reads: who owns which row, in minibatches."""
+"""The data that the engine reads: each client's rows, in minibatches."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from ssfl.data.arrays import Arrays
+from ssfl.data.client_rows import ClientRows
 from ssfl.data.partition import PartitionSpec, partition
-from ssfl.data.parts import Parts
 from ssfl.data.pixels import Pixels
 from ssfl.data.preprocess import Augmentation, Preprocess
 from ssfl.data.side_by_side import Step, steps_side_by_side
-from ssfl.data.split import Rows, split_by_site, split_test
+from ssfl.data.split import Rows, hold_out, split_by_site, split_test
 
 _AUGMENTED_AT_ONCE_ON_DEVICE = 1 << 14
-"""On a device few large operations: an epoch of the paper's client at once; 16 KB of index an image of 32x32."""
+"""Images per gather on a device: an epoch of the paper's client at once; the index of a 32x32 image takes 16 KB."""
 _AUGMENTED_AT_ONCE = 128
-"""Images per gather: enough to spread its cost over small batches, few enough to stay in the processor's cache."""
+"""Images per gather on a CPU: several small batches at once, but few enough for the processor's cache."""
 
 
 @final
@@ -30,24 +30,38 @@ class Federation:
     """All clients' data of one simulation.
 
     train_parts, test_parts: int64 row numbers per client; test_parts together hold every test row once.
+    held_out: int64 numbers of the training rows per client that no client trains on (validation); (): none.
+    Evaluation rows are one sequence: the test set, then the held-out rows of each client.
     """
 
     arrays: Arrays
     preprocess: Preprocess
     train_parts: Sequence[Tensor]
     test_parts: Sequence[Tensor]
+    held_out: Sequence[Tensor] = ()
     channels_last: bool = False
-    """The memory format of the images that batches hold, where the kernels make them."""
+    """The memory format of images in batches that the kernels make."""
     native: bool = True
-    """Whether the kernels may (`ssfl.native.images`); the pixels are the same."""
+    """Whether the kernels may be used (`ssfl.native.memory_bound.images`); the pixels are the same."""
+    client_names: tuple[str, ...] = ()
+    """Names of the clients, if they are sites with names; (): none."""
 
     def __post_init__(self) -> None:
-        for name in ("train_parts", "test_parts"):
-            if not isinstance(getattr(self, name), Parts):
-                object.__setattr__(self, name, Parts(getattr(self, name)))
+        for name in ("train_parts", "test_parts", "held_out"):
+            if not isinstance(getattr(self, name), ClientRows):
+                object.__setattr__(self, name, ClientRows(getattr(self, name)))
+
+    @cached_property
+    def validation_parts(self) -> Sequence[Tensor]:
+        """Each client's held-out rows as numbers of evaluation rows, from len(test_y); (): no client has any."""
+        if not len(self.held_out):
+            return ()
+        sizes = [len(part) for part in self.held_out]
+        first = len(self.arrays.test_y)
+        return ClientRows(torch.split(torch.arange(first, first + sum(sizes)), sizes))
 
     def to(self, device: torch.device) -> Federation:
-        """The same federation with its examples on the device; who owns which row stays the host's."""
+        """The same federation with its examples on the device; row numbers stay in host memory."""
         if self.arrays.train_x.device == device:
             return self
         names = ("train_x", "train_y", "test_x", "test_y")
@@ -55,7 +69,7 @@ class Federation:
         return replace(self, arrays=arrays, preprocess=self.preprocess.to(device))
 
     def laid_out(self, channels_last: bool) -> Federation:
-        """The same federation, whose batches hold their images in that memory format if they can."""
+        """The same federation, with the images of batches in that memory format if possible."""
         return self if channels_last == self.channels_last else replace(self, channels_last=channels_last)
 
     @property
@@ -68,6 +82,11 @@ class Federation:
         """One example, without the batch dimension: (C, H, W) or (F,)."""
         return tuple(self.arrays.train_x.shape[1:])
 
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Type of the inputs in batches: float32, or int64 for token numbers."""
+        return torch.int64 if self.arrays.train_x.dtype == torch.int64 else torch.float32
+
     def examples(self, client: int) -> int:
         """The client's training examples n_k."""
         return len(self.train_parts[client])
@@ -77,8 +96,8 @@ class Federation:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Minibatches (x float32 [B, ...], y int64 [B]): pieces of a copy of up to 128 examples.
 
-        order: int64 [n], positions within the client's rows; taken in consecutive blocks of `batch_size`, the
-        last partial one kept. generator: draws the augmentation of the whole order at once, so a batch's
+        order: int64 [n], positions within the client's rows; divided into consecutive blocks of `batch_size`, the
+        last one may be smaller. generator: draws the augmentation of the whole order at once, so a batch's
         pixels do not depend on the batch size; None for no augmentation.
         """
         rows = self.train_parts[client][order]
@@ -87,7 +106,7 @@ class Federation:
             draws = self.preprocess.draw(len(rows), generator)
         labels = self.arrays.train_y[rows.to(self.arrays.train_y.device)]
         device, at_once = self.arrays.train_x.device, _AUGMENTED_AT_ONCE
-        if device.type != "cpu":  # the whole order and its draws cross together, not batch by batch
+        if device.type != "cpu":  # copy the whole order and its draws at once, not for each batch
             rows, at_once = rows.to(device), _AUGMENTED_AT_ONCE_ON_DEVICE
             draws = None if draws is None else Augmentation(*(d.to(device) for d in draws))
         step = batch_size * max(1, at_once // batch_size)
@@ -105,10 +124,10 @@ class Federation:
         generator_of: Callable[[int], torch.Generator],
         padding: int,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`train_batches` of several clients side by side: x [B, k, ...], y [B, k] of the k clients with a batch left.
+        """`train_batches` of several clients at once: x [B, k, ...], y [B, k] of the k clients with a batch left.
 
-        orders: each client's, none longer than the one before. A client whose batch is shorter than the first one's
-        repeats its last example with the label `padding`. generator_of: what draws a client's augmentation.
+        orders: one per client, of decreasing length. If a client's batch is shorter than that of the first client, its
+        last example is repeated with the label `padding`. generator_of: the generator of a client's augmentation.
         """
         rows = torch.cat([self.train_parts[c][order] for c, order in zip(clients, orders, strict=True)])
         draws = None
@@ -130,35 +149,56 @@ class Federation:
     def test_steps(
         self, clients: Sequence[int], batch_size: int, padding: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`test_batches` of several clients side by side, as `train_steps`; no split longer than the one before."""
-        parts = [self.test_parts[c] for c in clients]
+        """`test_batches` of several clients at once, as `train_steps`; clients are ordered by decreasing split size."""
+        parts = [self._evaluated_by(c) for c in clients]
         rows = torch.cat(parts)
         for step in steps_side_by_side([len(part) for part in parts], batch_size):
             here = rows[step.places.flatten()]
-            yield _laid(self._test_pixels.of(here), self.arrays.test_y, here, step, padding)
+            yield _laid(self._evaluated_pixels.of(here), self.evaluation_labels, here, step, padding)
 
     def test_batches(self, client: int | None, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The client's test split, or (None) the whole test set, in order of rows, never augmented."""
+        """The client's test split and then its held-out rows, or (None) all evaluation rows; never augmented."""
         if client is None:
-            yield from self.test_rows(0, len(self.arrays.test_y), batch_size)
+            yield from self.test_rows(0, len(self.evaluation_labels), batch_size)
             return
-        for rows in torch.split(self.test_parts[client], batch_size):
+        labels = self.evaluation_labels
+        for rows in torch.split(self._evaluated_by(client), batch_size):
             if len(rows):  # an empty tensor splits into one empty piece
-                yield self._test_pixels.of(rows), self.arrays.test_y[rows.to(self.arrays.test_y.device)]
+                yield self._evaluated_pixels.of(rows), labels[rows.to(labels.device)]
 
     def test_rows(self, first: int, last: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows first..last-1 of the test set."""
+        """Evaluation rows first..last-1."""
         for start in range(first, last, batch_size):
             stop = min(start + batch_size, last)
-            yield self._test_pixels.of(torch.arange(start, stop)), self.arrays.test_y[start:stop].clone()
+            yield (
+                self._evaluated_pixels.of(torch.arange(start, stop)),
+                self.evaluation_labels[start:stop].clone(),
+            )
+
+    @cached_property
+    def evaluation_labels(self) -> Tensor:
+        """int64 [evaluation rows]: the test set's labels, then those of the held-out rows."""
+        return self._with_held_out(self.arrays.test_y, self.arrays.train_y)
+
+    def _evaluated_by(self, client: int) -> Tensor:
+        if not len(self.held_out):
+            return self.test_parts[client]
+        return torch.cat([self.test_parts[client], self.validation_parts[client]])
+
+    def _with_held_out(self, test: Tensor, train: Tensor) -> Tensor:
+        if not len(self.held_out):
+            return test
+        rows = torch.cat(list(self.held_out)).to(train.device)
+        return torch.cat([test, train[rows]])
 
     @cached_property
     def _train_pixels(self) -> Pixels:
         return Pixels(self.arrays.train_x, self.preprocess, self.channels_last, self.native)
 
     @cached_property
-    def _test_pixels(self) -> Pixels:
-        return Pixels(self.arrays.test_x, self.preprocess, self.channels_last, self.native)
+    def _evaluated_pixels(self) -> Pixels:
+        x = self._with_held_out(self.arrays.test_x, self.arrays.train_x)
+        return Pixels(x, self.preprocess, self.channels_last, self.native)
 
 
 def _laid(x: Tensor, labels: Tensor, rows: Tensor, step: Step, padding: int) -> tuple[Tensor, Tensor]:
@@ -167,11 +207,14 @@ def _laid(x: Tensor, labels: Tensor, rows: Tensor, step: Step, padding: int) -> 
     return x.contiguous().view(*shape, *x.shape[1:]), y
 
 
-def build_federation(arrays: Arrays, spec: PartitionSpec, preprocess: Preprocess) -> Federation:
-    """Divide training rows by `spec`, and test rows after them.
+def build_federation(
+    arrays: Arrays, spec: PartitionSpec, preprocess: Preprocess, validation_portion: float = 0.0
+) -> Federation:
+    """Divide training rows by `spec`, and test rows accordingly.
 
-    Test rows follow their sites in a natural partition whose test sites are known, else `split_test`. Raises
-    PartitionError when the settings cannot be met.
+    In a natural partition with known test sites, test rows belong to their site; otherwise `split_test` is used.
+    validation_portion: share of each client's training rows that is held out (`hold_out`); the test splits do
+    not depend on it. Raises PartitionError if the settings cannot be met.
     """
     train_y = arrays.train_y.numpy()
     site = None if arrays.train_site is None else arrays.train_site.numpy()
@@ -180,7 +223,18 @@ def build_federation(arrays: Arrays, spec: PartitionSpec, preprocess: Preprocess
         tests = split_by_site(arrays.test_site.numpy(), site)
     else:
         tests = split_test(arrays.test_y.numpy(), train_y, parts, spec.seed)
-    return Federation(arrays, preprocess, _tensors(parts), _tensors(tests))
+    names = client_names(arrays) if spec.method == "natural" else ()
+    if not validation_portion:
+        return Federation(arrays, preprocess, _tensors(parts), _tensors(tests), client_names=names)
+    kept, held = hold_out(train_y, parts, validation_portion, spec.seed, spec.min_examples)
+    return Federation(arrays, preprocess, _tensors(kept), _tensors(tests), _tensors(held), client_names=names)
+
+
+def client_names(arrays: Arrays) -> tuple[str, ...]:
+    """Names of the sites with training rows, in the order of the natural partition's clients; (): without names."""
+    if arrays.train_site is None or arrays.site_names is None:
+        return ()
+    return tuple(arrays.site_names[number] for number in torch.unique(arrays.train_site).tolist())
 
 
 def _tensors(parts: Sequence[Rows]) -> tuple[Tensor, ...]:

@@ -1,9 +1,7 @@
-"""Reading a data set's .npz file and checking it, one line per complaint: file, array, problem."""
+"""Reading a data set's .npz file and checking it, one line per error: file, array, problem."""
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,12 +12,17 @@ from torch import Tensor
 
 from ssfl.data.arrays import Arrays
 from ssfl.data.errors import DataError
+from ssfl.data.npz_members import read_arrays
 from ssfl.data.split import stratified_split
 
 Columns = dict[str, NDArray]
 HELD_OUT_SHARE = 0.2
 HELD_OUT_SEED = 0
-"""A set without a test part gives 20 % of it; the seed is fixed, so that all runs are scored on the same rows."""
+"""A set without a test part: 20 % are held out; the seed is fixed, so that all runs are tested on the same rows."""
+
+MOST_CLASSES = 100_000
+SITE_NAMES = "site_names"
+"""Key in columns: text [sites], the names of the numbers in train_site and test_site."""
 
 LAYOUT = (
     "train_x uint8 [N,H,W,C] or [N,H,W] images, or float [N,F] features; train_y whole numbers [N] from 0; "
@@ -27,48 +30,51 @@ LAYOUT = (
 )
 
 
-def arrays_from_npz(path: Path, name: str, class_names: tuple[str, ...] | None = None) -> Arrays:
+def arrays_from_npz(
+    path: Path, name: str, class_names: tuple[str, ...] | None = None, whole: bool = False
+) -> Arrays:
     """The data set in an .npz file (format: docs/data.md).
 
-    class_names: of a known set; None takes the file's own `class_names`, else the labels themselves. Raises
-    DataError for a file that is missing, damaged, pickled, or not of this format.
+    class_names: of a known set; None: `class_names` of the file, else the labels themselves. whole: a table of
+    integers stays int64. Raises DataError for a file that is missing, damaged, pickled, or of another format.
     """
-    columns = read_columns(path)
+    return arrays_of_columns(read_columns(path), path, name, class_names, whole)
+
+
+def arrays_of_columns(
+    columns: Columns,
+    path: Path,
+    name: str,
+    class_names: tuple[str, ...] | None = None,
+    whole: bool = False,
+) -> Arrays:
+    """The same for arrays from `read_columns`; errors name `path`."""
     for part in ("train", "test"):
         if f"{part}_x" in columns:
-            columns[f"{part}_x"] = _examples(f"{path}: {part}_x", columns[f"{part}_x"])
+            columns[f"{part}_x"] = _examples(f"{path}: {part}_x", columns[f"{part}_x"], whole)
             columns[f"{part}_y"] = _labels(f"{path}: {part}_y", columns[f"{part}_y"])
     _code_sites(path, columns)
     _check_rows(path, columns)
     if "test_x" not in columns:
-        columns = hold_out(columns)
+        rows, columns = len(columns["train_x"]), hold_out(columns)
+        if not len(columns["test_x"]):
+            raise DataError(
+                f"{path}: none of its {rows} rows can be held out for testing (every class keeps one to train on); "
+                "add rows, or test_x and test_y"
+            )
     names = class_names or _names(path, columns)
     return to_arrays(name, names, columns, str(path))
 
 
 def read_columns(path: Path) -> Columns:
-    """The arrays of an .npz that this project reads; DataError when it cannot be read or one is missing."""
-    try:
-        with path.open("rb") as stream:  # opened here: np.load leaves a damaged file open
-            file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}: one array, not an .npz of several; it must hold {LAYOUT}")
-            found = list(file.files)
-            wanted = [f"{part}_{what}" for part in ("train", "test") for what in ("x", "y", "site")]
-            columns = {key: file[key] for key in (*wanted, "class_names") if key in found}
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; it must be an .npz with {LAYOUT}") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"{path}: cannot be read as an .npz of plain arrays ({error}); write it again"
-        ) from None
+    """The arrays of an .npz that this project reads. Raises DataError if it cannot be read or one is missing."""
+    wanted = [f"{part}_{what}" for part in ("train", "test") for what in ("x", "y", "site")]
+    columns, found = read_arrays(path, (*wanted, "class_names"))
     missing = [key for key in ("train_x", "train_y") if key not in columns]
     missing += [f"test_{b}" for a, b in ("xy", "yx") if f"test_{a}" in columns and f"test_{b}" not in columns]
     if missing:
         raise DataError(
-            f"{path}: {', '.join(missing)} missing (it holds {', '.join(found) or 'nothing'}); it must hold {LAYOUT}"
+            f"{path}: {', '.join(missing)} missing (found: {', '.join(found) or 'nothing'}); it must have {LAYOUT}"
         )
     return columns
 
@@ -88,12 +94,19 @@ def hold_out(columns: Mapping[str, NDArray]) -> Columns:
 
 
 def to_arrays(name: str, class_names: tuple[str, ...], columns: Mapping[str, NDArray], where: str) -> Arrays:
-    """Tensors of checked columns; images become [N, C, H, W], contiguous. Complaints name `where`."""
+    """Tensors of checked columns; images become [N, C, H, W], contiguous. Errors name `where`."""
     tensors: dict[str, Tensor | None] = {
         key: _tensor(values) for key, values in columns.items() if key.partition("_")[0] in ("train", "test")
     }
     try:
-        return Arrays(name=name, num_classes=len(class_names), class_names=class_names, **tensors)  # type: ignore[arg-type]
+        sites = tuple(columns[SITE_NAMES].tolist()) if SITE_NAMES in columns else None
+        return Arrays(
+            name=name,
+            num_classes=len(class_names),
+            class_names=class_names,
+            site_names=sites,
+            **tensors,  # type: ignore[arg-type]
+        )
     except DataError as error:
         raise DataError(f"{where}: {str(error).removeprefix(f'{name}: ')}") from None
 
@@ -112,24 +125,26 @@ def _tensor(values: NDArray) -> Tensor:
     return tensor.permute(0, 3, 1, 2).contiguous() if values.ndim == 4 else tensor
 
 
-def _examples(where: str, x: NDArray) -> NDArray:
-    """uint8 or float32 [N, H, W, C], or float32 [N, F]."""
+def _examples(where: str, x: NDArray, whole: bool = False) -> NDArray:
+    """uint8 or float32 [N, H, W, C], or float32 [N, F]; whole: int64 [N, F] for a table of integers."""
     if x.ndim not in (2, 3, 4) or x.dtype.kind not in "fiub" or 0 in x.shape:
         raise DataError(f"{where} is {x.dtype} {list(x.shape)}; it must be {LAYOUT.partition(';')[0][8:]}")
+    if whole and x.ndim == 2 and x.dtype.kind in "iu":
+        return np.ascontiguousarray(x, dtype=np.int64)
     if x.ndim == 3:
         x = x[..., None]
     if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] > 4:
         raise DataError(
-            f"{where} is {list(x.shape)}, channels first; the file wants channels last, "
+            f"{where} is {list(x.shape)}, channels first; the format needs channels last, "
             f"[N,H,W,C]: save x.transpose(0, 2, 3, 1)"
         )
     if x.ndim == 4 and x.dtype == np.uint8:
         return x
     if x.ndim == 4 and x.dtype.kind != "f":
-        raise DataError(f"{where} holds images as {x.dtype}; they must be uint8 (0..255) or floats")
+        raise DataError(f"{where} contains images of type {x.dtype}; they must be uint8 (0..255) or floats")
     with np.errstate(
         over="ignore"
-    ):  # too large for float32 becomes infinite, which Arrays refuses by its row
+    ):  # values too large for float32 become infinite; Arrays refuses them and names the row
         return np.ascontiguousarray(x, dtype=np.float32)
 
 
@@ -138,21 +153,19 @@ def _labels(where: str, y: NDArray) -> NDArray[np.int64]:
     whole = flat.dtype.kind in "iub"
     if flat.ndim != 1 or not (whole or flat.dtype.kind == "f"):
         raise DataError(f"{where} is {y.dtype} {list(y.shape)}; it must be whole numbers [N] from 0")
-    bad = np.zeros(len(flat), dtype=bool) if whole else ~np.equal(np.mod(flat, 1), 0)  # NaN is unequal too
-    bad |= flat < 0
+    bad = np.zeros(len(flat), dtype=bool) if whole else ~np.equal(np.floor(flat), flat)  # NaN is unequal too
+    bad |= (flat < 0) | (flat >= MOST_CLASSES)
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         raise DataError(
-            f"{where} has the label {flat[row]} in row {row}; labels must be whole numbers from 0"
+            f"{where} has the label {flat[row]} in row {row}; labels must be whole numbers from 0, below {MOST_CLASSES}"
         )
     return flat.astype(np.int64)
 
 
 def _names(path: Path, columns: Mapping[str, NDArray]) -> tuple[str, ...]:
     if "class_names" in columns:
-        if columns["class_names"].ndim != 1 or columns["class_names"].dtype.kind not in "US":
-            raise DataError(f"{path}: class_names must be a list of text, one name per class")
-        return tuple(columns["class_names"].astype(str).tolist())
+        return _texts(f"{path}: class_names", columns["class_names"], "one name per class")
     used = np.unique(columns["train_y"])
     classes = 1 + int(max(columns["train_y"].max(), columns["test_y"].max()))
     if len(used) < classes:
@@ -164,17 +177,39 @@ def _names(path: Path, columns: Mapping[str, NDArray]) -> tuple[str, ...]:
     return tuple(map(str, range(classes)))
 
 
+def _texts(where: str, values: NDArray, meaning: str) -> tuple[str, ...]:
+    """An array of text (or of integers, as text) as words that can be printed in one line."""
+    try:
+        if values.ndim != 1 or values.dtype.kind not in "US":
+            raise ValueError
+        words = tuple(values.astype(str).tolist())
+        if not all(word.isprintable() for word in words):
+            raise ValueError
+    except (
+        ValueError,
+        SystemError,
+    ):  # bytes that are not ASCII; SystemError: numbers that are not characters
+        raise DataError(f"{where} must be a list of printable text, {meaning}") from None
+    return words
+
+
 def _code_sites(path: Path, columns: Columns) -> None:
-    """Sites as numbers from 0, in ascending order of what the file calls them, train and test alike."""
+    """Sites as numbers from 0, in ascending order of their names in the file, the same for train and test."""
     keys = [key for key in ("train_site", "test_site") if key in columns]
     if not keys:
         return
     if "train_site" not in keys:
-        raise DataError(f"{path}: test_site without train_site; add it, or leave both out")
-    for key in keys:
-        if columns[key].ndim != 1 or columns[key].dtype.kind not in "iubUS":
+        raise DataError(f"{path}: test_site without train_site; add train_site, or omit both")
+    named = [columns[key] for key in keys]
+    for key, values in zip(keys, named):
+        if values.ndim != 1 or values.dtype.kind not in "iubUS":
             raise DataError(f"{path}: {key} must be whole numbers or text [N], one site per row")
-    _, codes = np.unique(np.concatenate([columns[key] for key in keys]), return_inverse=True)
+        if values.dtype.kind in "US":
+            _texts(f"{path}: {key}", np.unique(values), "or whole numbers, one site per row")
+    if len({values.dtype.kind in "US" for values in named}) > 1:
+        raise DataError(f"{path}: train_site and test_site must both be text, or both whole numbers")
+    names, codes = np.unique(np.concatenate(named), return_inverse=True)
     rows = len(columns["train_site"])
     for key, part in zip(keys, (codes[:rows], codes[rows:])):
         columns[key] = part.astype(np.int64)
+    columns[SITE_NAMES] = names.astype(str)

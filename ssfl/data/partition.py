@@ -1,7 +1,7 @@
-"""Who owns which training row: pure functions of (labels, settings, seed), in numpy.
+"""Partitions of training rows over clients: pure functions of (labels, settings, seed), in numpy.
 
-Each call draws from its own `np.random.Generator`. The authors draw from numpy's global one, so a seed of theirs
-gives another partition of the same law here.
+Each call draws from its own `np.random.Generator`. The authors draw from numpy's global one, so their seeds give
+other partitions here, with the same distribution.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ def partition(
     labels: int64 [N]. site: int64 [N], for "natural". Methods:
 
     - "dir": balanced Dirichlet (paper-level protocol of SSFL's experiments): every client owns N/K rows (the
-      first N mod K one more), its classes follow a prior q_k ~ Dir(alpha) over classes.
-    - "patho": pathological; alpha >= 1 is the number of classes per client (its whole part), else 2.
+      first N mod K one more), classes follow a prior q_k ~ Dir(alpha) over classes.
+    - "patho": pathological; alpha >= 1 is the number of classes per client (its integer part), else 2.
     - "dir_unbalanced": each class is divided over clients by its own Dir(alpha), so that sizes n_k differ
       (Hsu et al. 2019, Yurochkin et al. 2019).
-    - "iid": a shuffled deal. - "natural": one client per site, in ascending order of the site's number.
+    - "iid": shuffled rows in equal parts. - "natural": one client per site, in ascending order of the site's number.
 
-    Raises PartitionError when the settings cannot be met by these labels.
+    Raises PartitionError if the settings cannot be met with these labels.
     """
     _check_room(len(labels), spec)
     if spec.method == "natural":
@@ -111,7 +111,7 @@ def _natural(site: NDArray[np.int64] | None, spec: PartitionSpec) -> list[Rows]:
             "this one has none: choose another method",
         )
     sites = np.unique(site)
-    if len(sites) != spec.clients:
+    if len(sites) != spec.clients:  # assemble sets the number; direct callers must pass it
         raise PartitionError(
             "training.client_num_in_total", spec.clients, f"must be {len(sites)}, the number of sites"
         )
@@ -125,8 +125,8 @@ def _iid(codes: Rows, spec: PartitionSpec, rng: np.random.Generator) -> list[Row
 def _log_dirichlet(rng: np.random.Generator, alpha: float, shape: tuple[int, int]) -> NDArray[np.float64]:
     """Logarithms of unnormalised Dir(alpha) draws, one per row.
 
-    Gamma(a) = Gamma(a + 1) * U^(1/a) in distribution; taken in logarithms it does not underflow, so a tiny
-    alpha gives clients of one class and never 0/0 once their favourite classes are used up.
+    Gamma(a) = Gamma(a + 1) * U^(1/a) in distribution. Logarithms do not underflow, so a very small alpha gives
+    clients of one class, and no 0/0 after the rows of their classes are used up.
     """
     log_power = np.log1p(-rng.random(shape)) / alpha
     return np.maximum(np.log(rng.gamma(alpha + 1, size=shape)) + log_power, -1e300)
@@ -154,11 +154,11 @@ def _dirichlet(codes: Rows, spec: PartitionSpec, rng: np.random.Generator) -> li
 def _draw_classes(
     slots: Rows, log_prior: NDArray[np.float64], counts: Rows, uniform: NDArray[np.float64]
 ) -> Rows:
-    """The class of each slot [N]: the walk in which slot i of client slots[i] draws from that client's prior,
-    renormalised over the classes that still have rows.
+    """The class of each slot [N]: slot i draws from the prior of client slots[i], renormalised over the classes that
+    still have rows.
 
-    The draws are independent until a class runs out, so whole blocks are drawn at once and cut after the draw
-    that empties a class; slot i always uses uniform[i], hence the law is that of the slot-by-slot walk.
+    The draws are independent until a class has no rows left, so blocks are drawn at once and cut after the draw that
+    empties a class. Slot i always uses uniform[i], so the distribution is that of drawing slot by slot.
     """
     left, drawn, start = counts.copy(), np.empty(len(slots), dtype=np.int64), 0
     while start < len(slots):
@@ -190,7 +190,7 @@ def _dirichlet_unbalanced(codes: Rows, spec: PartitionSpec, rng: np.random.Gener
 def _raise_to_minimum(parts: list[Rows], least: int, rng: np.random.Generator) -> list[Rows]:
     """Clients below the minimum get random rows of the largest one.
 
-    Others redraw everything until all clients have enough, which for many clients and a small alpha never ends.
+    Other implementations redraw until all clients have enough, which never ends for many clients and a small alpha.
     """
     sizes = np.array([len(part) for part in parts])
     while sizes.min() < least:

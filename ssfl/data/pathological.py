@@ -1,4 +1,4 @@
-"""The pathological partition: every client sees a few classes only."""
+"""The pathological partition: every client has only a few classes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _BALANCING_STEPS = 200
 def pathological(codes: Rows, clients: int, alpha: float, rng: np.random.Generator) -> list[Rows]:
     """Rows per client, each client owning rows of exactly c classes: c = int(alpha) for alpha >= 1, else 2.
 
-    codes: int64 [N], classes numbered 0..C-1 without gaps. All rows are used once, and clients are as equal in
-    size as their classes allow. The authors' code (CIFAR-10 only) draws class pairs from a list cut short, so
-    it favours class 0, leaves images unused and some clients short; here larger classes get more clients, and
-    which classes meet in a client is random.
+    codes: int64 [N], classes numbered 0..C-1 without gaps. All rows are used once, and client sizes are as equal as
+    their classes allow. The authors' code (CIFAR-10 only) draws class pairs from a truncated list, so class 0 is
+    over-represented, some images are unused and some clients get too few. Here larger classes get more clients, and
+    the combination of classes at a client is random.
 
-    Raises PartitionError when c exceeds the number of classes, or the clients cannot cover all rows.
+    Raises PartitionError if c exceeds the number of classes, or the clients cannot cover all rows.
     """
     per_client = int(alpha) if alpha >= 1 else 2
     sizes = np.bincount(codes)
@@ -54,8 +54,8 @@ def _check(per_client: int, clients: int, sizes: Rows, alpha: float) -> None:
 
 
 def _holders(sizes: Rows, clients: int, total: int) -> Rows:
-    """How many clients hold each class [C], adding up to `total`: one each, then always one more for the class
-    whose holders would own most rows (D'Hondt's rule), no more than there are clients or rows."""
+    """Number of clients for each class [C], with sum `total`: first one each, then one more for the class with the most
+    rows per client (D'Hondt's rule), at most the number of clients or rows."""
     holders = np.ones(len(sizes), dtype=np.int64)
     most = np.minimum(sizes, clients)
     for _ in range(total - len(sizes)):
@@ -64,9 +64,9 @@ def _holders(sizes: Rows, clients: int, total: int) -> Rows:
 
 
 def _class_sets(holders: Rows, clients: int, per_client: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """bool [K, C]: each client takes the classes with most holders still missing, ties at random.
+    """bool [K, C]: each client takes the classes that still need the most clients, ties at random.
 
-    Taking the largest first always ends with every class held exactly `holders` times (Gale-Ryser).
+    With this order every class gets exactly `holders` clients (Gale-Ryser).
     """
     missing = holders.copy()
     held = np.zeros((clients, len(holders)), dtype=bool)
@@ -80,7 +80,7 @@ def _class_sets(holders: Rows, clients: int, per_client: int, rng: np.random.Gen
 def _amounts(held: NDArray[np.bool_], sizes: Rows) -> Rows:
     """int64 [K, C]: rows per client and class, column sums `sizes`, at least 1 where held, else 0.
 
-    Iterative proportional fitting towards equal clients, then whole numbers by largest remainders.
+    Iterative proportional fitting towards clients of equal size, then integers by largest remainders.
     """
     target = sizes.sum() / len(held)
     amounts = held * (sizes / held.sum(axis=0))
@@ -90,7 +90,7 @@ def _amounts(held: NDArray[np.bool_], sizes: Rows) -> Rows:
     whole = np.zeros(held.shape, dtype=np.int64)
     for code, size in enumerate(sizes):
         own = np.flatnonzero(held[:, code])
-        # the tiny term keeps the division defined when every holder wants its one row only
+        # the small term avoids 0/0 if every client needs only its one row
         beyond_one = np.maximum(amounts[own, code] - 1, 0) + 1e-9
         whole[own, code] = 1 + largest_remainders(int(size) - len(own), beyond_one)
     return whole

@@ -1,4 +1,4 @@
-"""Stored examples → network input: chosen, augmented and normalised, in one pass by the kernels where they serve."""
+"""Stored examples → network input: selected, augmented and normalised, in one pass if the kernels support it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import final
 from torch import Tensor
 
 from ssfl.data.preprocess import Augmentation, Preprocess
-from ssfl.native.images import from_bytes, from_floats, serves
+from ssfl.native.memory_bound.images import from_bytes, from_floats, serves
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """What `source` [N, ...] holds as the network wants it.
+    """Examples of `source` [N, ...] as network input.
 
-    channels_last: the memory format of images that the kernels make. native: whether they may; the pixels are the
-    same to the bit.
+    channels_last: the memory format of images that the kernels make. native: whether the kernels may be used; the bits
+    are the same.
     """
 
     source: Tensor
@@ -28,7 +28,7 @@ class Pixels:
 
     @cached_property
     def quick(self) -> bool:
-        """Whether the kernels serve."""
+        """Whether the kernels support these examples."""
         return self.native and serves(self.source)
 
     @cached_property

@@ -19,8 +19,8 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "mnist": ((0.1307,), (0.3081,)),
     "fashion_mnist": ((0.2860,), (0.3530,)),
 }
-"""Mean and deviation per channel of pixels in 0..1. CIFAR: the authors' constants; Tiny-ImageNet: those of the
-ancestor's code (SalientGrads); the two 28x28 sets: the usual published ones."""
+"""Mean and deviation per channel of pixels in 0..1. CIFAR: the authors' constants; Tiny-ImageNet: those of
+the earlier code (SalientGrads); the two 28x28 sets: the usual published ones."""
 
 CROP_PADDING = 4
 _CROPPED_AND_FLIPPED = frozenset({"cifar10", "cifar100", "tinyimagenet"})
@@ -40,7 +40,7 @@ class Preprocess:
     """How a data set's examples become network input.
 
     mean, std: one entry for all, or one per channel (images [B, C, H, W]) or per feature ([B, F]); for uint8
-    they are in units of 0..1. crop_padding: zero pixels added on each side before a random crop back to size,
+    in units of 0..1. crop_padding: zero pixels added on each side before a random crop back to size,
     0 for no crop. flip: mirror half of the images.
     """
 
@@ -52,7 +52,7 @@ class Preprocess:
     _std: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Tensors once, because a wide table would otherwise spend longer on them than on its batch.
+        # Make the tensors once: for a wide table this takes longer than normalising a batch.
         object.__setattr__(self, "_mean", torch.tensor(self.mean, dtype=torch.float32))
         object.__setattr__(self, "_std", torch.tensor(self.std, dtype=torch.float32))
 
@@ -62,14 +62,19 @@ class Preprocess:
         return self.crop_padding > 0 or self.flip
 
     def to(self, device: torch.device) -> Preprocess:
-        """The same, with its constants on the device, so that no batch brings them there again."""
+        """The same with its constants on the device, so that they are not copied for every batch."""
         moved = copy.copy(self)
         object.__setattr__(moved, "_mean", self._mean.to(device))
         object.__setattr__(moved, "_std", self._std.to(device))
         return moved
 
     def normalise(self, x: Tensor) -> Tensor:
-        """(x / 255 - mean) / std for uint8 x, (x - mean) / std for floats; float32, a new tensor of x's shape."""
+        """(x / 255 - mean) / std for uint8 x, (x - mean) / std for floats; float32, a new tensor of x's shape.
+
+        Token numbers (int64) are returned unchanged.
+        """
+        if x.dtype == torch.int64:
+            return x
         shape = (1, -1) + (1,) * (x.dim() - 2)
         mean, std = (value.to(x.device).view(shape) for value in (self._mean, self._std))
         if x.dtype == torch.uint8:
@@ -77,7 +82,7 @@ class Preprocess:
         return (x - mean).div_(std)
 
     def table(self, channels: int) -> Tensor:
-        """float32 [channels, 256]: what `normalise` makes of every byte, channel by channel."""
+        """float32 [channels, 256]: the result of `normalise` for every byte value, per channel."""
         bytes_ = torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(256, channels, 1, 1)
         return self.normalise(bytes_).view(256, channels).t().contiguous()
 
@@ -86,7 +91,7 @@ class Preprocess:
         return tuple(value.expand(channels).contiguous() for value in (self._mean, self._std))  # type: ignore[return-value]
 
     def draw(self, count: int, generator: torch.Generator) -> Augmentation:
-        """One draw for `count` examples: offsets first, then flips; crops and flips that are off draw nothing."""
+        """One draw for `count` examples: offsets first, then flips; disabled crops and flips draw nothing."""
         offsets = torch.zeros(count, 2, dtype=torch.int64)
         flips = torch.zeros(count, dtype=torch.bool)
         if self.crop_padding:
@@ -96,10 +101,10 @@ class Preprocess:
         return Augmentation(offsets, flips)
 
     def augment(self, x: Tensor, augmentation: Augmentation) -> Tensor:
-        """Pad, crop, flip: uint8 x [B, C, H, W] → uint8 [B, C, H, W], image i by draw i; x stays as it was.
+        """Pad, crop, flip: uint8 x [B, C, H, W] → uint8 [B, C, H, W], image i by draw i; x does not change.
 
-        One gather with an index [B, H * W] that all channels share; on a CPU several times faster than
-        indexing rows and columns (measured), and it runs on any device.
+        One gather with an index [B, H * W] that all channels share: on a CPU several times faster than
+        indexing rows and columns, and possible on any device.
         """
         if not self.augments:
             return x
@@ -112,7 +117,7 @@ class Preprocess:
         return flat.gather(2, shared).view(batch, channels, height, width)
 
     def _source_pixels(self, augmentation: Augmentation, height: int, width: int) -> Tensor:
-        """int64 [B, H * W]: which pixel of the padded image, row by row, each output pixel comes from."""
+        """int64 [B, H * W]: index of the pixel in the padded image (row-major) for each output pixel."""
         offsets, flips = augmentation
         rows = offsets[:, :1] + torch.arange(height, device=offsets.device)
         columns = offsets[:, 1:] + torch.arange(width, device=offsets.device)
@@ -121,11 +126,15 @@ class Preprocess:
         return (rows[:, :, None] * padded_width + columns[:, None, :]).flatten(1)
 
 
+UNCHANGED = Preprocess((0.0,), (1.0,))
+"""For tables that the network receives unchanged."""
+
+
 def default_preprocess(arrays: Arrays, augment: bool = True) -> Preprocess:
     """The data set's published constants, else mean and deviation of its training examples.
 
-    Measured ones are per channel for images and per feature for tables; a constant feature gets deviation 1.
-    Crop (4 pixels) and flip are for CIFAR and Tiny-ImageNet only: a mirrored digit is no digit.
+    Computed ones are per channel for images and per feature for tables; a constant feature gets deviation 1.
+    Crop (4 pixels) and flip are for CIFAR and Tiny-ImageNet only: a mirrored digit is not a digit.
     """
     mean, std = NORMALISATION.get(arrays.name) or _measured(arrays.train_x)
     crop_and_flip = augment and arrays.name in _CROPPED_AND_FLIPPED
@@ -138,7 +147,7 @@ def _measured(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
         means, deviations = (list(values) for values in zip(*moments))
     else:
         over = [dim for dim in range(x.dim()) if dim != 1]
-        # float64: a feature far from 0 loses its spread in float32
+        # float64: in float32 the deviation of a feature far from 0 would be lost
         wide = x.to(torch.float64)
         means = wide.mean(over).tolist()
         deviations = wide.std(over, correction=0).tolist()

@@ -1,4 +1,4 @@
-"""Several clients' examples in steps, side by side: which of the concatenated examples stands where."""
+"""Minibatches of several clients at once, as positions in their concatenated examples."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class Step(NamedTuple):
-    """One minibatch of the k leading clients.
+    """One minibatch of the first k clients.
 
-    places: int64 [B, k], positions among all clients' examples laid end to end. missing: bool [B, k], where a
-    client has no example of its own left; its last one stands there.
+    places: int64 [B, k], positions in the concatenated examples of all clients. missing: bool [B, k], True if the
+    client has no example left; its last example is repeated there.
     """
 
     places: Tensor
@@ -22,12 +22,12 @@ class Step(NamedTuple):
 
 
 def steps_side_by_side(sizes: Sequence[int], batch_size: int) -> Iterator[Step]:
-    """Steps of clients with `sizes` examples, none more than the one before; a client without a batch left drops out.
+    """Steps of clients with decreasing `sizes`; a step omits clients without a batch left.
 
-    ValueError where a client has more examples than the one before it.
+    Raises ValueError if a client has more examples than the previous one.
     """
     if any(before < after for before, after in pairwise(sizes)):
-        raise ValueError(f"clients side by side have {list(sizes)} examples; order them, the largest first")
+        raise ValueError(f"clients with {list(sizes)} examples: order them, the largest first")
     own = torch.tensor(sizes)
     ends = own.cumsum(0)
     for start in range(0, max(sizes, default=0), batch_size):

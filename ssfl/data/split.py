@@ -1,4 +1,4 @@
-"""Dividing rows in proportion: whole numbers by largest remainders, stratified splits, the clients' test sets."""
+"""Proportional divisions of rows: largest remainders, stratified splits, the clients' test sets."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ssfl.data.errors import DataError
+from ssfl.data.errors import DataError, PartitionError
 
 Rows = NDArray[np.int64]
 """Row numbers."""
+_VALIDATION = 1
+"""Part of the seed of held-out rows, to separate these draws from others of the same seed and client."""
 
 
 def largest_remainders(total: int, weights: NDArray[np.generic]) -> Rows:
-    """`total` divided in proportion to weights [K] >= 0 into whole numbers [K] that add up to it.
+    """`total` divided in proportion to weights [K] >= 0 into integers [K] with sum `total`.
 
-    Each gets its quota's whole part; what is left goes one each to the largest fractions, ties to the smaller
-    index. Whole-number weights are divided exactly.
+    Each gets the integer part of its quota; the remainder is given, one each, to the largest fractions, ties to the
+    smaller index. Integer weights are divided exactly.
     """
     kind = np.int64 if np.issubdtype(weights.dtype, np.integer) else np.float64
     scaled = weights.astype(kind)
@@ -38,7 +40,7 @@ def gather_sorted(pieces: Sequence[Sequence[Rows]]) -> list[Rows]:
     return [np.sort(np.concatenate(own)) for own in zip(*pieces)]
 
 
-def stratified_split(strata: NDArray[np.int64], share: float, seed: int) -> tuple[Rows, Rows]:
+def stratified_split(strata: NDArray[np.int64], share: float, seed: int | Sequence[int]) -> tuple[Rows, Rows]:
     """Row numbers (rest, held) with round(share * N) rows held out, every stratum in proportion.
 
     strata: int64 [N]. A stratum of one row is never held out, so that every class keeps a training row.
@@ -50,6 +52,34 @@ def stratified_split(strata: NDArray[np.int64], share: float, seed: int) -> tupl
     held = [rng.permutation(np.flatnonzero(codes == c))[:count] for c, count in enumerate(counts)]
     test = np.sort(np.concatenate(held)).astype(np.int64)
     return np.setdiff1d(np.arange(len(strata)), test), test
+
+
+def hold_out(
+    labels: NDArray[np.int64], parts: Sequence[Rows], portion: float, seed: int, min_examples: int = 1
+) -> tuple[list[Rows], list[Rows]]:
+    """Validation rows: of each client's rows (kept, held out), about `portion` of every class it owns, sorted.
+
+    A client's choice depends only on the seed and its number. It keeps a training row of each of its classes, so a
+    small client may have no held-out row. Raises PartitionError if no client has one, or a client keeps fewer than
+    `min_examples` rows.
+    """
+    key = "dataset.validation_portion"
+    kept, held = [], []
+    for client, part in enumerate(parts):
+        rest, chosen = stratified_split(labels[part], portion, (seed, client, _VALIDATION))
+        kept.append(part[rest])
+        held.append(part[chosen])
+        if len(rest) < min_examples:
+            needs = (
+                f"leaves client {client} {len(rest)} of {len(part)} training examples; dataset.min_examples="
+            )
+            raise PartitionError(key, portion, f"{needs}{min_examples} requires more")
+    if not any(map(len, held)):
+        largest = max(map(len, parts))
+        raise PartitionError(
+            key, portion, f"holds out no example of any client, the largest of which owns {largest}; raise it"
+        )
+    return kept, held
 
 
 def split_test(
@@ -78,7 +108,7 @@ def split_test(
 def split_by_site(test_site: NDArray[np.int64], train_site: NDArray[np.int64]) -> list[Rows]:
     """Each site's own test rows, sites in ascending order as in the natural partition.
 
-    Raises DataError when a test row's site has no training rows: no client would own it.
+    Raises DataError if the site of a test row has no training rows, because no client would own the row.
     """
     sites = np.unique(train_site)
     strangers = np.setdiff1d(test_site, sites)

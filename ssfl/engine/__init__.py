@@ -1,1 +1,1 @@
-"""Runs any method of the protocol: computes, never decides; knows no method by name."""
+"""Runs any method: the computation, without code for a particular method."""

@@ -1,7 +1,7 @@
-"""Networks: a name, or a user's dotted path, → `nn.Module`. Nothing here draws a seed or keeps state.
+"""Networks by name or dotted path, as `nn.Module`.
 
-Initial weights come from torch's global generator, so the caller who wants them to be a function of a seed
-builds inside `torch.random.fork_rng()` after `torch.manual_seed(seed)`.
+Initial weights use torch's global generator. For weights that depend on a seed, build the network inside
+`torch.random.fork_rng()` after `torch.manual_seed(seed)`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 
+import torch
 from torch import nn
 
 from ssfl.models.errors import ModelError
@@ -25,27 +26,38 @@ Builder = Callable[[int, tuple[int, ...], str], nn.Module]
 """(num_classes, input_shape, norm) → network."""
 
 
-def build_model(name: str, num_classes: int, input_shape: Sequence[int], norm: str = "group") -> nn.Module:
+def build_model(
+    name: str,
+    num_classes: int,
+    input_shape: Sequence[int],
+    norm: str = "group",
+    input_dtype: torch.dtype | None = None,
+) -> nn.Module:
     """The network `name` for examples of `input_shape` ((C, H, W) or (F,)), giving logits [B, num_classes].
 
     `name` is one of MODEL_NAMES or the dotted path of the user's own network, "package.module:Class". `norm`
     is "group" (GroupNorm with the network's usual groups: 32 for ResNet18/34/50, 8 for ResNet8/20, 4 for
-    `cnn` and `digits_cnn`), "group2" or another number of groups, or "batch". Raises ModelError, one line,
-    for an unknown name, a path that gives no network, a norm that does not fit, or an input too small or of
-    another kind.
+    `cnn` and `digits_cnn`), "group2" or another number of groups, or "batch". input_dtype: the type of the examples if
+    they are not floats. Raises ModelError, one line, for an unknown name, a path without a network, a norm that does
+    not fit, or an input that is too small or of another kind.
     """
     shape = _checked_shape(input_shape)
     if num_classes < 2:
         raise ModelError(f"num_classes is {num_classes}; allowed: 2 or more")
     if name in _BUILDERS:
+        if input_dtype is not None:
+            raise ModelError(
+                f"model {name!r} takes floats, but the features are integers (dataset.features=unchanged); "
+                "use a custom network that embeds them, or dataset.features=standardised"
+            )
         return _BUILDERS[name](num_classes, shape, norm)
     if "." in name or ":" in name:
-        return build_own_model(name, num_classes, shape, norm)
+        return build_own_model(name, num_classes, shape, norm, input_dtype)
     close = difflib.get_close_matches(name, MODEL_NAMES, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise ModelError(
         f"model {name!r} is unknown{hint}; allowed: {', '.join(MODEL_NAMES)}, "
-        "or your own network as package.module:Class"
+        "or a custom network as package.module:Class"
     )
 
 
@@ -104,7 +116,7 @@ def _digits_cnn(num_classes: int, shape: tuple[int, ...], norm: str) -> nn.Modul
 
 
 def _mlp(num_classes: int, shape: tuple[int, ...], norm: str, hidden: tuple[int, ...]) -> nn.Module:
-    if norm != "group":  # the default that a configuration carries along; any other is a wish
+    if norm != "group":  # "group" is the default of the configuration; other values are explicit requests
         raise ModelError(f"norm is {norm!r}, but model 'mlp' has no norm layers; leave norm at 'group'")
     return MLP(shape, num_classes, hidden)
 

@@ -1,10 +1,12 @@
-"""The one error that building a network raises."""
+"""The error of building a network."""
 
 from __future__ import annotations
 
 from typing import final
 
+from ssfl.errors import UserError
+
 
 @final
-class ModelError(ValueError):
-    """A network that cannot be built as asked: what, where, what is allowed, in one line."""
+class ModelError(UserError):
+    """A network cannot be built with these arguments."""

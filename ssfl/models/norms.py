@@ -1,4 +1,4 @@
-"""Normalisation layers by name: "group", "group<G>" or "batch"; and a layer's usual sequence around one."""
+"""Normalisation layers by name: "group", "group<G>" or "batch"; and the sequence convolution, norm, pooling, ReLU."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Norm = Callable[[int], nn.Module]
 
 
 def norm_layer(norm: str, default_groups: int) -> Norm:
-    """The norm called `norm`: "group" (with the network's own `default_groups`), "group<G>" or "batch".
+    """The norm called `norm`: "group" (with the network's `default_groups`), "group<G>" or "batch".
 
-    GroupNorm keeps no statistics between batches, which is why federated work on non-IID clients prefers it;
-    BatchNorm keeps a running mean and variance as buffers. Raises ModelError for another name, and the
-    returned function raises it where the groups do not divide the channels.
+    GroupNorm keeps no statistics between batches and is therefore preferred for non-IID clients; BatchNorm keeps a
+    running mean and variance as buffers. Raises ModelError for another name; the returned function raises it if the
+    groups do not divide the channels.
     """
     if norm == "batch":
         return nn.BatchNorm2d
@@ -45,12 +45,11 @@ def norm_layer(norm: str, default_groups: int) -> Norm:
 def conv_norm_relu(
     conv: nn.Module, norm: nn.Module, x: Tensor, residual: Tensor | None = None, pool: bool = False
 ) -> Tensor:
-    """relu(max_pool2d(norm(conv(x)), 2) + residual); pool and residual only where asked for, never both.
+    """relu(max_pool2d(norm(conv(x)), 2) + residual); pool and residual are optional and exclude each other.
 
-    ReLU never changes an order, so the largest of a window may be taken first: the same function, the same gradient,
-    and ReLU then runs over a quarter of the values. An engine that knows how to do all of it at once says so on the
-    norm layer (`fused(conv, x, residual, pool)`, ssfl/engine/native_layers.py); a network that goes through here, its
-    own or a user's, then gains from it.
+    ReLU is monotonic, so pooling before it gives the same function and gradient, and ReLU then processes a quarter of
+    the values. An engine with a fused implementation sets it on the norm layer (`fused(conv, x, residual, pool)`,
+    ssfl/engine/compute/fused_layers.py); every network that calls this function then uses it.
     """
     fused = getattr(norm, "fused", None)
     if fused is not None:

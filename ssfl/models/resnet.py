@@ -1,7 +1,7 @@
 """ResNets for small images (He et al. 2016) with the stem of SSFL's experiments: 3×3, stride 1, no max-pool.
 
-Stages halve the resolution from the second on; the last map is averaged over space. SSFL's own network ends
-in a 4×4 average pool, which at 32×32 is the same function; averaging over whatever is left also serves 64×64
+Stages halve the resolution from the second on; the last map is averaged over all positions. SSFL's network ends
+in a 4×4 average pool, which at 32×32 is the same function; averaging over all positions also works for 64×64
 (its `tiny_resnet18`) and 28×28. Initial weights are PyTorch's defaults, as in the authors' code.
 """
 
@@ -84,7 +84,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.norm1 = norm(widths[0])
-        # The stages go by the names layer1, layer2, … that ResNets have everywhere.
+        # The stages have the names layer1, layer2, … that are usual for ResNets.
         self.stage_names = tuple(f"layer{number}" for number in range(1, len(widths) + 1))
         channels = widths[0]
         for name, width, depth in zip(self.stage_names, widths, depths, strict=True):

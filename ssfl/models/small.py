@@ -17,7 +17,7 @@ class SmallCNN(nn.Module):
     """Images [B, C, H, W] → logits [B, num_classes]: 3×3 convolutions (bias, norm, pool, ReLU), then a head.
 
     `pools` says after which convolutions the resolution is halved. `hidden` is the width of the head's hidden
-    layer; 0 leaves it out.
+    layer; 0: no hidden layer.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class SmallCNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm, pool in zip(self.convs, self.norms, self.pools, strict=True):
             x = conv_norm_relu(conv, norm, x, pool=pool)
-        x = x.flatten(1)  # copies where the layout is channels-last; a view would fail there
+        x = x.flatten(1)  # copies if the layout is channels-last, for which a view would fail
         if self.hidden is not None:
             x = F.relu(self.hidden(x))
         return self.output(x)
@@ -71,6 +71,6 @@ class MLP(nn.Module):
 
 
 def pools_that_fit(height: int, width: int, wanted: int) -> tuple[bool, ...]:
-    """After which of `wanted` convolutions to halve: as long as 2×2 or more is left."""
+    """Whether to pool after each of `wanted` convolutions; the output stays at least 2×2."""
     side = min(height, width)
     return tuple(side // 2**halvings >= 4 for halvings in range(wanted))

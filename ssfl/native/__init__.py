@@ -1,6 +1,6 @@
-"""Kernels in C for what PyTorch does on a CPU in several slower passes; the same results, to rounding or to the bit.
+"""C kernels for operations that need several passes in PyTorch on a CPU; same results, to rounding or to the bit.
 
-`available()` says whether they were built: where no C compiler was, everything runs without them.
+`available()` returns whether they were built. Without them everything works, but slower.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The compiled functions: addresses in, nothing out. `group_norm.py` and its neighbours check first.
+"""The compiled functions: they take addresses and write their results there. The Python wrappers check the arguments.
 
-threads: how many may compute a call, the same bits whatever their number (parallel.h).
+usable, used, use: instruction sets (library.py). threads: the most threads of one call; the bits do not
+depend on it (parallel.h).
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ BatchShape = tuple[int, int, int, int, int, bool]
 SliceShape = tuple[int, int, int]
 """rows, columns, values of each."""
 
+def usable() -> tuple[str, ...]: ...
+def used() -> str: ...
+def use(name: str, /) -> None: ...
 def norm_forward(
     shape: NormShape,
     threads: int,
@@ -48,8 +52,8 @@ def conv_forward(shape: ConvShape, x: int, filters: int, y: int, /) -> None: ...
 def conv_backward(shape: ConvShape, dy: int, x: int, filters: int, dx: int, dfilters: int, /) -> None: ...
 def winograd(
     shape: WinogradShape,
-    bits: int,
     threads: int,
+    least: float,
     x: int,
     filters: int,
     bias: int,
@@ -77,7 +81,6 @@ def gather(
 ) -> None: ...
 def gather_slices(
     shape: SliceShape,
-    bits: int,
     rows: int,
     rows_chosen: int,
     columns: int,
@@ -88,7 +91,6 @@ def gather_slices(
 ) -> None: ...
 def scatter_slices(
     shape: SliceShape,
-    bits: int,
     rows: int,
     rows_chosen: int,
     columns: int,

@@ -1,15 +1,14 @@
-/* The kernels as a Python module. Tensors come as addresses; ssfl/native/*.py checks what they point to. */
+/* The kernels as a Python module. Tensors are passed as addresses; the Python files next to the kernels check them. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "channels.h"
-#include "group_conv.h"
-#include "group_norm.h"
-#include "images.h"
-#include "vectors.h"
-#include "winograd.h"
+#include <string.h>
+
+#include "isa/table.h"
 
 typedef unsigned long long address;
+static const kernel_table *kernels; /* those in use */
+
 #define AT(type, where) ((type *)(uintptr_t)(where))
 
 static PyObject *py_norm_forward(PyObject *self, PyObject *arguments)
@@ -26,7 +25,7 @@ static PyObject *py_norm_forward(PyObject *self, PyObject *arguments)
     w.x = AT(float, x), w.bias = AT(float, bias), w.residual = AT(float, residual), w.gamma = AT(float, gamma);
     w.beta = AT(float, beta), w.y = AT(float, y), w.chosen = AT(uint8_t, chosen), w.statistics = AT(float, statistics);
     Py_BEGIN_ALLOW_THREADS
-    norm_forward(&w, threads);
+    kernels->norm_forward(&w, threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -46,7 +45,7 @@ static PyObject *py_norm_backward(PyObject *self, PyObject *arguments)
     w.bias = AT(float, bias), w.gamma = AT(float, gamma), w.statistics = AT(float, statistics);
     w.dx = AT(float, dx), w.dresidual = AT(float, dresidual), w.parameters = AT(float, parameters);
     Py_BEGIN_ALLOW_THREADS
-    done = norm_backward(&w, threads);
+    done = kernels->norm_backward(&w, threads);
     Py_END_ALLOW_THREADS
     if (!done)
         return PyErr_NoMemory();
@@ -63,7 +62,7 @@ static PyObject *py_conv_forward(PyObject *self, PyObject *arguments)
                           &filters, &y))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    done = conv_forward(&s, AT(float, x), AT(float, filters), AT(float, y));
+    done = kernels->conv_forward(&s, AT(float, x), AT(float, filters), AT(float, y));
     Py_END_ALLOW_THREADS
     if (!done)
         return PyErr_NoMemory();
@@ -80,7 +79,7 @@ static PyObject *py_conv_backward(PyObject *self, PyObject *arguments)
                           &x, &filters, &dx, &dfilters))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    done = conv_backward(&s, AT(float, dy), AT(float, x), AT(float, filters), AT(float, dx), AT(float, dfilters));
+    done = kernels->conv_backward(&s, AT(float, dy), AT(float, x), AT(float, filters), AT(float, dx), AT(float, dfilters));
     Py_END_ALLOW_THREADS
     if (!done)
         return PyErr_NoMemory();
@@ -90,17 +89,17 @@ static PyObject *py_conv_backward(PyObject *self, PyObject *arguments)
 static PyObject *py_winograd(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    int bits, done;
+    int done;
     winograd_work w;
     winograd_shape *s = &w.shape;
     address x, filters, bias, dy, y, dx, dfilters;
-    if (!PyArg_ParseTuple(arguments, "(lllll)iiKKKKKKK", &s->images, &s->in, &s->out, &s->height, &s->width, &bits,
-                          &w.threads, &x, &filters, &bias, &dy, &y, &dx, &dfilters))
+    if (!PyArg_ParseTuple(arguments, "(lllll)ifKKKKKKK", &s->images, &s->in, &s->out, &s->height, &s->width,
+                          &w.threads, &w.least, &x, &filters, &bias, &dy, &y, &dx, &dfilters))
         return NULL;
     w.x = AT(float, x), w.filters = AT(float, filters), w.bias = AT(float, bias), w.dy = AT(float, dy);
     w.y = AT(float, y), w.dx = AT(float, dx), w.dfilters = AT(float, dfilters);
     Py_BEGIN_ALLOW_THREADS
-    done = winograd(&w, bits);
+    done = kernels->winograd(&w);
     Py_END_ALLOW_THREADS
     if (!done)
         return PyErr_NoMemory();
@@ -116,7 +115,7 @@ static PyObject *py_expand(PyObject *self, PyObject *arguments)
     if (!PyArg_ParseTuple(arguments, "KlKlKi", &mask, &size, &values, &kept, &out, &threads))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    ones = expand(AT(uint8_t, mask), size, AT(float, values), kept, AT(float, out), threads);
+    ones = kernels->expand(AT(uint8_t, mask), size, AT(float, values), kept, AT(float, out), threads);
     Py_END_ALLOW_THREADS
     return PyLong_FromLong(ones);
 }
@@ -130,7 +129,7 @@ static PyObject *py_multiply_by_mask(PyObject *self, PyObject *arguments)
     if (!PyArg_ParseTuple(arguments, "KlKi", &mask, &size, &values, &threads))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    multiply_by_mask(AT(uint8_t, mask), size, AT(float, values), threads);
+    kernels->multiply_by_mask(AT(uint8_t, mask), size, AT(float, values), threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -144,7 +143,7 @@ static PyObject *py_weighted_sum(PyObject *self, PyObject *arguments)
     if (!PyArg_ParseTuple(arguments, "KKllKi", &vectors, &weights, &count, &size, &out, &threads))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    weighted_sum(AT(const float *const, vectors), AT(float, weights), count, size, AT(float, out), threads);
+    kernels->weighted_sum(AT(const float *const, vectors), AT(float, weights), count, size, AT(float, out), threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -165,9 +164,9 @@ static PyObject *py_gather(PyObject *self, PyObject *arguments)
     Py_BEGIN_ALLOW_THREADS
     inside = batch_is_inside(&b, images);
     if (inside && floats)
-        gather_floats(&b, AT(float, source), AT(float, first), AT(float, second), AT(float, out));
+        kernels->gather_floats(&b, AT(float, source), AT(float, first), AT(float, second), AT(float, out));
     else if (inside)
-        gather_bytes(&b, AT(uint8_t, source), AT(float, first), AT(float, out));
+        kernels->gather_bytes(&b, AT(uint8_t, source), AT(float, first), AT(float, out));
     Py_END_ALLOW_THREADS
     if (inside)
         Py_RETURN_NONE;
@@ -175,12 +174,12 @@ static PyObject *py_gather(PyObject *self, PyObject *arguments)
     return NULL;
 }
 
-static PyObject *move_slices(PyObject *arguments, int (*move)(const slices *, int, const float *, float *))
+static PyObject *move_slices(PyObject *arguments, int (*move)(const slices *, const float *, float *))
 {
     slices s;
-    int bits, there, done = 0;
+    int there, done = 0;
     address rows, columns, x, out;
-    if (!PyArg_ParseTuple(arguments, "(lll)iKlKlKK", &s.rows.count, &s.columns.count, &s.inner, &bits, &rows,
+    if (!PyArg_ParseTuple(arguments, "(lll)KlKlKK", &s.rows.count, &s.columns.count, &s.inner, &rows,
                           &s.rows.chosen, &columns, &s.columns.chosen, &x, &out))
         return NULL;
     s.rows.at = AT(int64_t, rows);
@@ -188,7 +187,7 @@ static PyObject *move_slices(PyObject *arguments, int (*move)(const slices *, in
     Py_BEGIN_ALLOW_THREADS
     there = slices_are_there(&s);
     if (there)
-        done = move(&s, bits, AT(float, x), AT(float, out));
+        done = move(&s, AT(float, x), AT(float, out));
     Py_END_ALLOW_THREADS
     if (done)
         Py_RETURN_NONE;
@@ -201,31 +200,71 @@ static PyObject *move_slices(PyObject *arguments, int (*move)(const slices *, in
 static PyObject *py_gather_slices(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    return move_slices(arguments, gather_slices);
+    return move_slices(arguments, kernels->gather_slices);
 }
 
 static PyObject *py_scatter_slices(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    return move_slices(arguments, scatter_slices);
+    return move_slices(arguments, kernels->scatter_slices);
+}
+
+static PyObject *py_usable(PyObject *self, PyObject *arguments)
+{
+    (void)self, (void)arguments;
+    const kernel_table *const *all = usable_kernels();
+    Py_ssize_t count = 0;
+    while (all[count])
+        count++;
+    PyObject *names = PyTuple_New(count);
+    for (Py_ssize_t i = 0; names && i < count; i++)
+        PyTuple_SET_ITEM(names, i, PyUnicode_FromString(all[i]->name));
+    return names;
+}
+
+static PyObject *py_used(PyObject *self, PyObject *arguments)
+{
+    (void)self, (void)arguments;
+    return PyUnicode_FromString(kernels->name);
+}
+
+static PyObject *py_use(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    const char *name;
+    if (!PyArg_ParseTuple(arguments, "s", &name))
+        return NULL;
+    for (const kernel_table *const *all = usable_kernels(); *all; all++)
+        if (!strcmp((*all)->name, name)) {
+            kernels = *all;
+            Py_RETURN_NONE;
+        }
+    return PyErr_Format(PyExc_ValueError, "this processor has no %s", name);
 }
 
 static PyMethodDef functions[] = {
-    {"norm_forward", py_norm_forward, METH_VARARGS, "GroupNorm, ReLU, pooling: group_norm.h"},
-    {"norm_backward", py_norm_backward, METH_VARARGS, "Its gradients: group_norm.h"},
-    {"conv_forward", py_conv_forward, METH_VARARGS, "3x3 convolutions of small groups: group_conv.h"},
-    {"conv_backward", py_conv_backward, METH_VARARGS, "Their gradients: group_conv.h"},
-    {"winograd", py_winograd, METH_VARARGS, "3x3 convolutions of channels that are last: winograd.h"},
-    {"expand", py_expand, METH_VARARGS, "Values to the places of a mask: vectors.h"},
-    {"multiply_by_mask", py_multiply_by_mask, METH_VARARGS, "Zero what a mask drops: vectors.h"},
-    {"weighted_sum", py_weighted_sum, METH_VARARGS, "Sum of vectors with weights: vectors.h"},
-    {"gather", py_gather, METH_VARARGS, "A minibatch of images: images.h"},
-    {"gather_slices", py_gather_slices, METH_VARARGS, "Chosen rows and columns side by side: channels.h"},
-    {"scatter_slices", py_scatter_slices, METH_VARARGS, "And back among zeros: channels.h"},
+    {"norm_forward", py_norm_forward, METH_VARARGS, "GroupNorm, ReLU, pooling: group_norm/"},
+    {"norm_backward", py_norm_backward, METH_VARARGS, "Its gradients: group_norm/"},
+    {"conv_forward", py_conv_forward, METH_VARARGS, "3x3 convolutions of small groups: group_conv/"},
+    {"conv_backward", py_conv_backward, METH_VARARGS, "Their gradients: group_conv/"},
+    {"winograd", py_winograd, METH_VARARGS, "3x3 convolutions of channels that are last: winograd/"},
+    {"expand", py_expand, METH_VARARGS, "Values to the places of a mask: memory_bound/"},
+    {"multiply_by_mask", py_multiply_by_mask, METH_VARARGS, "Zero what a mask drops: memory_bound/"},
+    {"weighted_sum", py_weighted_sum, METH_VARARGS, "Sum of vectors with weights: memory_bound/"},
+    {"gather", py_gather, METH_VARARGS, "A minibatch of images: memory_bound/"},
+    {"gather_slices", py_gather_slices, METH_VARARGS, "Chosen rows and columns side by side: memory_bound/"},
+    {"scatter_slices", py_scatter_slices, METH_VARARGS, "And back among zeros: memory_bound/"},
+    {"usable", py_usable, METH_NOARGS, "Instruction sets that this processor has, the widest registers first"},
+    {"used", py_used, METH_NOARGS, "The one whose kernels are used"},
+    {"use", py_use, METH_VARARGS, "From now on, the kernels of one of them"},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "kernels", "Kernels of ssfl.native.", -1, functions,
                                         NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit_kernels(void) { return PyModule_Create(&definition); }
+PyMODINIT_FUNC PyInit_kernels(void)
+{
+    kernels = usable_kernels()[0];
+    return PyModule_Create(&definition);
+}

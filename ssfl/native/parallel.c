@@ -6,8 +6,8 @@
 #include <dlfcn.h>
 #include <pthread.h>
 
-/* The OpenMP that PyTorch has loaded, found by name when it is first needed. An OpenMP of our own would have threads of
-   its own, and both would wait for work in loops on the same cores. */
+/* The OpenMP runtime that PyTorch has loaded, looked up at the first use. A second OpenMP runtime would have separate
+   threads, and both would wait actively on the same cores. */
 typedef struct {
     void (*parallel)(void (*body)(void *), void *data, unsigned threads, unsigned flags);
     int (*thread)(void);
@@ -48,7 +48,7 @@ typedef struct {
 static void body(void *data)
 {
     const region *r = data;
-    int there = r->team->threads(); /* perhaps fewer than were asked for */
+    int there = r->team->threads(); /* may be fewer than requested */
     for (int index = r->team->thread(); index < r->parts; index += there)
         r->part(r->work, index, r->parts);
 }

@@ -1,21 +1,21 @@
-/* One call's work on several cores, by the threads that PyTorch itself computes with.
+/* Runs one call on several cores, with PyTorch's threads.
 
-   Work is split over outputs, never over a sum, so results are the same bits whatever the number of threads. */
+   Work is divided over outputs, never over a sum, so the bits do not depend on the number of threads. */
 #ifndef SSFL_PARALLEL_H
 #define SSFL_PARALLEL_H
 
 typedef void work_part(void *work, int index, int parts);
 
-/* How many parts to make: `threads`, or 1 where `cost` is below `least` (a region costs some microseconds) or where
-   there is nobody to share with. Never a number between: a team that shrinks ends its other threads, and the next
-   larger one would have to start them again. */
+/* Number of parts: `threads`, or 1 if `cost` is below `least` (a parallel region costs some microseconds) or there is no
+   OpenMP runtime. Never a number in between: OpenMP ends the other threads of a smaller team, and the next
+   larger team must start them again. */
 int parts_for(int threads, double cost, double least);
 
-/* part(work, index, parts) for every index below `parts`, at the same time where that is possible. All parts must be
-   independent of each other: with fewer threads than parts, one thread does several. */
+/* Calls part(work, index, parts) for every index below `parts`, in parallel if possible. Parts must be independent of
+   each other: with fewer threads than parts, one thread does several. */
 void in_parts(int parts, work_part *part, void *work);
 
-/* Where part `index` begins of `count` things that are shared out in whole grains; some parts may be empty. */
+/* Start of part `index` if `count` items are divided in multiples of `grain`; some parts may be empty. */
 static inline long part_begins(long count, long grain, int index, int parts)
 {
     long grains = (count + grain - 1) / grain, at = grains * index / parts * grain;

@@ -1,7 +1,4 @@
-"""The only writer of results: what happens in a run, told to a file, the console, wandb and TensorBoard.
-
-docs/metrics.md lists the events.
-"""
+"""Writes the events of a run to a file, the console, wandb and TensorBoard. docs/metrics.md lists the events."""
 
 from ssfl.tracking.choose import check_trackers, trackers_of
 from ssfl.tracking.console import ConsoleProgress

@@ -1,14 +1,16 @@
-"""From settings to the observers that they ask for."""
+"""Creates the observers that the settings select."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 from ssfl.tracking.console import ConsoleProgress
+from ssfl.tracking.jsonl import is_event
 from ssfl.tracking.observer import Observer
 from ssfl.tracking.tensorboard_tracker import TensorBoardTracker, require_tensorboard
 from ssfl.tracking.wandb_tracker import WandbTracker, require_wandb
@@ -35,14 +37,14 @@ class WandbSettings(Protocol):
 
 
 class RoundSettings(Protocol):
-    """What is read of the section `training`."""
+    """The fields of the section `training` that are read."""
 
     @property
     def comm_round(self) -> int: ...
 
 
 class Settings(Protocol):
-    """What is read of a configuration; `ssfl.config.Config` is one."""
+    """The fields of a configuration that are read; `ssfl.config.Config` has them."""
 
     @property
     def tracking(self) -> ConsoleSettings: ...
@@ -53,7 +55,7 @@ class Settings(Protocol):
 
 
 def check_trackers(settings: Settings) -> None:
-    """Whether the packages of the trackers asked for are there; to be called before anything is written.
+    """Check that the packages of the selected trackers are installed; to be called before anything is written.
 
     Raises:
         TrackingError: a package is missing.
@@ -71,28 +73,33 @@ def trackers_of(settings: Settings, folder: Path, console: str | None = None) ->
 
     Args:
         settings: the run's configuration.
-        folder: its run folder; rows that are there already (a resume) count into the bytes shown.
+        folder: its run folder; existing rows (after a resume) are included in the bytes shown.
         console: overrides `tracking.console`.
 
     Raises:
-        TrackingError: a tracker cannot be used; nothing is left open then.
+        TrackingError: a tracker cannot be used.
     """
     check_trackers(settings)
     mode = console or settings.tracking.console
     mode = "rich" if mode == "auto" else mode
     stream = sys.stdout if mode == "json" else sys.stderr
     others: list[Observer] = []
-    if settings.wandb.mode != "disabled":
-        wandb = settings.wandb
-        others.append(WandbTracker(wandb.mode, wandb.project, wandb.exp_name, folder))
-    if settings.tracking.tensorboard:
-        others.append(TensorBoardTracker(folder / "tensorboard"))
-    past = _past(folder / "metrics.jsonl")
-    # The bar takes the terminal over, so it is made last, and is the first to be told.
-    return (ConsoleProgress(mode, settings.training.comm_round, stream, past), *others)
+    with ExitStack() as begun:
+        if settings.wandb.mode != "disabled":
+            wandb = settings.wandb
+            others.append(WandbTracker(wandb.mode, wandb.project, wandb.exp_name, folder))
+            begun.callback(others[-1].close)
+        if settings.tracking.tensorboard:
+            others.append(TensorBoardTracker(folder / "tensorboard"))
+            begun.callback(others[-1].close)
+        past = _past(folder / "metrics.jsonl")
+        # The progress bar takes over the terminal, so it is made last and receives events first.
+        console_progress = ConsoleProgress(mode, settings.training.comm_round, stream, past)
+        begun.pop_all()
+    return (console_progress, *others)
 
 
 def _past(path: Path) -> list[Mapping[str, Any]]:
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if is_event(line)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO, final
 
@@ -16,21 +17,25 @@ from ssfl.tracking.observer import TrackingError
 
 MODES = ("rich", "plain", "quiet", "json")
 PLAIN_SECONDS = 1.0
-"""At least this long between two plain lines, so that fast rounds do not flood a log file."""
+"""Minimum time between two plain lines, so that fast rounds do not fill a log file."""
+ROUNDS_MEASURED = 20
+"""Number of latest rounds from which the remaining time is computed; few, so that it follows a change of speed."""
+LONG_ROUND_SECONDS = 10.0
+"""Minimum time of the first round to estimate the remaining time from it; a shorter round may be mostly loading."""
 WIDE_COLUMNS = 100
-"""A narrower terminal has no room for a bar beside the numbers; they go on alone."""
+"""Minimum width of a terminal to show a bar beside the numbers."""
 
 
 @final
 class ConsoleProgress:
-    """Shows a run while it goes on.
+    """Shows the progress of a run.
 
     Args:
-        mode: rich (a bar; plain lines where `stream` is no terminal) | plain (a line an evaluation) | quiet
+        mode: rich (a bar; plain lines if `stream` is not a terminal) | plain (a line per evaluation) | quiet
             (warnings only) | json (each event on a line).
         total_rounds: training rounds of the whole run.
         stream: where to write.
-        past: events of this run from before a resume, so that its bytes count.
+        past: events of this run before a resume, whose bytes are included.
         clock: seconds, monotonic.
 
     Raises:
@@ -51,16 +56,16 @@ class ConsoleProgress:
         self._total_rounds, self._stream, self._clock = total_rounds, stream, clock
         self._status = _Status(total_rounds, clock())
         for event in past:
-            self._status.add(event)
+            self._status.add(event, None)
         self._last_line = -PLAIN_SECONDS
         self._bar = _Bar(total_rounds, stream) if self._mode == "rich" else None
 
     def record(self, event: Mapping[str, Any]) -> None:
-        """Show one event, as far as the mode shows its kind."""
+        """Show one event, if the mode shows its kind."""
         if self._mode == "json":
             self._print(json_line(event))
             return
-        self._status.add(event)
+        self._status.add(event, self._clock())
         kind = event["event"]
         if kind == "warning":
             self._print(f"warning: {event['message']}")
@@ -68,7 +73,7 @@ class ConsoleProgress:
             self._show(kind, event)
 
     def close(self) -> None:
-        """Take the bar down; what it showed last stays."""
+        """Stop the bar; its last state stays visible."""
         if self._bar is not None:
             self._bar.stop()
 
@@ -77,8 +82,9 @@ class ConsoleProgress:
         if kind == "run_started":
             self._print(headline(event))
         elif kind == "resumed":
-            self._status.restart(event["round"], now)
             self._print(f"resumed after round {event['round']} of {self._total_rounds}")
+        elif kind == "extended":
+            self._print(f"extended from {event['rounds_before']} to {event['rounds']} rounds")
         elif kind == "phase":
             self._print(phase_line(event))
         elif kind == "round" and self._bar is None:
@@ -86,13 +92,13 @@ class ConsoleProgress:
         elif kind in ("run_finished", "run_interrupted"):
             self.close()
         if self._bar is not None and kind in ("round", "resumed"):
-            self._bar.update(self._status.round, self._status.short(now))
+            self._bar.update(self._status.round, self._status.short())
 
     def _plain_round(self, event: Mapping[str, Any], now: float) -> None:
         closing = event["round"] >= self._total_rounds
         if closing or (_is_evaluated(event) and now - self._last_line >= PLAIN_SECONDS):
             self._last_line = now
-            self._print(self._status.line(now))
+            self._print(self._status.line())
 
     def _print(self, text: str) -> None:
         if self._bar is not None:
@@ -103,55 +109,63 @@ class ConsoleProgress:
 
 @final
 class _Status:
-    """What the bar and the lines say: round, latest accuracies, bytes so far, time left."""
+    """The text of the bar and the lines: round, latest accuracies, bytes so far, time left."""
 
     def __init__(self, total_rounds: int, now: float) -> None:
         self.round = 0
         self._total_rounds = total_rounds
         self._down = self._up = self._peer = 0
         self._accuracy = ""
-        self._since, self._first = now, 0
+        self._last_exchange = now
+        self._rounds: deque[float] = deque(maxlen=ROUNDS_MEASURED)
 
-    def restart(self, done: int, now: float) -> None:
-        """Measure speed from here: rounds before a resume took time that this process did not see."""
-        self.round = self._first = done
-        self._since = now
-
-    def add(self, event: Mapping[str, Any]) -> None:
-        """Take in an exchange."""
+    def add(self, event: Mapping[str, Any], now: float | None) -> None:
+        """Add an event that came at time `now`; None: it came before this process began."""
+        if now is not None:
+            self._measure(event, now)
+        if event["event"] == "resumed":
+            self.round = event["round"]
         if event["event"] not in ("round", "phase"):
             return
         self.round = max(self.round, event["round"])
         self._down += event["downlink_bytes"]
         self._up += event["uplink_bytes"]
-        self._peer += event.get("peer_bytes", 0)
+        self._peer += event.get("peer_bytes") or 0
         if _is_evaluated(event):
             self._accuracy = accuracy_text(event)
 
-    def line(self, now: float) -> str:
+    def _measure(self, event: Mapping[str, Any], now: float) -> None:
+        """A round is timed from the previous exchange, so that start-up, scoring and masks are not included."""
+        kind = event["event"]
+        if kind == "round":
+            self._rounds.append((now - self._last_exchange) / max(event["round"] - self.round, 1))
+        if kind in ("run_started", "resumed", "phase", "round"):
+            self._last_exchange = now
+
+    def line(self) -> str:
         """`round 12/30  global 91.4 %  clients 88.0 ± 5.1 %  12.3 MB down  12.1 MB up  0:41 left`."""
         parts = [f"round {self.round}/{self._total_rounds}", self._accuracy]
         parts += [f"{size(self._down)} down", f"{size(self._up)} up"]
         parts += [f"{size(self._peer)} between clients"] if self._peer else []
-        return "  ".join(part for part in [*parts, self._left(now)] if part)
+        return "  ".join(part for part in [*parts, self._left()] if part)
 
-    def short(self, now: float) -> str:
-        """The same without the round and in fewer letters: beside a bar it has to fit into 80 columns."""
+    def short(self) -> str:
+        """The same without the round, shortened to fit into 80 columns beside a bar."""
         moved = f"{size(self._down)}↓ {size(self._up)}↑" + (f" {size(self._peer)}↔" if self._peer else "")
-        return "  ".join(
-            part for part in (self._accuracy.replace(" ± ", "±"), self._left(now), moved) if part
-        )
+        return "  ".join(part for part in (self._accuracy.replace(" ± ", "±"), self._left(), moved) if part)
 
-    def _left(self, now: float) -> str:
-        done = self.round - self._first
-        if done <= 0:
+    def _left(self) -> str:
+        """From the latest rounds. The first one includes warm-up; it is used only if it is long and the only one."""
+        measured = list(self._rounds)
+        if not measured or (len(measured) == 1 and measured[0] < LONG_ROUND_SECONDS):
             return ""
-        return duration((now - self._since) / done * (self._total_rounds - self.round)) + " left"
+        counted = measured[1:] if 1 < len(measured) < ROUNDS_MEASURED else measured
+        return duration(sum(counted) / len(counted) * (self._total_rounds - self.round)) + " left"
 
 
 @final
 class _Bar:
-    """A rich progress bar over rounds; lines printed meanwhile appear above it."""
+    """A rich progress bar over rounds; lines printed during the run appear above it."""
 
     def __init__(self, total_rounds: int, stream: TextIO) -> None:
         console = Console(file=stream)
@@ -179,18 +193,23 @@ def has_cursor(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def headline(event: Mapping[str, Any]) -> str:
-    """What is about to be trained, in one line."""
+    """One line that describes the run."""
     return (
         f"{event['algorithm']}: {event['model']} ({event['parameters']:,} parameters) on {event['dataset']}, "
-        f"{event['clients']} clients, {event['cohort']} a round, {event['rounds']} rounds, seed {event['seed']}"
+        f"{_counted(event['clients'], 'client')}, {event['cohort']} a round, {_counted(event['rounds'], 'round')}, "
+        f"seed {event['seed']}"
     )
 
 
 def phase_line(event: Mapping[str, Any]) -> str:
-    """What an untimed exchange did and cost."""
+    """One line for an exchange that is not a training round."""
     parts = [
-        f"{event['phase']}: {event['clients']} clients",
+        f"{event['phase']}: {_counted(event['clients'], 'client')}",
         f"{size(event['downlink_bytes'])} down",
         f"{size(event['uplink_bytes'])} up",
     ]
@@ -202,7 +221,7 @@ def phase_line(event: Mapping[str, Any]) -> str:
 
 
 def accuracy_text(event: Mapping[str, Any]) -> str:
-    """Both accuracies of an evaluation, in percent; one alone where the method has only that."""
+    """The accuracies of an evaluation in percent; only one of them if the method has no other."""
     parts = []
     if event.get("global_accuracy") is not None:
         parts.append(f"global {100 * event['global_accuracy']:.1f} %")
@@ -213,7 +232,9 @@ def accuracy_text(event: Mapping[str, Any]) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as kB, MB or GB (powers of 1000) with three digits."""
+    """Bytes as B, kB, MB or GB (powers of 1000) with three digits."""
+    if count < 1e3:
+        return f"{count:.0f} B"
     unit, bytes_per_unit = ("kB", 1e3) if count < 1e6 else ("MB", 1e6) if count < 1e9 else ("GB", 1e9)
     value = count / bytes_per_unit
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0

@@ -1,4 +1,4 @@
-"""The part of an event that a curve can show."""
+"""The numbers of an event, for curves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def scalars(event: Mapping[str, Any]) -> dict[str, float]:
-    """Finite numbers of an event by name; `layer_density` is spread out as `layer_density/NAME`."""
+    """Finite numbers of an event by name; `layer_density` is flattened to `layer_density/NAME`."""
     found: dict[str, float] = {}
     for name, value in event.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""TensorBoard, imported only when a run asks for it."""
+"""TensorBoard; imported only if it is used."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ssfl.tracking.observer import TrackingError
 
 @final
 class TensorBoardTracker:
-    """Writes every scalar of every exchange over the round, for `tensorboard --logdir FOLDER`.
+    """Writes every scalar of every exchange, with the round as step, for `tensorboard --logdir FOLDER`.
 
     Args:
-        folder: where the event files go.
+        folder: folder of the event files.
 
     Raises:
         TrackingError: tensorboard is not installed.
@@ -28,7 +28,7 @@ class TensorBoardTracker:
         self._writer: Any = None
 
     def record(self, event: Mapping[str, Any]) -> None:
-        """Write an exchange's scalars. A `resumed` event hides what was written for the rounds that come again."""
+        """Write an exchange's scalars. A `resumed` event hides those of rounds that are repeated."""
         kind = event["event"]
         if kind == "resumed":
             self._open(purge_step=event["round"] + 1)
@@ -52,7 +52,7 @@ class TensorBoardTracker:
 
 
 def require_tensorboard() -> None:
-    """TrackingError, one line, where tensorboard is not installed."""
+    """Raises TrackingError if tensorboard is not installed."""
     try:
         importlib.import_module("tensorboard")
     except ImportError:

@@ -1,4 +1,4 @@
-"""Weights & Biases, imported only when a run asks for it."""
+"""Weights & Biases; imported only if it is used."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _ID_FILE = "wandb-id.txt"
 
 @final
 class WandbTracker:
-    """Sends every scalar of every exchange to wandb, over the round.
+    """Sends every scalar of every exchange to wandb, with the round as x-axis.
 
-    A run that is resumed goes on in the same wandb run: its id is kept in the run folder.
+    A resumed run continues the same wandb run; the run folder keeps its id.
 
     Args:
         mode: online | offline (written under FOLDER/wandb; `wandb sync` sends it later) | disabled.
@@ -51,28 +51,32 @@ class WandbTracker:
                 f"wandb.mode={mode}: wandb does not start ({' '.join(str(error).split())}); "
                 "run `wandb login` first, or use wandb.mode=offline"
             ) from None
-        # Over the round, not wandb's own step: after a resume the rounds since the checkpoint come again.
+        # Plot over rounds, not wandb's steps: after a resume the rounds since the checkpoint are repeated.
         self._run.define_metric("round")
         self._run.define_metric("*", step_metric="round")
 
     def record(self, event: Mapping[str, Any]) -> None:
-        """Log an exchange's scalars; put the totals of the end into the run's summary."""
+        """Log an exchange's scalars; add the final totals to the run's summary."""
         kind = event["event"]
         if kind in ("round", "phase"):
             prefix = "" if kind == "round" else f"{event['phase']}/"
             named = {f"{prefix}{name}": value for name, value in scalars(event).items()}
             self._run.log(named | {"round": event["round"]})
         elif kind == "run_finished":
-            for name, value in scalars(event).items():
+            found = scalars(event)
+            # wandb sorts its summary by name: these two names come first.
+            first = {"accuracy_global": "global_accuracy", "accuracy_clients": "client_accuracy_mean"}
+            named = {name: found[source] for name, source in first.items() if source in found}
+            for name, value in (named | found).items():
                 self._run.summary[name] = value
 
     def close(self) -> None:
-        """Hand over what is still under way."""
+        """Upload remaining data and end the wandb run."""
         self._run.finish()
 
 
 def require_wandb() -> None:
-    """TrackingError, one line, where wandb is not installed."""
+    """Raises TrackingError if wandb is not installed."""
     try:
         importlib.import_module("wandb")
     except ImportError:

@@ -1,4 +1,4 @@
-"""DisPFL: what must always hold: densities, bytes, resume, equal executors and runtimes, refusals."""
+"""DisPFL invariants: densities, bytes, resume, equal executors and runtimes, errors."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssfl.algorithms.base import ClientContext, Clock
+from ssfl.algorithms.base import ClientContext, Clock, RoundPlan
 from ssfl.algorithms.dense import WEIGHTS
-from ssfl.algorithms.dispfl import DisPFL, GossipTraining, MaskSearch
-from ssfl.core.codec import encode
+from ssfl.algorithms.dispfl import DisPFL, MaskSearch, gossip_training
 from ssfl.core.erk import erk_densities, trained_shapes
 from ssfl.core.layout import Layout
 from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.core.payloads import SERVER, Payload, SparseValues, pack_sparse
 from ssfl.core.rng import stream
-from ssfl.engine.batched import BatchedExecutor
-from ssfl.engine.checkpoint import Checkpoints
-from tests.algorithms.oracle_net import NAMES, OracleNet
-from tests.engine.support import Rig, float_data, make_rig, make_runner, tiny_net
+from ssfl.engine.client.step import local_step_
+from ssfl.engine.executors.batched.executor import BatchedExecutor
+from ssfl.engine.state.checkpoint import Checkpoints
+from ssfl.wire.message import encode
+from tests.support.oracle_net import NAMES, OracleNet
+from tests.support.rigs import Rig, float_data, make_rig, make_runner, resolved, tiny_net
 
 WEIGHT_TOLERANCE = 1e-5
 FIT = FitSpec(2, 8, ExponentialDecay(0.1, 0.99), momentum=0.9, weight_decay=5e-4, clip_norm=1.0)
@@ -37,7 +38,25 @@ every_net = pytest.mark.parametrize("net", ["group", "batch"])
 
 def received(rig: Rig, inbox: tuple[Payload, ...], state: dict[str, Tensor], client: int) -> Tensor:
     context = ClientContext(client, Clock(1, 500), 7, rig.context.layout, 24)
-    return rig.algorithm.tasks["train"].receive(inbox, state, context)["theta"]
+    work, _ = rig.algorithm.tasks["train"].receive(inbox, state, context)
+    return work["theta"]
+
+
+def first_plan(rig: Rig) -> RoundPlan:
+    return rig.plan(rig.algorithm.initialize(rig.theta, rig.context), Clock(1, 3))
+
+
+def first_masks(rig: Rig) -> dict[int, Tensor]:
+    """The mask of every client's initial model, by resolving references to it."""
+    initial = first_plan(rig).initial_model
+    assert initial is not None
+    return {c: sparse(initial(c)).bits for c in rig.context.clients}
+
+
+def sparse(payload: Payload) -> SparseValues:
+    part = payload.parts[WEIGHTS]
+    assert isinstance(part, SparseValues)
+    return part
 
 
 def new_rig(name: str, net: str, wire: bool = False, block: int = 0) -> Rig:
@@ -49,7 +68,7 @@ def new_rig(name: str, net: str, wire: bool = False, block: int = 0) -> Rig:
 
 def finish(rig: Rig, rounds: int = 3) -> dict[int, dict[str, Tensor]]:
     rig.loop.run(rig.loop.start(rig.theta, rounds))
-    return {c: dict(s) for c, s in rig.recorder.client_states().items()}
+    return {c: dict(s) for c, s in rig.states().items()}
 
 
 def assert_equal_states(ours: dict[int, dict[str, Tensor]], theirs: dict[int, dict[str, Tensor]]) -> None:
@@ -74,25 +93,28 @@ def test_density_of_every_mask_after_every_round(name: str, net: str) -> None:
     expected = [int(shares[n] * torch.Size(s).numel()) for n, s in shapes.items()]
     progress = rig.loop.start(rig.theta, 3)
     for _ in range(3):
-        plan = rig.algorithm.configure_round(progress.state, progress.clock, rig.context)
-        assert plan is not None
-        progress = rig.loop.step(progress, plan)
-        for state in rig.recorder.client_states().values():
+        progress = rig.step(progress)
+        for state in rig.states().values():
             for key in ("bits", "mask"):
                 assert tensor_counts(layout, state[key]) == expected
                 assert bool(state[key][layout.trained_size :].all())
-    for payload in progress.state.published.values():
-        assert tensor_counts(layout, payload.parts[WEIGHTS].bits) == expected
+    sent = [memory.load().published for memory in rig.recorder.client_memories().values()]
+    assert len(sent) >= 2
+    for payload in sent:
+        assert payload is not None
+        assert tensor_counts(layout, sparse(payload).bits) == expected
+    if name != "fair":
+        assert progress.state.masks == {}  # all clients have published, so first masks are no longer stored
+    for mask in first_masks(rig).values():
+        assert tensor_counts(layout, mask) == expected
 
 
 def test_masks_move_and_differ() -> None:
     rig = new_rig("gradient", "group")
-    first = rig.algorithm.initialize(rig.theta, rig.context).published
-    masks = [first[c].parts[WEIGHTS].bits for c in rig.context.clients]
+    masks = first_masks(rig)
     assert not masks[0].equal(masks[1])
-    common = new_rig("random", "group")
-    parts = common.algorithm.initialize(common.theta, common.context).published
-    assert parts[0].parts[WEIGHTS].bits.equal(parts[3].parts[WEIGHTS].bits)
+    common = first_masks(new_rig("random", "group"))
+    assert common[0].equal(common[3])
     states = finish(rig)
     assert not states[0]["mask"].equal(masks[0])
     assert finish(new_rig("fixed", "group"))[0]["mask"].equal(masks[0])
@@ -101,35 +123,41 @@ def test_masks_move_and_differ() -> None:
 @every_variant
 def test_first_gossip_gives_everybody_the_initial_model_inside_its_mask(name: str) -> None:
     rig = new_rig(name, "group")
-    state = rig.algorithm.initialize(rig.theta, rig.context)
-    plan = rig.algorithm.configure_round(state, Clock(1, 3), rig.context)
-    assert plan is not None
+    plan, masks = first_plan(rig), first_masks(rig)
     for instruction in plan.instructions:
-        mask = state.published[instruction.client].parts[WEIGHTS].bits
-        found = received(rig, instruction.inbox, {}, instruction.client)
+        mask = masks[instruction.client]
+        inbox = tuple(resolved(m, plan, {}) for m in instruction.inbox)
+        found = received(rig, inbox, {}, instruction.client)
         torch.testing.assert_close(found, rig.theta * mask, rtol=0, atol=1e-15)
 
 
 def test_next_round_shares_weights_under_the_mask_they_were_trained_under() -> None:
     rig = new_rig("gradient", "group")
     states = finish(rig, 1)
-    state = rig.loop.progress.state if rig.loop.progress else None
-    plan = rig.algorithm.configure_round(state, Clock(2, 3), rig.context)
-    assert plan is not None
+    assert rig.loop.progress is not None
+    plan = rig.plan(rig.loop.progress.state, Clock(2, 3))
     for instruction in plan.instructions:
-        for payload in instruction.inbox:
-            part = payload.parts[WEIGHTS]
-            assert isinstance(part, SparseValues)
+        for message in instruction.inbox:
+            payload = resolved(message, plan, rig.recorder.client_memories())
+            part = sparse(payload)
             assert part.bits.equal(states[payload.sender]["bits"])
             assert not part.bits.equal(states[payload.sender]["mask"])
 
 
 def test_clip_sees_the_dense_gradient() -> None:
-    task = GossipTraining(MaskSearch(), FIT)
-    gradient = torch.ones(4)
+    """The norm over all four coordinates is 2, clipped to 1: each becomes 1/2, although the mask keeps only two."""
+    task = gossip_training(MaskSearch(), FIT)
+    theta, gradient = torch.ones(4), torch.ones(4)
     work = {"mask": torch.tensor([True, False, False, True])}
-    assert task.transform_gradient(gradient, gradient, work).tolist() == [1.0] * 4
-    assert task.project_weights(gradient, work).tolist() == [1.0, 0.0, 0.0, 1.0]
+    seen: list[list[float]] = []
+
+    def update(theta: Tensor, gradient: Tensor, velocity: Tensor | None) -> None:
+        seen.append(gradient.tolist())
+        theta.sub_(gradient / gradient.norm())
+
+    local_step_(task, theta, gradient, None, work, update)
+    assert seen == [[1.0] * 4]
+    assert theta.tolist() == [0.5, 0.0, 0.0, 0.5]
 
 
 @every_variant
@@ -152,16 +180,14 @@ def test_resume_is_never_stopped(name: str, tmp_path: Path) -> None:
     stopped = new_rig(name, "batch")
     progress = stopped.loop.start(stopped.theta, 4)
     for _ in range(2):
-        plan = stopped.algorithm.configure_round(progress.state, progress.clock, stopped.context)
-        assert plan is not None
-        progress = stopped.loop.step(progress, plan)
+        progress = stopped.step(progress)
     Checkpoints(tmp_path).save(progress)
     resumed = new_rig(name, "batch")
     read = Checkpoints(tmp_path).latest(resumed.algorithm.records)
     assert read is not None
-    resumed.recorder.restore(read[0].client_states)
+    resumed.recorder.restore(read[0].client_memories)
     resumed.loop.run(read[0])
-    found = {c: dict(s) for c, s in resumed.recorder.client_states().items()}
+    found = {c: dict(s) for c, s in resumed.states().items()}
     assert_equal_states(found, whole)
 
 
@@ -169,8 +195,9 @@ def test_resume_is_never_stopped(name: str, tmp_path: Path) -> None:
 def test_ledger_charges_each_edge(name: str) -> None:
     rig = new_rig(name, "group")
     finish(rig)
-    for (plan, replies), event in zip(rig.recorder.passed, rig.events, strict=True):
-        sent = [(p.sender, len(encode(p))) for i in plan.instructions for p in i.inbox]
+    recorder = rig.recorder
+    for inboxes, (_, replies), event in zip(recorder.delivered, recorder.passed, rig.events, strict=True):
+        sent = [(p.sender, len(encode(p))) for inbox in inboxes.values() for p in inbox]
         assert event["peer_bytes"] == sum(n for sender, n in sent if sender != SERVER)
         assert event["downlink_bytes"] == sum(n for sender, n in sent if sender == SERVER)
         assert event["uplink_bytes"] == sum(len(encode(r.payload)) for r in replies)
@@ -198,11 +225,11 @@ def test_cohort_of_the_fair_variant() -> None:
 
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="random, ring, full"):
-        DisPFL(FIT, 0.5, topology="star")
+        DisPFL(FIT, 0.5, topology="star")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="gradient, random, none"):
-        DisPFL(FIT, 0.5, MaskSearch(grow="best"))
+        DisPFL(FIT, 0.5, MaskSearch(grow="best"))  # type: ignore[arg-type]
     rig = new_rig("gradient", "group")
-    with pytest.raises(ValueError, match="client 2 holds no model yet"):
+    with pytest.raises(ValueError, match="client 2 has no model: send its initial model first"):
         received(rig, (), {}, 2)
     short = pack_sparse(torch.ones(3), torch.ones(3, dtype=torch.bool))
     with pytest.raises(ValueError, match="from 4: expected a model of"):

@@ -1,4 +1,4 @@
-"""Training alone: each client equals a plain torch loop on its own data; nothing is exchanged."""
+"""Local training: each client equals a plain torch loop on its own data; no models are exchanged."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from torch.nn.functional import cross_entropy
 
 from ssfl.algorithms.base import Clock
 from ssfl.algorithms.local_training import LocalTraining
-from ssfl.core.codec import encode
 from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.core.payloads import Payload
-from ssfl.engine.batched import BatchedExecutor
-from ssfl.engine.checkpoint import Checkpoints
-from ssfl.engine.order import SeededOrder
-from tests.engine.support import Rig, float_data, make_rig, make_runner, tiny_net
+from ssfl.engine.client.batch_order import SeededOrder
+from ssfl.engine.client.errors import ClientError
+from ssfl.engine.executors.batched.executor import BatchedExecutor
+from ssfl.engine.state.checkpoint import Checkpoints
+from ssfl.wire.message import encode
+from tests.support.rigs import Rig, float_data, make_rig, make_runner, tiny_net
 
 ROUNDS = 3
 FIT = FitSpec(2, 8, ExponentialDecay(0.1, 0.9), weight_decay=1e-3)
@@ -33,11 +34,11 @@ def new_rig(per_round: int | None = None, wire: bool = False, block: int = 0) ->
 
 def finish(rig: Rig) -> dict[int, Tensor]:
     rig.loop.run(rig.loop.start(rig.theta, ROUNDS))
-    return {c: s["theta"] for c, s in rig.recorder.client_states().items()}
+    return {c: s["theta"] for c, s in rig.states().items()}
 
 
 def alone(client: int) -> Tensor:
-    """The same by torch.optim, without federation."""
+    """The same training with torch.optim, without federation."""
     data, module = float_data(), tiny_net("batch").double()
     x, y = data.train[client]
     for round_ in range(1, ROUNDS + 1):
@@ -85,15 +86,13 @@ def test_resume_is_never_stopped(tmp_path: Path) -> None:
     whole = finish(new_rig(2))
     stopped = new_rig(2)
     progress = stopped.loop.start(stopped.theta, ROUNDS)
-    plan = stopped.algorithm.configure_round(progress.state, progress.clock, stopped.context)
-    assert plan is not None
-    Checkpoints(tmp_path).save(stopped.loop.step(progress, plan))
+    Checkpoints(tmp_path).save(stopped.step(progress))
     resumed = new_rig(2)
     read = Checkpoints(tmp_path).latest(resumed.algorithm.records)
     assert read is not None
-    resumed.recorder.restore(read[0].client_states)
+    resumed.recorder.restore(read[0].client_memories)
     resumed.loop.run(read[0])
-    found = {c: s["theta"] for c, s in resumed.recorder.client_states().items()}
+    found = {c: s["theta"] for c, s in resumed.states().items()}
     assert found.keys() == whole.keys()
     assert all(found[c].equal(whole[c]) for c in whole)
 
@@ -101,7 +100,6 @@ def test_resume_is_never_stopped(tmp_path: Path) -> None:
 def test_client_without_a_model_says_so() -> None:
     rig = new_rig()
     state = replace(rig.algorithm.initialize(rig.theta, rig.context), joined=tuple(rig.context.clients))
-    plan = rig.algorithm.configure_round(state, Clock(2, ROUNDS), rig.context)
-    assert plan is not None
-    with pytest.raises(ValueError, match="client 0 holds no model yet"):
-        rig.recorder(plan)
+    plan = rig.plan(state, Clock(2, ROUNDS))
+    with pytest.raises(ClientError, match="client 0 has no model: send the initial model first"):
+        rig.exchanged(plan)

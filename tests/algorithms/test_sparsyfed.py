@@ -1,4 +1,4 @@
-"""SparsyFed: the authors' round through algorithm and engine, a round by hand, and what must always hold."""
+"""SparsyFed: the authors' round through algorithm and engine, a round by hand, and invariants."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from ssfl.algorithms.base import Clock
 from ssfl.algorithms.dense import WEIGHTS
 from ssfl.algorithms.fedavg import FedAvg
-from ssfl.algorithms.sparsyfed import GeometricDecay, SparsyFed, SparsyFedState
-from ssfl.core.codec import encode
-from ssfl.core.optim import ExponentialDecay, FitSpec
+from ssfl.algorithms.sparsyfed import SparsyFed, SparsyFedState
+from ssfl.core.optim import ExponentialDecay, FitSpec, GeometricDecay
 from ssfl.core.payloads import DenseValues, SparseValues
 from ssfl.core.power import PowerLayers
-from ssfl.engine.batched import BatchedExecutor
-from ssfl.engine.checkpoint import Checkpoints
-from tests.algorithms.oracle_net import InOrder, OracleNet, arrays, flat, settings
-from tests.engine.support import FloatData, Rig, float_data, make_rig, make_runner, tiny_net
+from ssfl.engine.executors.batched.executor import BatchedExecutor
+from ssfl.engine.state.checkpoint import Checkpoints
+from ssfl.wire.message import encode
+from tests.support.oracle_net import InOrder, OracleNet, arrays, flat, settings
+from tests.support.rigs import FloatData, Rig, float_data, make_rig, make_runner, payload_in, tiny_net
 
 WEIGHT_TOLERANCE = 1e-5
 FIT = FitSpec(2, 8, GeometricDecay(0.5, 0.05, 4), weight_decay=1e-3)
@@ -52,9 +52,8 @@ def oracle_round(density: float) -> tuple[list[SparseValues], Tensor]:
     """The clients' uploads and the new global v, from the authors' global_in."""
     rig = oracle_rig(density)
     state = rig.algorithm.initialize(flat("sparsyfed", "gn/round1/global_in"), rig.context)
-    plan = rig.algorithm.configure_round(state, Clock(1, 500), rig.context)
-    assert plan is not None
-    replies = rig.recorder(plan)
+    plan = rig.plan(state, Clock(1, 500))
+    replies = rig.exchanged(plan)
     parts = [r.payload.parts[WEIGHTS] for r in replies]
     after = rig.algorithm.aggregate(state, plan, replies, rig.context)
     return [p for p in parts if isinstance(p, SparseValues)], after.theta
@@ -117,20 +116,19 @@ def hand_client(v: Any, x: Any, label: int) -> Any:
 def test_two_clients_by_hand() -> None:
     v = np.array([[0.5, -1.0, 0.0, 0.3], [0.0, 0.9, -0.4, 0.0]])
     inputs = [np.array([[1.0, 2.0, -1.0, 0.2]]), np.array([[0.5, -1.0, 3.0, -0.1]] * 2)]
-    labels = [[0], [1, 1]]  # two equal examples: client 1 weighs twice, its step is that of one
+    labels = [[0], [1, 1]]  # two equal examples: client 1 has weight 2, its step is that of one example
     sets = tuple((torch.tensor(x), torch.tensor(y)) for x, y in zip(inputs, labels, strict=True))
     fit = FitSpec(1, 2, ExponentialDecay(0.5, 1.0), weight_decay=0.1)
     algorithm = SparsyFed(fit, 2, 0.4, reinitialise=False)
     rig = make_rig(algorithm, FloatData(sets, sets, 2), nn.Linear(4, 2, bias=False))
     state = SparsyFedState(torch.tensor(v.ravel()))
-    plan = algorithm.configure_round(state, Clock(1, 1), rig.context)
-    assert plan is not None
-    found = algorithm.aggregate(state, plan, rig.recorder(plan), rig.context).theta.view(2, 4).numpy()
+    plan = rig.plan(state, Clock(1, 1))
+    found = algorithm.aggregate(state, plan, rig.exchanged(plan), rig.context).theta.view(2, 4).numpy()
     each = [hand_client(v, x[0], y[0]) for x, y in zip(inputs, labels, strict=True)]
     np.testing.assert_allclose(found, (each[0] + 2 * each[1]) / 3, atol=1e-12)
 
 
-# ── what must always hold ───────────────────────────────────────────────────────────────────────────────────────
+# ── invariants ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def new_rig(name: str, net: str, wire: bool = False, block: int = 0) -> Rig:
@@ -151,7 +149,7 @@ def test_uploads_keep_exactly_their_count_and_zeros_stay(name: str, net: str) ->
     power = layout.take_prunable(algorithm.layers.coordinates(layout))
     keep = round(0.2 * layout.prunable_size)
     for plan, replies in rig.recorder.passed:
-        sent = plan.instructions[0].inbox[0].parts[WEIGHTS]
+        sent = payload_in(plan.instructions[0].inbox[0]).parts[WEIGHTS]
         union = torch.zeros(layout.prunable_size, dtype=torch.bool)
         for reply in replies:
             part = reply.payload.parts[WEIGHTS]
@@ -184,14 +182,12 @@ def test_resume_is_never_stopped(name: str, tmp_path: Path) -> None:
     stopped = new_rig(name, "batch")
     progress = stopped.loop.start(stopped.theta, 4)
     for _ in range(2):
-        plan = stopped.algorithm.configure_round(progress.state, progress.clock, stopped.context)
-        assert plan is not None
-        progress = stopped.loop.step(progress, plan)
+        progress = stopped.step(progress)
     Checkpoints(tmp_path).save(progress)
     resumed = new_rig(name, "batch")
     read = Checkpoints(tmp_path).latest(resumed.algorithm.records)
     assert read is not None
-    resumed.recorder.restore(read[0].client_states)
+    resumed.recorder.restore(read[0].client_memories)
     state = resumed.loop.run(read[0]).state
     found = resumed.algorithm.weights_to_evaluate(state, resumed.context)
     assert found is not None
@@ -205,19 +201,13 @@ def test_pruning_activations_changes_training_once_weights_are_sparse() -> None:
 
 
 def test_beta_one_without_pruning_is_top_k_averaging() -> None:
-    """Against FedAvg's own client: the same training, its result cut to the largest weights."""
+    """Compared with FedAvg's client: the same training, then only the largest weights are kept."""
     rig = new_rig("top_k", "batch")
-    plan = rig.algorithm.configure_round(
-        rig.algorithm.initialize(rig.theta, rig.context), Clock(1, 3), rig.context
-    )
-    assert plan is not None
+    plan = rig.plan(rig.algorithm.initialize(rig.theta, rig.context), Clock(1, 3))
     dense = make_rig(FedAvg(FIT, 3), float_data(), tiny_net("batch"))
-    dense_plan = dense.algorithm.configure_round(
-        dense.algorithm.initialize(dense.theta, dense.context), Clock(1, 3), dense.context
-    )
-    assert dense_plan is not None
+    dense_plan = dense.plan(dense.algorithm.initialize(dense.theta, dense.context), Clock(1, 3))
     layout = rig.context.layout
-    for ours, theirs in zip(rig.recorder(plan), dense.recorder(dense_plan), strict=True):
+    for ours, theirs in zip(rig.exchanged(plan), dense.exchanged(dense_plan), strict=True):
         sparse, whole = ours.payload.parts[WEIGHTS], theirs.payload.parts[WEIGHTS]
         assert isinstance(sparse, SparseValues)
         assert isinstance(whole, DenseValues)
@@ -231,13 +221,15 @@ def test_ledger_and_evaluation() -> None:
     weights = rig.run(3)
     layout = rig.context.layout
     keep = round(0.2 * layout.prunable_size) + layout.size - layout.prunable_size
-    each = 10 + 7 + 1 + 4 + -(-layout.size // 8) + 8 * keep  # docs/wire-format.md; values are float64 here
+    each = 20 + 16 + 1 + 4 + -(-layout.size // 8) + 8 * keep  # docs/wire-format.md; values are float64 here
     for (plan, replies), event in zip(rig.recorder.passed, rig.events, strict=True):
         assert event["uplink_bytes"] == 3 * each
-        assert event["downlink_bytes"] == sum(len(encode(p)) for i in plan.instructions for p in i.inbox)
+        assert event["downlink_bytes"] == sum(
+            len(encode(payload_in(p))) for i in plan.instructions for p in i.inbox
+        )
         assert len(replies) == 3
     dense, sparse = rig.events[0]["downlink_bytes"], rig.events[1]["downlink_bytes"]
-    assert dense == 3 * (22 + 8 * layout.size)
+    assert dense == 3 * (41 + 8 * layout.size)
     assert sparse < dense
     assert rig.loop.progress is not None
     v = rig.loop.progress.state.theta

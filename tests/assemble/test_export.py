@@ -1,4 +1,4 @@
-"""What a run leaves: read back with safetensors alone, against the flat vectors that it was made from."""
+"""Exported files, read with safetensors only, equal the flat vectors that they were written from."""
 
 from __future__ import annotations
 
@@ -17,44 +17,45 @@ from torch import Tensor
 
 from ssfl.algorithms.base import ClientState, Clock
 from ssfl.algorithms.local_training import MODEL
-from ssfl.assemble.build import Parts
+from ssfl.assemble.build import RunSetup
 from ssfl.assemble.export import client_model, export, write_client_models
 from ssfl.core.layout import Layout
 from ssfl.core.payloads import SparseValues, dense_values, pack_sparse
-from ssfl.engine.driver import Progress
-from ssfl.engine.ledger import Ledger
+from ssfl.engine.accounting.ledger import Ledger
+from ssfl.engine.client.memory import ClientMemory
+from ssfl.engine.state.progress import Progress
 from ssfl.models import build_model
-from tests.assemble.support import parts
+from tests.support.assembled import run_setup
 
 
 def ended(state: Any, states: Mapping[int, ClientState]) -> Progress:
-    return Progress(state, Clock(3, 2), None, Ledger(), states)
+    return Progress(state, Clock(3, 2), None, Ledger(), {c: ClientMemory(s) for c, s in states.items()})
 
 
-def drawn(parts_: Parts, seed: int) -> Tensor:
+def drawn(parts_: RunSetup, seed: int) -> Tensor:
     return torch.randn(parts_.theta.shape, generator=torch.Generator().manual_seed(seed))
 
 
-def flat(module_parts: Parts, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Through a new network's own `load_state_dict`, not through our layout's views."""
+def flat(module_parts: RunSetup, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The flat vector through `load_state_dict` of a new network, not through our layout's views."""
     config, data = module_parts.config, module_parts.federation
     module = build_model(config.model.name, data.arrays.num_classes, data.input_shape, config.model.norm)
     module.load_state_dict(dict(tensors))
     return Layout.of(module).flatten(module)
 
 
-def told(path: Path) -> dict[str, Any]:
+def metadata_of(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         about: dict[str, Any] = json.loads(file.metadata()["ssfl"])
     return about
 
 
 def test_a_global_model_loads_into_a_network_built_from_what_the_file_tells(tmp_path: Path) -> None:
-    run = parts()
+    run = run_setup()
     theta = drawn(run, 1)
     state = replace(run.algorithm.initialize(run.theta, run.context), theta=theta)
     path = export(run, ended(state, {}), tmp_path)
-    about = told(path)
+    about = metadata_of(path)
     module = build_model(about["model"], about["num_classes"], tuple(about["input_shape"]), about["norm"])
     module.load_state_dict(load_file(path))
     assert Layout.of(module).flatten(module).equal(theta)
@@ -64,8 +65,8 @@ def test_a_global_model_loads_into_a_network_built_from_what_the_file_tells(tmp_
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_every_clients_own_model(norm: str, tmp_path: Path) -> None:
-    """With BatchNorm the file holds int64 beside float32; clients never visited get the initial model."""
-    run = parts("algorithm=local", f"model.norm={norm}")
+    """With BatchNorm the file contains int64 and float32; clients that never trained get the initial model."""
+    run = run_setup("algorithm=local", f"model.norm={norm}")
     models = {1: drawn(run, 1), 3: drawn(run, 3)}
     state = run.algorithm.initialize(run.theta, run.context)
     path = export(run, ended(state, {c: {MODEL: theta} for c, theta in models.items()}), tmp_path)
@@ -76,11 +77,11 @@ def test_every_clients_own_model(norm: str, tmp_path: Path) -> None:
         own = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
         assert own.keys() == run.module.state_dict().keys()
         assert flat(run, own).equal(models.get(client, run.theta))
-    assert told(path)["norm"] == norm
+    assert metadata_of(path)["norm"] == norm
 
 
 def test_tensors_of_a_streamed_file_are_aligned_and_leave_no_gap(tmp_path: Path) -> None:
-    run = parts("algorithm=local", "model.norm=batch")
+    run = run_setup("algorithm=local", "model.norm=batch")
     path = tmp_path / "m.safetensors"
     write_client_models(run, {}, path)
     raw = path.read_bytes()
@@ -97,7 +98,7 @@ def test_tensors_of_a_streamed_file_are_aligned_and_leave_no_gap(tmp_path: Path)
 
 
 def test_dispfls_models_are_zero_off_their_masks() -> None:
-    run = parts("algorithm=dispfl")
+    run = run_setup("algorithm=dispfl")
     theta = drawn(run, 5)
     part: SparseValues = pack_sparse(theta, theta > 0)
     found = client_model(run, {"values": part.values, "bits": part.bits, "mask": part.bits})

@@ -1,4 +1,4 @@
-"""The loop of one rank: a run's parts give what the one-call simulation gives; every rank goes on from the first's."""
+"""The loop of one rank equals the one-call simulation; all ranks continue from the first rank's progress."""
 
 from __future__ import annotations
 
@@ -12,44 +12,47 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from ssfl.algorithms.base import ClientState
-from ssfl.assemble.build import Parts
+from ssfl.assemble.build import RunSetup
 from ssfl.assemble.loop import first_progress, loop_of, undisturbed
-from ssfl.engine.checkpoint import Checkpoints
-from ssfl.engine.client_store import ClientStore, whole
-from ssfl.engine.driver import Federation, Progress
-from ssfl.engine.executors import SequentialExecutor
-from ssfl.engine.local import ClientRunner
-from ssfl.engine.ranks import Alone, Link, RankedExecutor
-from ssfl.engine.simple import simulate
+from ssfl.engine.client.memory import ClientMemories
+from ssfl.engine.client.runner import ClientRunner
+from ssfl.engine.executors.distributed.executor import RankedExecutor
+from ssfl.engine.executors.distributed.link import Alone, Link
+from ssfl.engine.executors.sequential import SequentialExecutor
+from ssfl.engine.loop import RoundLoop
+from ssfl.engine.simulate import simulate
 from ssfl.engine.simulator import Simulator
-from tests.assemble.support import parts
-from tests.engine.test_ranks import MAKING, Board, ThreadLink, on_ranks
+from ssfl.engine.state.checkpoint import Checkpoints
+from ssfl.engine.state.client_store import ClientStore, whole
+from ssfl.engine.state.progress import Progress
+from tests.support.assembled import run_setup
+from tests.support.memories import same_memory
+from tests.support.ranks import MAKING, SharedMessages, ThreadLink, on_ranks
 
 
 def loop_with(
-    run: Parts, store: ClientStore | None = None, link: Link | None = None, events: list[Any] | None = None
-) -> Federation:
-    runner = ClientRunner(run.module, run.federation, run.algorithm.tasks, run.config.experiment.seed)
+    run: RunSetup, store: ClientStore | None = None, link: Link | None = None, events: list[Any] | None = None
+) -> RoundLoop:
+    seed = run.config.experiment.seed
+    runner = ClientRunner(run.module, run.federation, run.algorithm.tasks, seed, wire=run.wire)
     inner = SequentialExecutor(runner)
     executor = inner if link is None else RankedExecutor(inner, runner, link)
-    told: list[Any] = [] if events is None else events
-    return loop_of(run, Simulator(executor, store=store), executor, told.append, lambda progress: 0.0)
+    recorded: list[Any] = [] if events is None else events
+    return loop_of(run, Simulator(executor, store=store), executor, recorded.append, lambda progress: 0.0)
 
 
-def equal(a: Mapping[int, ClientState], b: Mapping[int, ClientState]) -> bool:
-    same = [a[c].keys() == b[c].keys() and all(t.equal(b[c][n]) for n, t in a[c].items()) for c in b]
-    return a.keys() == b.keys() and all(same)
+def equal(a: ClientMemories, b: ClientMemories) -> bool:
+    return a.keys() == b.keys() and all(same_memory(a[c].load(), b[c].load()) for c in b)
 
 
 # ── one rank ─────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_run_ends_like_the_simulation_in_one_call() -> None:
-    run = parts("training.frequency_of_the_test=2")
+    run = run_setup("training.frequency_of_the_test=2")
     events: list[Mapping[str, Any]] = []
     loop = loop_with(run, events=events)
     ended = loop.run(first_progress(loop, run, None, Alone()))
     found = run.algorithm.weights_to_evaluate(ended.state, run.context)
-    again = parts()
+    again = run_setup()
     wanted = simulate(again.algorithm, again.module, again.federation, 2, again.config.experiment.seed).theta
     assert isinstance(found, Tensor)
     assert wanted is not None
@@ -59,7 +62,7 @@ def test_a_run_ends_like_the_simulation_in_one_call() -> None:
 
 
 def test_what_was_saved_is_gone_on_from() -> None:
-    run = parts()
+    run = run_setup()
     loop = loop_with(run)
     fresh = first_progress(loop, run, None, Alone())
     assert (fresh.clock.round, fresh.clock.total) == (1, 2)
@@ -68,59 +71,59 @@ def test_what_was_saved_is_gone_on_from() -> None:
 
 
 # ── several ranks ────────────────────────────────────────────────────────────────────────────────────────────────
-def one_exchange(run: Parts, folder: Path) -> Progress:
-    """DisPFL's first round in one process whose clients' memories all lie on disk, back from its checkpoint."""
+def one_exchange(run: RunSetup, folder: Path) -> Progress:
+    """DisPFL's first round in one process with all client states on disk, loaded from its checkpoint."""
     store = ClientStore(folder / "clients", 0)
     loop = loop_with(run, store)
     start = first_progress(loop, run, None, Alone())
     plan = run.algorithm.configure_round(start.state, start.clock, run.context)
     assert plan is not None
     checkpoints = Checkpoints(folder / "checkpoints")
-    checkpoints.save(loop.step(start, plan))
+    checkpoints.save(loop.step(start, plan)[0])
     read = checkpoints.latest(run.algorithm.records)
     assert read is not None
     return read[0]
 
 
 def test_several_ranks_go_on_from_a_checkpoint_of_one_with_its_files(tmp_path: Path) -> None:
-    """As `_run_to_end` does it: rank 0 reads the clients' files, the others get all from it and see no folder."""
-    straight = parts("algorithm=dispfl")
+    """As in `_run_to_end`: rank 0 reads the clients' files; the others receive everything and access no folder."""
+    straight = run_setup("algorithm=dispfl")
     loop = loop_with(straight)
-    wanted = loop.run(first_progress(loop, straight, None, Alone())).client_states
-    one_exchange(parts("algorithm=dispfl"), tmp_path)
+    wanted = loop.run(first_progress(loop, straight, None, Alone())).client_memories
+    one_exchange(run_setup("algorithm=dispfl"), tmp_path)
 
-    def work(link: Link) -> Mapping[int, ClientState]:
+    def work(link: Link) -> ClientMemories:
         with MAKING:
-            run = parts("algorithm=dispfl")
+            run = run_setup("algorithm=dispfl")
             loop = loop_with(run, link=link)
         saved = None
         if link.rank == 0:
             read = Checkpoints(tmp_path / "checkpoints").latest(run.algorithm.records)
             assert read is not None
             store = ClientStore(tmp_path / "clients")
-            store.restore(read[0].client_states)
-            saved = replace(read[0], client_states=whole(store.snapshot()))
+            store.restore(read[0].client_memories)
+            saved = replace(read[0], client_memories=whole(store.snapshot()))
         progress = first_progress(loop, run, saved, link)
-        loop.exchange.restore(progress.client_states)
-        return loop.run(progress).client_states
+        loop.exchange.restore(progress.client_memories)
+        return loop.run(progress).client_memories
 
     for states in on_ranks(2, work):
         assert not isinstance(states, Exception), states
         assert equal(states, wanted)
 
 
-# ── last words ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── final errors ─────────────────────────────────────────────────────────────────────────────────────────────────
 def test_torchruns_end_waits_for_the_last_words_only() -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
-        with undisturbed(ThreadLink(0, Board(2))):
+        with undisturbed(ThreadLink(0, SharedMessages(2))):
             os.kill(os.getpid(), signal.SIGTERM)
         assert heard == []
         with undisturbed(Alone()):
             os.kill(os.getpid(), signal.SIGTERM)
         assert heard == [signal.SIGTERM]
-        with pytest.raises(OSError, match="disk"), undisturbed(ThreadLink(0, Board(2))):
+        with pytest.raises(OSError, match="disk"), undisturbed(ThreadLink(0, SharedMessages(2))):
             raise OSError("disk full")
         os.kill(os.getpid(), signal.SIGTERM)
         assert heard == [signal.SIGTERM] * 2

@@ -1,4 +1,4 @@
-"""The compaction benchmark measures what it says: a masked SGD step, and the products that a plan leaves."""
+"""The compaction benchmark measures correctly: a masked SGD step, and the products that remain under a plan."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from benchmarks.bench_compaction import Sparse, cut, figures, parser, products_l
 from benchmarks.ours import our_module
 from benchmarks.workload import LR, workload
 from ssfl.core.layout import Layout
-from ssfl.engine.compaction import Live
-from ssfl.engine.flat_module import FlatModule
+from ssfl.engine.compute.compaction import Live
+from ssfl.engine.compute.flat_module import FlatModule
 
 
 def test_the_options() -> None:
@@ -23,7 +23,7 @@ def test_the_options() -> None:
 
 
 def test_a_step_is_sgd_on_the_weights_inside_the_mask() -> None:
-    """Against w - lr g by tensor, on a network whose weights are multiplied by the mask after the step."""
+    """Compared with w - lr g per tensor, on a network whose weights are multiplied by the mask after the step."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 10)).double()
     plain = copy.deepcopy(module)
@@ -50,7 +50,7 @@ def test_a_step_is_sgd_on_the_weights_inside_the_mask() -> None:
 
 
 def test_products_left_by_hand() -> None:
-    """A 3x3 convolution of 3 to 32 channels on 32x32, of which 8 filters and 2 columns are left, of all the cnn's."""
+    """The share of the CNN's products if a 3x3 convolution (3 to 32 channels, 32x32) keeps 8 filters and 2 columns."""
     work = workload("cnn")
     module = our_module(work)
     layout = Layout.of(module)

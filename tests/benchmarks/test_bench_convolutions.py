@@ -1,4 +1,4 @@
-"""Both contestants compute the same convolution, and every part of it is timed."""
+"""Both implementations compute the same convolution, and every part is timed."""
 
 from __future__ import annotations
 

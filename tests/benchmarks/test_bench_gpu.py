@@ -1,4 +1,4 @@
-"""The GPU benchmark runs on a CPU with a tiny model, and says so where there is nothing to measure."""
+"""The GPU benchmark runs on a CPU with a tiny model; without a device it reports that it cannot measure."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def test_every_contestant_has_its_figures(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [[], ["--device", "cpu"]])
 def test_without_a_device_nothing_is_measured(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     bench_gpu.main(words)
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1
-    assert "nothing is measured" in said
+    output = capsys.readouterr().out
+    assert output.count("\n") == 1
+    assert "nothing is measured" in output

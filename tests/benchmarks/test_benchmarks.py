@@ -1,4 +1,4 @@
-"""The benchmarks' options, their workload and their JSON; nothing is timed here."""
+"""The benchmarks' options, workload and JSON, without timing."""
 
 from __future__ import annotations
 
@@ -19,15 +19,22 @@ from torch import nn
 
 from benchmarks import bench_core, bench_round, bench_scale
 from benchmarks.bare import PlainLoop
-from benchmarks.contest import Contestant, ContestantError, Score, Seat, contest
+from benchmarks.contest import Contestant, ContestantError, RunningContestant, Score, contest
 from benchmarks.figures import Figure, paired_ratio, publish, spread, table
 from benchmarks.limit import step_calls
-from benchmarks.machine import cpu_seconds, memory_bytes, pss_bytes, tree
+from benchmarks.machine import (
+    cpu_seconds,
+    memory_bytes,
+    peak_memory_bytes,
+    pss_bytes,
+    resident_bytes,
+    tree,
+)
 from benchmarks.ours import Ours, our_data, our_module
 from benchmarks.peers.install import PEERS
 from benchmarks.workload import accuracy_of, client_arrays, cohort_of, seeded, workload
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 FIELDS = {"name", "value", "unit", "against", "ratio", "n", "spread"}
 
 
@@ -94,7 +101,7 @@ def test_an_unknown_workload_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["cnn", "resnet18", "tiny", "scale-10-2-10000"])
 def test_our_network_is_the_peers_function(name: str) -> None:
-    """Same kinds of layers in the same order: copy their weights and the outputs agree."""
+    """The same layers in the same order: with copied weights the outputs agree."""
     work = workload(name)
     theirs, ours = work.build(), our_module(work)
     for kind in (nn.Conv2d, nn.GroupNorm, nn.Linear):
@@ -187,10 +194,10 @@ def test_a_contestant_leaves_no_process_behind() -> None:
     child = (
         "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
     )
-    seat = Seat(_contestant("has a child", child + COUNTING))
-    pids = tree(seat.process.pid)
+    running = RunningContestant(_contestant("has a child", child + COUNTING))
+    pids = tree(running.process.pid)
     assert len(pids) == 2
-    seat.close()
+    running.close()
     deadline = time.monotonic() + 10
     while any(_alive(pid) for pid in pids):  # a killed process is gone a moment later
         assert time.monotonic() < deadline
@@ -205,8 +212,10 @@ def _alive(pid: int) -> bool:
 
 
 def test_silence_ends_the_wait() -> None:
-    with pytest.raises(ContestantError, match="was silent for 0 s"):
-        Seat(Contestant("mute", (sys.executable, "-c", "import time; time.sleep(60)"), patience_seconds=0.2))
+    with pytest.raises(ContestantError, match="did not answer for 0 s"):
+        RunningContestant(
+            Contestant("mute", (sys.executable, "-c", "import time; time.sleep(60)"), patience_seconds=0.2)
+        )
 
 
 def test_this_process_uses_time_and_memory() -> None:
@@ -214,8 +223,37 @@ def test_this_process_uses_time_and_memory() -> None:
     assert 1e6 < pss_bytes([os.getpid()]) < 1e11
 
 
+def anonymous_bytes(pid: int) -> int:
+    """Anonymous memory of a process in bytes, as counted by the kernel."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return 1024 * int(line.split()[1])
+    raise AssertionError("the kernel does not say")
+
+
+def test_the_peak_is_seen_where_it_passes() -> None:
+    """A process allocates 200 MB for half a second and frees them."""
+    code = "import sys, time\nfor _ in sys.stdin:\n    block = bytearray(200_000_000); time.sleep(0.5); del block\n"
+    code += "    print('done', flush=True)"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        streams = (process.stdin, process.stdout)
+
+        def during() -> None:
+            print(file=streams[0], flush=True)
+            streams[1].readline()
+
+        during()
+        before = memory_bytes([process.pid])
+        peak = peak_memory_bytes(process.pid, during)
+        process.kill()
+    assert peak - before == pytest.approx(2e8, rel=0.05)
+
+
 def test_memory_does_not_depend_on_who_else_has_the_libraries_open() -> None:
-    """One process's is its resident set; of two, each file's pages count once."""
+    """The memory of one process is its resident set; with two processes, shared pages of files count once."""
 
     def started() -> subprocess.Popen[str]:
         code = "import torch; print('ready', flush=True); input()"
@@ -233,7 +271,9 @@ def test_memory_does_not_depend_on_who_else_has_the_libraries_open() -> None:
             assert memory_bytes([first.pid]) == pytest.approx(alone, rel=0.02)
             assert pss_bytes([first.pid]) < 0.95 * alone
             both = memory_bytes([first.pid, second.pid])
-            assert both == pytest.approx(pss_bytes([first.pid, second.pid]), rel=0.1)
+            assert alone < both < resident_bytes([first.pid, second.pid])
+            # The second process adds only its own memory: its proportional size without the files that both have open.
+            assert both - alone == pytest.approx(anonymous_bytes(second.pid), rel=0.1)
             second.kill()
         first.kill()
 
@@ -244,7 +284,7 @@ def test_a_slope_of_growth() -> None:
 
 
 def test_slopes_of_a_series_leave_the_data_out() -> None:
-    """Times that double with each tenfold, memory that is the data and 1 GB: slopes log10(2) and 0."""
+    """Times double for each factor of ten, memory is the data plus 1 GB: the slopes are log10(2) and 0."""
     settings = [bench_scale.Setting(n, 10, 1000) for n in (10, 100, 1000)]
     scores = {}
     for doublings, setting in enumerate(settings):
@@ -259,7 +299,7 @@ def test_slopes_of_a_series_leave_the_data_out() -> None:
 
 
 def test_what_a_share_of_bandwidth_is() -> None:
-    """Half the bytes in the time of the copy: half the bandwidth."""
+    """Half the bytes in the time of the copy means half the bandwidth."""
     done = bench_core.Measured([2.0, 2.0], [2.0, 2.0], copied_bytes=100)
     assert math.isclose(done.share(50).value, 0.5)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssfl.config import Config, ConfigError, cohort_size, fine_tune_epochs, load_config, validate
+from ssfl.config.combinations import combinations
 from ssfl.config.errors import near_match
 
 REFUSED = [
@@ -36,9 +39,9 @@ REFUSED = [
     ("preset=nope", "preset", "digits"),
     ("algorithm.params.mode=randm", "algorithm.params.mode", "random_clientwise"),
     (
-        "algorithm.params.warmup_rounds=1000",
+        "algorithm.params.warmup_rounds=1001",
         "algorithm.params.warmup_rounds",
-        "below training.comm_round=1000",
+        "at most training.comm_round=1000",
     ),
     ("algorithm.params.min_layer_density=0.6", "algorithm.params.min_layer_density", "at most"),
     ("dataset.partition_alpha=-1", "dataset.partition_alpha", "above 0"),
@@ -60,20 +63,104 @@ REFUSED = [
     ("just-a-word", "just-a-word", "KEY=VALUE"),
     ("~model.name", "~model.name", "cannot be deleted"),
     ("model.dense_ratio=0.5,0.1", "model.dense_ratio", "ssfl sweep"),
-    ("dataset.data_dir=a(b", "dataset.data_dir=a(b", "quotes"),
+    ("dataset.data_dir=a(b", "dataset.data_dir=a(b", "\"dataset.data_dir='a(b'\""),
+    ("wandb.exp_name='${a'", "wandb.exp_name", "a reference that cannot be read"),
+    ("wandb.exp_name=${a b}", "wandb.exp_name", "a reference that cannot be read"),
+    ("optimizer.lr=", "optimizer.lr", "has no value; must be a number, above 0"),
 ]
+MALFORMED = [
+    ("optimizer.lr=0.1,", "write optimizer.lr=0.1"),
+    ("optimizer.lr=,0.1", "write optimizer.lr=0.1"),
+    ("optimizer.lr=0.1,,0.2", "write optimizer.lr=0.1,0.2"),
+    ("optimizer.lr=,", "write optimizer.lr=VALUE"),
+    ("preset=digits,", "write preset=digits"),
+    ("optimizer.lr=[1,,2]", "an item of the list is empty"),
+    ("optimizer.lr==0.1", "write optimizer.lr=0.1"),
+    ("optimizer.lr=[0.1", "[ is not closed; optimizer.lr must be a number, above 0"),
+    ("optimizer.lr=0.1]", "] has no [ before it"),
+    ("optimizer.lr={a:1", "{ is not closed"),
+    ("optimizer.lr=range(1,4", "( is not closed"),
+    ("optimizer.lr=foo(1)", "range(START,STOP,STEP)"),
+    ("optimizer.lr=choice()", "choice(a,b)"),
+    ("optimizer.lr=0.1;", "; is a special character; optimizer.lr must be a number"),
+    ("optimizer..lr=1", "a part of the key optimizer..lr is empty; write optimizer.lr=1"),
+    (".optimizer.lr=1", "write optimizer.lr=1"),
+    ("optimizer.=1", "a part of the key optimizer. is empty"),
+    ("optimizer.lr = 1", "write optimizer.lr=1"),
+    ("optimizer lr=1", "write optimizer.lr=1"),
+    ("optimizer@lr=1", "write optimizer.lr=1"),
+    ("=1", "the key before = is missing"),
+    ("lr", "did you mean optimizer.lr?"),
+    ("", "is not of the form KEY=VALUE"),
+    ("wandb.exp_name='a", "the quote ' has no partner; text with special characters needs quotes"),
+    ('wandb.exp_name="a', 'the quote " has no partner'),
+    ("wandb.exp_name=a'b", "the quote ' has no partner"),
+    ("wandb.exp_name='a','b", "the quote ' has no partner"),
+    ("wandb.exp_name=${x", "the reference ${ has no }"),
+    ("wandb.exp_name=é", "\"wandb.exp_name='é'\""),
+    ("wandb.exp_name=a#b", "\"wandb.exp_name='a#b'\""),
+]
+TOKENS = ("EOF", "BRACKET_OPEN", "expecting", "viable", "token", "extraneous", "evaluating", "Error")
+"""Of the parser's own messages."""
 
 
-@pytest.mark.parametrize(("word", "key", "said"), REFUSED, ids=[row[0] for row in REFUSED])
-def test_refused_in_one_line(word: str, key: str, said: str) -> None:
+@pytest.mark.parametrize(("word", "key", "reason"), REFUSED, ids=[row[0] for row in REFUSED])
+def test_refused_in_one_line(word: str, key: str, reason: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config([word])
     text = str(caught.value)
     assert caught.value.key == key
     assert key.partition("=")[0] in text
-    assert said in text
+    assert reason in text
     assert "\n" not in text
     assert len(text) < 300
+
+
+@pytest.mark.parametrize(("word", "reason"), MALFORMED, ids=[row[0] for row in MALFORMED])
+@pytest.mark.parametrize("read", [load_config, combinations])
+def test_a_malformed_word_is_explained(
+    word: str, reason: str, read: Callable[[list[str]], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(["preset=digits", word])
+    text = str(caught.value)
+    assert text.startswith(f"{word!r}: ")
+    assert reason in text
+    assert not [token for token in TOKENS if token in text]
+    assert len(text) < 300
+    assert capsys.readouterr() == ("", "")
+
+
+def _refusal(words: list[str]) -> str:
+    try:
+        load_config(words)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+SIGNS = st.sampled_from([*"=.,'\"()[]{}$ \\#é", "lr", "0.1", "optimizer", "range", "${", "'${"])
+
+
+@given(st.lists(SIGNS, max_size=8).map("".join))
+def test_any_word_is_read_or_explained(value: str) -> None:
+    said = [_refusal([word]) for word in (value, f"wandb.exp_name={value}")]
+    assert not [token for token in ("\n", *TOKENS) if token in "".join(said)]
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("experiment.seed=range(4,1)", "lists no value"),
+        ("experiment.seed=range(1,4,0)", "range(START,STOP,STEP)"),
+        ("optimizer.lr=interval(0,1)", "choice(a,b)"),
+        ("experiment.seed=range(0,1000000000)", "more than 10000 runs"),
+        ("experiment.seed=range(0,1e12)", "more than 10000 runs"),
+    ],
+)
+def test_lists_of_a_sweep_that_cannot_be_multiplied(word: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        combinations([word])
 
 
 @pytest.mark.parametrize("executor", ["sequential", "threads"])
@@ -85,7 +172,7 @@ def test_a_block_needs_an_executor_of_blocks(executor: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "reason"),
     [
         (["engine.executor=threads"], "not with engine.executor=threads; use sequential or processes"),
         (["engine.executor=batched"], "not with engine.executor=batched"),
@@ -93,8 +180,8 @@ def test_a_block_needs_an_executor_of_blocks(executor: str) -> None:
         (["engine.kernels=native"], "not with engine.compile=true"),
     ],
 )
-def test_what_compiling_does_not_go_with(words: list[str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said) as caught:
+def test_what_compiling_does_not_go_with(words: list[str], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as caught:
         load_config(["engine.compile=true", *words])
     assert caught.value.key in ("engine.compile", "engine.kernels")
 
@@ -116,7 +203,7 @@ def test_the_mixed_format_needs_the_kernels() -> None:
         ("engine.precision=bf16", "computes in float32"),
     ],
 )
-def test_minimal_filtering_says_what_it_needs(other: str, because: str) -> None:
+def test_winograd_says_what_it_needs(other: str, because: str) -> None:
     with pytest.raises(ConfigError, match=f"engine.convolutions=winograd.*{because}"):
         load_config(["engine.convolutions=winograd", other])
     assert load_config(["engine.convolutions=winograd"]).engine.convolutions == "winograd"

@@ -11,20 +11,23 @@ import torch
 from torch import Tensor
 
 from ssfl.algorithms.base import Algorithm, Probe
-from ssfl.algorithms.dispfl import DisPFL, MaskSearch
+from ssfl.algorithms.dispfl import DisPFL, Growth, MaskSearch
 from ssfl.algorithms.fedavg import FedAvg
 from ssfl.algorithms.local_training import LocalTraining
 from ssfl.algorithms.random_masks import ClientwiseRandomMask, SharedRandomMask
 from ssfl.algorithms.sparsyfed import SparsyFed
 from ssfl.algorithms.ssfl import SSFL, Discovery
 from ssfl.core.optim import CosineRestarts, ExponentialDecay, FitSpec
-from ssfl.core.saliency import CRITERIA
-from ssfl.engine.batched import BatchedExecutor
-from ssfl.engine.driver import Progress
-from ssfl.engine.executors import Executor, SequentialExecutor
-from ssfl.engine.local import ClientRunner
-from ssfl.engine.threads import ThreadExecutor
-from tests.engine.support import Rig, float_data, make_rig, make_runner, tiny_net
+from ssfl.core.saliency import SALIENCIES
+from ssfl.engine.client.runner import ClientRunner
+from ssfl.engine.executors.batched.executor import BatchedExecutor
+from ssfl.engine.executors.executor import Executor
+from ssfl.engine.executors.sequential import SequentialExecutor
+from ssfl.engine.executors.threads import ThreadExecutor
+from ssfl.engine.simulator import Absence, all_answer
+from ssfl.engine.state.client_store import ClientStore
+from ssfl.engine.state.progress import Progress
+from tests.support.rigs import Rig, float_data, make_rig, make_runner, tiny_net
 
 ROUNDS = 3
 PER_ROUND = 3
@@ -36,12 +39,12 @@ PLAIN_FIT = FitSpec(2, 8, CosineRestarts(0.1, 2), clip_norm=0.5)
 
 
 def _ssfl(criterion: str = "ssfl", batches: int = 1, mask_round: int = 0, **settings: Any) -> SSFL:
-    chosen = CRITERIA[criterion]
-    probe = Probe(chosen.score, batches, 8, chosen.training_mode)
+    chosen = SALIENCIES[criterion]
+    probe = Probe(chosen, batches, 8)
     return SSFL(FIT, PER_ROUND, Discovery(probe, DENSITY, **settings), mask_round)
 
 
-def _dispfl(grow: str, **settings: Any) -> DisPFL:
+def _dispfl(grow: Growth, **settings: Any) -> DisPFL:
     return DisPFL(FIT, DENSITY, MaskSearch(0.5, grow), neighbour_count=2, **settings)
 
 
@@ -55,10 +58,12 @@ ALGORITHMS: Mapping[str, Callable[[], Algorithm[Any]]] = {
     "grasp": lambda: _ssfl("grasp"),
     "synflow": lambda: _ssfl("synflow"),
     "magnitude": lambda: _ssfl("magnitude"),
-    "ssfl_warm_up": lambda: _ssfl(mask_round=1),
+    "ssfl_warm_up": lambda: _ssfl(mask_round=2),
+    "ssfl_factored": lambda: _ssfl(form="factored"),
     "ssfl_uniform": lambda: _ssfl(weighting="uniform"),
     "ssfl_fraction": lambda: _ssfl(client_fraction=0.5),
     "ssfl_ties_keep": lambda: _ssfl(ties="keep"),
+    "ssfl_shuffled": lambda: _ssfl(shuffled=True),
     "ssfl_floor": lambda: _ssfl(floor_density=0.2),
     "random_global": lambda: SharedRandomMask(FIT, PER_ROUND, DENSITY),
     "random_layerwise": lambda: SharedRandomMask(FIT, PER_ROUND, DENSITY, "layerwise"),
@@ -100,11 +105,23 @@ class Finished:
     """Down, up and between clients."""
 
 
-def new_rig(name: str, net: str, executor: str = REFERENCE, wire: bool = False, seed: int = 7) -> Rig:
-    """A run of the table, set up from fresh objects."""
+def new_rig(
+    name: str,
+    net: str,
+    executor: str | Executor = REFERENCE,
+    wire: bool = False,
+    seed: int = 7,
+    absent: Absence = all_answer,
+    lost: Absence = all_answer,
+    store: ClientStore | None = None,
+) -> Rig:
+    """A run of the table, of fresh objects. `absent` clients never work; replies of `lost` ones do not arrive."""
     data, method, module = float_data(SIZES), ALGORITHMS[name](), tiny_net(net)
-    runner = make_runner(data, module, method.tasks, seed)
-    return make_rig(method, data, module, seed, wire, executor=EXECUTORS[executor](runner))
+    if isinstance(executor, str):
+        executor = EXECUTORS[executor](make_runner(data, module, method.tasks, seed))
+    return make_rig(
+        method, data, module, seed, wire, executor=executor, store=store, absent=absent, lost=lost
+    )
 
 
 def models_of(rig: Rig, progress: Progress) -> Tensor:
@@ -115,7 +132,8 @@ def models_of(rig: Rig, progress: Progress) -> Tensor:
 
 def kept_models(rig: Rig) -> Tensor:
     """Each client's own model [K, P]; the initial one for clients that were never asked."""
-    states, (task,) = rig.recorder.client_states(), rig.algorithm.tasks.values()
+    states, (task,) = rig.states(), rig.algorithm.tasks.values()
+    assert task.kept_model is not None
     rows = []
     for client in rig.context.clients:
         kept = task.kept_model(states[client]) if client in states else None

@@ -1,20 +1,24 @@
-"""Masks stay exact, nothing leaves them, and an aggregate is a mean over whoever replied, in any order."""
+"""Masks stay exact, values stay inside them, and an aggregate is the mean over the replies, in any order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ssfl.algorithms.base import ClientContext, ClientReply, Clock, RoundPlan
-from ssfl.core.payloads import DenseValues, MaskedValues, SparseValues
-from ssfl.engine.rank_means import PartialMean, outlines, payload_of, same
+from ssfl.algorithms.base import ClientContext, ClientTask, Clock, Work
+from ssfl.core.payloads import SparseValues
+from ssfl.engine.client.step import local_step_
+from ssfl.engine.executors.distributed.means import PartialMean, outlines, payload_of, same
+from tests.contract.exchanged import Exchanged, exchanges
+from tests.contract.reading import (
+    as_seen,
+    assert_densities,
+    assert_weighted_mean,
+    dense_vector,
+)
 from tests.contract.table import (
     ALGORITHMS,
     DENSITY,
@@ -25,37 +29,11 @@ from tests.contract.table import (
     ROUNDS,
     SHARED_MASK,
     SIZES,
-    new_rig,
 )
-from tests.engine.support import Event, Rig, float_data, make_runner, tiny_net
+from tests.support.rigs import Rig, float_data, make_runner, tiny_net
 
 every_net = pytest.mark.parametrize("net", NETS)
 every_masked = pytest.mark.parametrize("name", SHARED_MASK)
-
-
-@dataclass(frozen=True)
-class Exchanged:
-    """One exchange of a run: what was known before it, what was asked and answered, what came of it."""
-
-    rig: Rig
-    before: Any
-    plan: RoundPlan
-    replies: list[ClientReply]
-    after: Any
-    event: Event
-
-
-@cache
-def exchanges(name: str, net: str) -> tuple[Exchanged, ...]:
-    return tuple(_exchanges(new_rig(name, net)))
-
-
-def _exchanges(rig: Rig) -> Iterator[Exchanged]:
-    progress = rig.loop.start(rig.theta, ROUNDS)
-    while (plan := rig.algorithm.configure_round(progress.state, progress.clock, rig.context)) is not None:
-        before = progress.state
-        progress = rig.loop.step(progress, plan)
-        yield Exchanged(rig, before, plan, rig.recorder.passed[-1][1], progress.state, rig.events[-1])
 
 
 @every_net
@@ -87,54 +65,23 @@ def test_who_says_averaged_reads_only_the_mean(name: str, net: str) -> None:
     assert seen or name in PERSONAL or name.startswith(("random_clientwise", "sparsyfed"))
 
 
-def dense_vector(reply: ClientReply, mask: Tensor | None) -> Tensor | None:
-    """A reply's model [P], unpacked here by plain indexing; None when it carries no model."""
-    part = reply.payload.parts.get("w")
-    if isinstance(part, DenseValues):
-        return part.values
-    if isinstance(part, SparseValues):
-        mask = part.bits
-    if not isinstance(part, (MaskedValues, SparseValues)):
-        return None
-    assert mask is not None
-    out = torch.zeros(mask.shape, dtype=part.values.dtype)
-    out[mask] = part.values
-    return out
-
-
-def as_seen(name: str, model: Tensor, rig: Rig) -> Tensor:
-    """What the network sees of a model [P]: SparsyFed's is sign(v) |v|^1.25 in every weight matrix and filter."""
-    if not name.startswith("sparsyfed"):
-        return model
-    prunable = rig.context.layout.prunable_bits()
-    return torch.where(prunable, model.sign() * model.abs().pow(1.25), model)
-
-
-def expected_count(name: str, sizes: list[int]) -> int:
-    if name == "random_layerwise":
-        return sum(int(n * DENSITY) for n in sizes)
-    return int(sum(sizes) * DENSITY)
-
-
 @every_masked
 @every_net
 def test_density_is_exact_after_every_round(name: str, net: str) -> None:
-    seen = 0
-    for exchange in exchanges(name, net):
-        rig, layout = exchange.rig, exchange.rig.context.layout
-        mask = rig.algorithm.global_mask(exchange.after, rig.context)
-        if mask is None:
-            assert exchange.plan.phase == "warmup"
-            continue
-        sizes = [b - a for _, a, b in layout.prunable_segments]
-        assert int(layout.take_prunable(mask).count_nonzero()) == expected_count(name, sizes)
-        assert bool(mask[~layout.prunable_bits()].all())
-        theta = rig.algorithm.weights_to_evaluate(exchange.after, rig.context)
-        assert theta is not None
-        assert int(theta[~mask].count_nonzero()) == 0
-        assert exchange.event["density"] == expected_count(name, sizes) / sum(sizes)
-        seen += exchange.plan.timed
-    assert seen == ROUNDS - (name == "ssfl_warm_up")
+    assert_densities(name, exchanges(name, net), ROUNDS)
+
+
+@every_net
+def test_the_shuffled_mask_keeps_ssfls_layer_sizes_at_other_places(net: str) -> None:
+    masks = []
+    for name in ("ssfl", "ssfl_shuffled"):
+        last = exchanges(name, net)[-1]
+        mask = last.rig.algorithm.global_mask(last.after, last.rig.context)
+        assert mask is not None
+        masks.append((last.rig.context.layout, mask))
+    (layout, found), (_, shuffled) = masks
+    assert layout.kept_per_layer(found) == layout.kept_per_layer(shuffled)
+    assert not found.equal(shuffled)
 
 
 @every_net
@@ -163,6 +110,17 @@ def test_every_client_has_a_random_mask_of_its_own(net: str) -> None:
     assert len(distinct) == len(masks) > 1
 
 
+def clipped_gradients(task: ClientTask, work: Work, gradient: Tensor) -> list[Tensor]:
+    """What clipping sees of a gradient [T], at a copy of the work's weights."""
+    seen: list[Tensor] = []
+
+    def update(theta: Tensor, gradient: Tensor, velocity: Tensor | None) -> None:
+        seen.append(gradient.clone())
+
+    local_step_(task, work["theta"][: len(gradient)].clone(), gradient.clone(), None, work, update)
+    return seen
+
+
 @every_masked
 @every_net
 def test_no_gradient_and_no_weight_leaves_the_mask(name: str, net: str) -> None:
@@ -178,10 +136,10 @@ def test_no_gradient_and_no_weight_leaves_the_mask(name: str, net: str) -> None:
         context = ClientContext(
             instruction.client, Clock(ROUNDS, ROUNDS), 7, layout, SIZES[instruction.client]
         )
-        state = rig.recorder.client_states()[instruction.client]
-        work = task.receive(instruction.inbox, state, context)
+        inbox = exchange.delivered[instruction.client]
+        work, _ = task.receive(inbox, rig.states()[instruction.client], context)
         assert int(work["theta"][~mask].count_nonzero()) == 0
-        seen = task.transform_gradient(gradient.clone(), work["theta"][: layout.trained_size], work)
+        (seen,) = clipped_gradients(task, work, gradient)
         assert seen.equal(torch.where(mask[: layout.trained_size], gradient, 0.0))
         assert task.fit is not None
         before = work["theta"].clone()
@@ -220,29 +178,20 @@ def assert_same(turned: Tensor | None, exchange: Exchanged, rig: Rig) -> None:
 @every_net
 def test_a_round_is_the_weighted_mean_of_its_cohort(name: str, net: str) -> None:
     for exchange in exchanges(name, net):
-        if not exchange.plan.timed:
-            continue
-        rig = exchange.rig
-        mask = rig.algorithm.global_mask(exchange.before, rig.context)
-        models = [dense_vector(r, mask) for r in exchange.replies]
-        counts = [SIZES[r.client] for r in exchange.replies]
-        assert len(counts) == PER_ROUND
-        mean = np.average(np.stack([m.numpy() for m in models if m is not None]), axis=0, weights=counts)
-        ours = rig.algorithm.weights_to_evaluate(exchange.after, rig.context)
-        assert ours is not None
-        expected = as_seen(name, torch.from_numpy(mean), rig)
-        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-15)
+        if exchange.plan.timed:
+            assert len(exchange.replies) == PER_ROUND
+            assert_weighted_mean(name, exchange)
 
 
 @every_net
 @pytest.mark.parametrize("name", ["fedavg", "ssfl", "random_clientwise"])
 def test_bytes_by_arithmetic(name: str, net: str) -> None:
-    """Header 10, part header 7, one letter of name, checksum 4; float64 values; docs/wire-format.md."""
+    """Header 20, part header 16, one letter of name, checksum 4; float64 values; docs/wire-format.md."""
     for exchange in exchanges(name, net):
         if not exchange.plan.timed:
             continue
         layout, event = exchange.rig.context.layout, exchange.event
-        fixed, size = 10 + 7 + 1 + 4, layout.size
+        fixed, size = 20 + 16 + 1 + 4, layout.size
         rest = size - layout.prunable_size
         down = up = 8 * size
         if name == "ssfl":

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssfl.core.layout import Layout
-from ssfl.core.payloads import DenseValues, Payload, SparseValues
-from ssfl.engine.records import Packer
+from ssfl.core.payloads import SERVER, DenseValues, Payload
+from ssfl.engine.state.serialization import Packer
+from tests.contract.exchanged import exchanges
+from tests.contract.reading import assert_support_of_uploads, per_tensor, sparse
 from tests.contract.table import ALGORITHMS, DENSITY, NETS, PERSONAL, ROUNDS, SIZES, kept_models
-from tests.contract.test_masks_and_aggregates import Exchanged, exchanges
+from tests.support.rigs import payload_in
 
 every_net = pytest.mark.parametrize("net", NETS)
 DISPFL = tuple(name for name in PERSONAL if name.startswith("dispfl"))
@@ -23,18 +24,8 @@ def contents(state: object) -> tuple[object, list[Tensor]]:
 
 
 def same(one: object, two: object) -> bool:
-    (told, tensors), (also, others) = contents(one), contents(two)
-    return told == also and all(map(torch.equal, tensors, others))
-
-
-def sparse(payload: Payload) -> SparseValues:
-    part = payload.parts["w"]
-    assert isinstance(part, SparseValues)
-    return part
-
-
-def per_tensor(layout: Layout, bits: Tensor) -> list[int]:
-    return [int(t.count_nonzero()) for t in layout.views(bits[: layout.trained_size]).values()]
+    (head, tensors), (also, others) = contents(one), contents(two)
+    return head == also and all(map(torch.equal, tensors, others))
 
 
 @pytest.mark.parametrize("name", PERSONAL)
@@ -74,7 +65,9 @@ def test_personal_masks_keep_their_size_tensor_by_tensor(name: str, net: str) ->
     moved = 0
     rounds = exchanges(name, net)
     layout = rounds[0].rig.context.layout
-    masks = {c: sparse(p).bits for c, p in rounds[0].before.published.items()}
+    initial = rounds[0].plan.initial_model
+    assert initial is not None
+    masks = {c: sparse(initial(c)).bits for c in rounds[0].rig.context.clients}
     for client, bits in masks.items():
         sizes[client] = per_tensor(layout, bits)
         kept = int(bits[: layout.trained_size].count_nonzero())
@@ -86,7 +79,7 @@ def test_personal_masks_keep_their_size_tensor_by_tensor(name: str, net: str) ->
             moved += not part.bits.equal(masks[reply.client])
             masks[reply.client] = part.bits
     assert moved > 0
-    states = rounds[-1].rig.recorder.client_states()
+    states = rounds[-1].rig.states()
     for client, state in states.items():
         assert per_tensor(layout, state["mask"]) == sizes[client]
         assert state["values"].numel() == int(state["bits"].count_nonzero())
@@ -106,20 +99,7 @@ def test_a_personal_model_is_what_the_client_published(name: str) -> None:
 @every_net
 def test_an_upload_keeps_exactly_its_share(name: str, net: str) -> None:
     for exchange in exchanges(name, net):
-        layout = exchange.rig.context.layout
-        expected = round(DENSITY * layout.prunable_size)
-        union = torch.zeros(layout.prunable_size, dtype=torch.bool)
-        for reply in exchange.replies:
-            bits = layout.take_prunable(sparse(reply.payload).bits)
-            assert int(bits.count_nonzero()) == expected
-            union |= bits
-        mask = exchange.rig.algorithm.global_mask(exchange.after, exchange.rig.context)
-        assert mask is not None
-        assert bool((union | ~layout.take_prunable(mask)).all())
-        assert (
-            exchange.event["density"]
-            == int(layout.take_prunable(mask).count_nonzero()) / layout.prunable_size
-        )
+        assert_support_of_uploads(exchange)
 
 
 @pytest.mark.parametrize("name", ["local", "local_fair"])
@@ -129,7 +109,7 @@ def test_local_training_sends_each_client_one_model(name: str, net: str) -> None
     for exchange in exchanges(name, net):
         for instruction in exchange.plan.instructions:
             sent[instruction.client] = sent.get(instruction.client, 0) + len(instruction.inbox)
-            for payload in instruction.inbox:
+            for payload in map(payload_in, instruction.inbox):
                 part = payload.parts["w"]
                 assert isinstance(part, DenseValues)
                 assert part.values.equal(exchange.rig.theta)
@@ -140,12 +120,30 @@ def test_local_training_sends_each_client_one_model(name: str, net: str) -> None
 
 @pytest.mark.parametrize("name", ["dispfl", "dispfl_fair"])
 def test_a_round_takes_what_the_neighbours_published_before_it(name: str) -> None:
-    previous: Exchanged | None = None
+    """What each sent last, and before that the initial model on its first mask."""
+    sent: dict[int, Payload] = {}
     for exchange in exchanges(name, "group"):
-        board = exchange.before.published if previous is None else previous.after.published
-        for instruction in exchange.plan.instructions:
-            for payload in instruction.inbox:
-                if payload.sender >= 0:
-                    assert payload is board[payload.sender]
-                    assert payload.sender != instruction.client
-        previous = exchange
+        initial = exchange.plan.initial_model
+        assert initial is not None
+        for client, inbox in exchange.delivered.items():
+            for payload in inbox:
+                wanted = client if payload.sender == SERVER else payload.sender
+                assert same(payload.parts, (sent[wanted] if wanted in sent else initial(wanted)).parts)
+                assert payload.sender != client
+                assert payload.sender != SERVER or client not in sent
+            if client not in sent:
+                assert same(inbox[0].parts, initial(client).parts)
+        sent |= {r.client: r.payload for r in exchange.replies}
+
+
+@pytest.mark.parametrize("name", DISPFL)
+def test_before_it_has_sent_anything_a_client_is_the_initial_model_on_its_first_mask(name: str) -> None:
+    first = exchanges(name, "batch")[0]
+    theta, initial = first.rig.theta, first.plan.initial_model
+    assert initial is not None
+    for client in first.rig.context.clients:
+        part = sparse(initial(client))
+        assert part.values.equal(theta[part.bits])
+        assert initial(client).sender == client
+    masks = [tuple(sparse(initial(c)).bits.tolist()) for c in first.rig.context.clients]
+    assert len(set(masks)) == (1 if name == "dispfl_full" else len(masks))

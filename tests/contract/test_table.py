@@ -3,42 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from ssfl.core.codec import decode, encode
 from ssfl.core.payloads import nbytes
-from ssfl.engine.checkpoint import Checkpoints
-from ssfl.engine.driver import Progress
+from ssfl.wire.message import decode, encode
+from tests.contract.reading import timeless
 from tests.contract.table import (
     ALGORITHMS,
     EXECUTORS,
     NETS,
     REFERENCE,
     finished,
-    models_of,
     new_rig,
     run_to_end,
 )
-from tests.engine.support import Event, float_data, make_rig, tiny_net
-
-TIMES = {
-    "training_seconds",
-    "aggregation_seconds",
-    "evaluation_seconds",
-    "checkpoint_seconds",
-    "wall_seconds",
-}
+from tests.support.resuming import kept_progress, resumed_from_each
+from tests.support.rigs import float_data, make_rig, tiny_net
 
 every_row = pytest.mark.parametrize("name", ALGORITHMS)
 every_net = pytest.mark.parametrize("net", NETS)
 every_executor = pytest.mark.parametrize("executor", EXECUTORS)
-
-
-def timeless(events: list[Event]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in e.items() if k not in TIMES} for e in events]
 
 
 @every_row
@@ -92,27 +78,12 @@ def test_another_seed_gives_another_model(name: str) -> None:
 @every_row
 def test_resuming_anywhere_is_never_having_stopped(name: str, tmp_path: Path) -> None:
     net = "batch"  # the harder one: its running statistics must survive too
-    kept: list[Progress] = []
     first = new_rig(name, net, wire=True)
-    store = Checkpoints(tmp_path)
-
-    def save(progress: Progress) -> float:
-        store.save(progress)
-        loaded = store.latest(first.algorithm.records)
-        assert loaded is not None
-        kept.append(loaded[0])
-        return 0.0
-
-    first.loop.save = save
+    kept = kept_progress(first, tmp_path)
     assert run_to_end(first).equal(finished(name, net).models)
-    whole = timeless(first.events)
-    assert len(kept) == len([e for e in whole if e["event"] in ("round", "phase")])
-    for number, progress in enumerate(kept):
-        fresh = new_rig(name, net)
-        fresh.recorder.restore(progress.client_states)
-        end = fresh.loop.run(progress)
-        assert models_of(fresh, end).equal(finished(name, net).models), f"after exchange {number}"
-        assert timeless(fresh.events) == whole[len(whole) - len(fresh.events) :]
+    assert len(kept) == len([e for e in first.events if e["event"] in ("round", "phase")])
+    models = finished(name, net).models
+    for _, end in resumed_from_each(kept, lambda: new_rig(name, net), models, first.events):
         assert first.loop.progress is not None
         assert end.ledger == first.loop.progress.ledger
 

@@ -1,4 +1,4 @@
-"""Sparse-activation layers: the authors' numbers call by call, and gradients by a second way."""
+"""Layers with pruned activations: the authors' numbers for each call, and gradients by a second method."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def arrays() -> dict[str, Tensor]:
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
-    """1e-5 relative to the largest entry."""
+    """Equal within 1e-5 of the largest entry."""
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
 
 
@@ -214,3 +214,28 @@ def test_names_stay_and_patterns_spare_layers() -> None:
 def test_refusal_names_the_layer(layer: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"layer 1: activations cannot be pruned with padding.*plain_layers"):
         with_pruned_activations(nn.Sequential(nn.ReLU(), layer))
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_one_client_alone_computes_the_same(sparse: bool) -> None:
+    """To the bit: thresholds, outputs, gradients, over two batches of which the second reuses the thresholds."""
+    generator = torch.Generator().manual_seed(3)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 25, 3)).double()
+    if sparse:
+        for parameter in net.parameters():
+            kept = torch.rand(parameter.shape, generator=generator) < 0.5
+            parameter.data.mul_(kept)
+    found = []
+    for alone in (False, True):
+        pruned = with_pruned_activations(net)
+        for layer in pruned.modules():
+            if isinstance(layer, (SparseGradientConvolution, SparseGradientLinear)):
+                layer.alone = alone
+        for seed in (1, 2):
+            x = torch.randn(5, 2, 5, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            leaf = x.requires_grad_()
+            y = pruned(leaf)
+            gradients = torch.autograd.grad(y.pow(2).sum(), [leaf, *pruned.parameters()])
+            found.append([y.detach(), *gradients, pruned[0].threshold.clone()])  # type: ignore[union-attr, index]
+    for mine, theirs in zip(found[:2], found[2:], strict=True):
+        assert all(a.equal(b) for a, b in zip(mine, theirs, strict=True))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssfl.core.aggregate import masked_mean, weighted_mean
+from ssfl.core.aggregate import weighted_mean
 from ssfl.core.metrics import Tally
 from ssfl.core.rng import stream
 
@@ -36,7 +36,7 @@ def test_weighted_mean_equals_numpys(given_weights: list[float], seed: int) -> N
 
 @given(weights, st.integers(0, 10))
 def test_float32_keeps_the_stated_error(given_weights: list[float], seed: int) -> None:
-    """18 roundings of float32 of what is summed, against the same sum in float64."""
+    """The error is at most 18 float32 roundings of the summed magnitudes, compared with the sum in float64."""
     rows = vectors(len(given_weights), seed, torch.float32)
     mean = weighted_mean(zip(rows, given_weights, strict=True))
     assert mean.dtype == torch.float32
@@ -50,26 +50,6 @@ def test_a_mean_over_nobody_is_refused(items: list[tuple[Tensor, float]]) -> Non
         weighted_mean(items)
 
 
-def test_masked_mean_by_hand() -> None:
-    """Coordinate 0 is held by both, 1 by the second, 2 by nobody."""
-    items = [
-        (torch.tensor([1.0, 9.0, 9.0]), torch.tensor([True, False, False]), 1.0),
-        (torch.tensor([4.0, 2.0, 9.0]), torch.tensor([True, True, False]), 2.0),
-    ]
-    mean, held = masked_mean(items)
-    assert mean.tolist() == [3.0, 2.0, 0.0]
-    assert held.tolist() == [True, True, False]
-    with pytest.raises(ValueError, match="no clients"):
-        masked_mean([])
-
-
-def test_masked_mean_under_full_masks_is_the_plain_one() -> None:
-    rows, full = vectors(3, 0), torch.ones(11, dtype=torch.bool)
-    mean, held = masked_mean((r, full, float(w)) for r, w in zip(rows, (1, 2, 3), strict=True))
-    torch.testing.assert_close(mean, weighted_mean(zip(rows, (1.0, 2.0, 3.0), strict=True)))
-    assert bool(held.all())
-
-
 def tally(rows: list[tuple[float, bool, int]]) -> Tally:
     losses = torch.tensor([r[0] for r in rows], dtype=torch.float64)
     hits = torch.tensor([r[1] for r in rows], dtype=torch.bool)
@@ -77,14 +57,14 @@ def tally(rows: list[tuple[float, bool, int]]) -> Tally:
     return Tally.of(losses, hits, labels, CLASSES)
 
 
-# Losses are sixteenths, so that sums are exact and the law is tested to the last bit.
+# Losses are multiples of 1/16, so sums are exact and can be compared bit for bit.
 examples = st.lists(
     st.tuples(st.integers(0, 160).map(lambda n: n / 16), st.booleans(), st.integers(0, CLASSES - 1)),
     max_size=12,
 )
 
 
-def parts_of(t: Tally) -> tuple[list[int], list[int], float]:
+def setup_of(t: Tally) -> tuple[list[int], list[int], float]:
     return t.correct.tolist(), t.total.tolist(), t.loss_sum
 
 
@@ -92,10 +72,10 @@ def parts_of(t: Tally) -> tuple[list[int], list[int], float]:
 def test_tallies_are_a_monoid_and_follow_concatenation(
     a: list[tuple[float, bool, int]], b: list[tuple[float, bool, int]], c: list[tuple[float, bool, int]]
 ) -> None:
-    left = parts_of((tally(a) + tally(b)) + tally(c))
-    assert left == parts_of(tally(a) + (tally(b) + tally(c))) == parts_of(tally(a + b + c))
-    assert parts_of(tally(a) + tally(b)) == parts_of(tally(b) + tally(a))
-    assert parts_of(tally(a) + Tally.empty(CLASSES)) == parts_of(tally(a))
+    left = setup_of((tally(a) + tally(b)) + tally(c))
+    assert left == setup_of(tally(a) + (tally(b) + tally(c))) == setup_of(tally(a + b + c))
+    assert setup_of(tally(a) + tally(b)) == setup_of(tally(b) + tally(a))
+    assert setup_of(tally(a) + Tally.empty(CLASSES)) == setup_of(tally(a))
 
 
 def test_tally_by_hand() -> None:
@@ -134,6 +114,6 @@ def test_a_stream_leaves_the_global_generator_alone() -> None:
 
 
 def test_streams_are_the_same_in_every_version() -> None:
-    """BLAKE2b of '[550, "batch", 3, 5]' by another program (b2sum -l 64); a change would change every run."""
+    """BLAKE2b of '[550, "batch", 3, 5]', computed with b2sum -l 64; another value would change every run."""
     digest = bytes.fromhex("4017430f4c309e91")
     assert stream(550, "batch", 3, 5).initial_seed() == int.from_bytes(digest, "little") // 2

@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssfl.core.cost import (
     LayerCost,
-    dense_model_bytes,
     forward_flops,
     forward_zeros,
     layer_costs,
@@ -41,7 +40,7 @@ def test_dense_resnet18_costs_what_the_authors_counter_says(resnet18_costs: tupl
 
 
 def erk_densities(shapes: dict[str, tuple[int, ...]], density: float) -> dict[str, float]:
-    """Erdős–Rényi-kernel densities over all tensors, as DisPFL draws them: full layers leave, the rest rescale."""
+    """Erdős–Rényi-kernel densities over all tensors, as in DisPFL: full layers are fixed, the rest is rescaled."""
     full: set[str] = set()
     size = {name: math.prod(shape) for name, shape in shapes.items()}
     while True:
@@ -150,7 +149,7 @@ def test_impossible_kept_counts_are_refused(kept: dict[str, int]) -> None:
 
 
 class Noisy(nn.Module):
-    """Draws, counts its calls, and fails on demand."""
+    """Draws random numbers, counts its calls, and fails if requested."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,8 +186,3 @@ def test_zeros_follow_the_modules_dtype() -> None:
     output = forward_zeros(nn.Linear(3, 2).double(), (3,), examples=4)
     assert (output.dtype, tuple(output.shape), output.requires_grad) == (torch.float64, (4, 2), False)
     assert layer_costs(nn.Flatten(), (2, 3)) == ()
-
-
-def test_dense_bytes_of_the_published_network() -> None:
-    assert dense_model_bytes(11_173_962) == 44_695_848  # 44.70 MB; ten clients one way: 446.96 MB
-    assert dense_model_bytes(10, bytes_per_value=2) == 20

@@ -1,4 +1,4 @@
-"""ERK shares against the authors' numbers, the shares of ResNet18 found in print, and the equation's own properties."""
+"""ERK shares against the authors' numbers, published shares of ResNet18, and properties of the equation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drop and grow: the authors' counts and rates, a plain per-entry implementation, and what must always hold."""
+"""Drop and grow: the authors' counts and rates, a simple per-entry implementation, and invariants."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SIZE = 21
 
 
 def drawn(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A mask, weights (zero off it) and gradients."""
+    """A mask, weights (zero outside the mask) and gradients."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(SIZE, generator=generator) < 0.6
     return (
@@ -131,4 +131,4 @@ def test_topologies() -> None:
     drawn_pairs = {tuple(neighbours("random", 2, clients, 2, generator)) for _ in range(60)}
     assert drawn_pairs == {(0, 5), (0, 9), (5, 9)}
     with pytest.raises(ValueError, match="random, ring, full"):
-        neighbours("star", 0, clients, 1, generator)
+        neighbours("star", 0, clients, 1, generator)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from torch import nn
 from ssfl.core.layout import Layout, layer_densities
 from ssfl.core.payloads import DenseValues, Payload, Support, nbytes
 from ssfl.models import build_model
+from tests.support.layouts import prunable_coordinates
 
 layers = st.sampled_from(["linear", "conv", "transposed", "batch", "group", "embedding", "frozen"])
 
@@ -49,7 +50,7 @@ def test_round_trip_and_counts(kinds: list[str]) -> None:
     assert layout.take_prunable(theta).equal(
         torch.cat([w.detach().flatten() for w in weights] or [theta[:0]])
     )
-    assert layout.prunable_bits().sum() == layout.prunable_size
+    assert prunable_coordinates(layout).sum() == layout.prunable_size
 
 
 @given(st.lists(layers, min_size=1, max_size=5), st.integers(0, 9))
@@ -58,7 +59,7 @@ def test_masks_expand_and_come_back(kinds: list[str], seed: int) -> None:
     bits = torch.rand(layout.prunable_size, generator=torch.Generator().manual_seed(seed)) < 0.5
     mask = layout.expand_mask(bits)
     assert layout.take_prunable(mask).equal(bits)
-    assert bool(mask[~layout.prunable_bits()].all())
+    assert bool(mask[~prunable_coordinates(layout)].all())
     assert layout.kept_per_layer(mask) == layout.kept_per_layer(bits)
     assert sum(layout.kept_per_layer(mask).values()) == int(bits.sum())
     assert layout.kept_per_layer(mask[: layout.trained_size]) == layout.kept_per_layer(bits)
@@ -98,7 +99,7 @@ def test_digest_tells_models_apart() -> None:
 
 
 def test_resnet18_at_density_one_half_is_22_37_megabytes() -> None:
-    """Published arithmetic: 11,164,352 prunable of 11,173,962; 5,591,786 values travel; 44.70 MB dense."""
+    """Published arithmetic: 11,164,352 prunable of 11,173,962; 5,591,786 values are sent; 44.70 MB dense."""
     module = build_model("resnet18", num_classes=10, input_shape=(3, 32, 32), norm="group")
     layout = Layout.of(module)
     assert (layout.prunable_size, layout.size) == (11_164_352, 11_173_962)

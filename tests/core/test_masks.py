@@ -12,6 +12,7 @@ from ssfl.core.masks import (
     kept_count,
     random_global_mask,
     random_layerwise_mask,
+    shuffled_within_layers,
     top_k_mask,
     top_k_mask_with_floor,
 )
@@ -21,7 +22,7 @@ few_levels = st.lists(st.integers(0, 4).map(float), min_size=1, max_size=40)
 
 
 def stable_top_k(scores: list[float], keep: int) -> list[bool]:
-    """Sort by falling score, equal ones by index; keep the head."""
+    """Sort by decreasing score, equal ones by index; keep the first."""
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     head = set(order[: max(keep, 0)])
     return [i in head for i in range(len(scores))]
@@ -51,8 +52,8 @@ def test_infinite_scores_are_ordered_and_nan_is_refused() -> None:
     assert top_k_mask(scores, 1).tolist() == [False, True, False]
     with pytest.raises(ValueError, match="not a number"):
         top_k_mask(torch.tensor([1.0, float("nan")]), 1)
-    with pytest.raises(ValueError, match="'exact' and 'keep'"):
-        top_k_mask(scores, 1, "first")
+    with pytest.raises(ValueError, match="allowed are exact, keep"):
+        top_k_mask(scores, 1, "first")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_a_density_outside_0_to_1_is_refused(density: float) -> None:
 
 
 def test_floor_by_hand() -> None:
-    """Layer a wins every place; the floor (one each) gives b and c their best, the rest goes to a."""
+    """Layer a has all the largest scores; the floor keeps the best weight of b and of c, the others are of a."""
     scores = torch.tensor([9.0, 8.0, 7.0, 6.0, 1.0, 2.0, 0.5, 0.25])
     segments = [("a", 0, 4), ("b", 4, 6), ("c", 6, 8)]
     assert top_k_mask_with_floor(scores, 4, segments, 0.1).int().tolist() == [1, 1, 0, 0, 0, 1, 1, 0]
@@ -114,3 +115,16 @@ def test_random_masks_are_uniform() -> None:
 def test_empty_layers() -> None:
     bits = torch.tensor([True, False, False, False, True])
     assert empty_layers(bits, [("a", 0, 2), ("b", 2, 4), ("c", 4, 5)]) == ["b"]
+
+
+def test_shuffling_within_layers_keeps_counts_and_forgets_places() -> None:
+    segments = [("a", 0, 40), ("b", 40, 100)]
+    mask = torch.zeros(100, dtype=torch.bool)
+    mask[:10] = mask[90:] = True
+    draws = [shuffled_within_layers(mask, segments, torch.Generator().manual_seed(i)) for i in range(400)]
+    assert {(int(d[:40].sum()), int(d[40:].sum())) for d in draws} == {(10, 10)}
+    # Shares of 400 draws at 1/4 and 1/6: deviations 0.022 and 0.019, five of them allowed.
+    frequency = torch.stack(draws).double().mean(0)
+    assert bool(((frequency[:40] - 1 / 4).abs() < 0.11).all())
+    assert bool(((frequency[40:] - 1 / 6).abs() < 0.095).all())
+    assert shuffled_within_layers(mask, segments, torch.Generator().manual_seed(3)).equal(draws[3])

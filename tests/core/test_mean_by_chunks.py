@@ -25,7 +25,9 @@ def test_equal_to_numpys_average(clients: int, size: int) -> None:
     mean = weighted_mean(zip(rows, weights, strict=True))
     assert mean.dtype == torch.float32
     error = np.abs(mean.double().numpy() - expected)
-    assert (error <= 18 * 2.0**-24 * size_of_sum).all()  # however many clients: groups are added in float64
+    assert (
+        error <= 18 * 2.0**-24 * size_of_sum
+    ).all()  # for any number of clients: groups are added in float64
     assert rows.equal(before)
 
 

@@ -1,4 +1,4 @@
-"""Large vectors in pages of their own."""
+"""Large vectors in separate memory pages."""
 
 from __future__ import annotations
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import kstest, truncnorm
 from torch import nn
 
 from ssfl.core.layout import Layout
-from ssfl.core.power import PowerLayers
+from ssfl.core.power import TRUNCATION, PowerLayers
 from ssfl.models import build_model
 
 
@@ -34,7 +35,7 @@ def test_shortcuts_of_resnets_stay_plain_and_nothing_else() -> None:
     assert plain == [f"layer{i}.0.shortcut.0.weight" for i in (2, 3, 4)]
     power = layers.coordinates(layout)
     assert power.shape == (layout.trained_size,)
-    # 11,164,352 prunable less the three 1x1 shortcuts.
+    # 11,164,352 prunable weights minus the three 1x1 shortcuts.
     assert int(power.count_nonzero()) == 11_164_352 - (64 * 128 + 128 * 256 + 256 * 512)
 
 
@@ -54,10 +55,24 @@ def test_initial_weights() -> None:
         assert not bool((seen == 0).any())
     assert not new["0.bias"].any()
     assert not new["2.0.bias"].any()
-    for name in ("1.weight", "1.bias", "1.running_var", "shortcut.weight", "shortcut.bias"):
+    for name in ("1.weight", "1.bias", "1.running_var"):
         assert new[name].equal(old[name])
     again = layers.initialised(before, layout, torch.Generator().manual_seed(1))
     assert again.equal(after)
+
+
+def test_plain_shortcuts_start_from_the_same_normal_without_the_root() -> None:
+    """The authors' number is 0.1249 for fan_in 64; PyTorch's initialisation would give 0.0722."""
+    net = build_model("resnet18", 10, (3, 32, 32))
+    layout, layers = Layout.of(net), PowerLayers()
+    drawn = layout.views(layers.initialised(layout.flatten(net), layout, torch.Generator().manual_seed(1)))
+    shortcut = drawn["layer2.0.shortcut.0.weight"].double()
+    assert float(shortcut.std()) == pytest.approx(0.1249, abs=0.002)
+    for stage, fan_in in ((2, 64), (3, 128), (4, 256)):
+        weights = drawn[f"layer{stage}.0.shortcut.0.weight"].flatten()
+        deviation = math.sqrt(1 / fan_in) / TRUNCATION
+        expected = truncnorm(-2, 2, scale=deviation)  # type: ignore[no-untyped-call]
+        assert kstest(weights.numpy(), expected.cdf).pvalue > 1e-3
 
 
 def test_refusal() -> None:

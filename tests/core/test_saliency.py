@@ -1,17 +1,30 @@
-"""Scores against second ways: finite differences, a mask variable under autograd, explicit Hessians."""
+"""Scores compared with second methods: finite differences, autograd of a mask variable, explicit Hessians."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy, nll_loss
+from torch.nn.functional import cross_entropy, nll_loss, scaled_dot_product_attention
 
+from ssfl.core.attention import PlainAttention, plain_attention
 from ssfl.core.layout import Layout
 from ssfl.core.net import Batch, FlatNet, trained_gradient
-from ssfl.core.saliency import CRITERIA, gradient, grasp, magnitude, snip, snip_raw_logits, synflow
-from tests.engine.support import tiny_net
+from ssfl.core.saliency import (
+    GRADIENT,
+    GRASP,
+    MAGNITUDE,
+    SALIENCIES,
+    SNIP,
+    SNIP_RAW_LOGITS,
+    SYNFLOW,
+    Saliency,
+)
+from tests.support.networks import Attention
+from tests.support.rigs import tiny_net
 
 
 def a_batch(count: int = 6) -> Batch:
@@ -21,7 +34,7 @@ def a_batch(count: int = 6) -> Batch:
 
 
 def smooth_net() -> nn.Module:
-    """No kinks, so that finite differences converge."""
+    """A smooth network, so that finite differences converge."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return nn.Sequential(
@@ -35,13 +48,13 @@ def flat(module: nn.Module) -> tuple[FlatNet, Tensor]:
 
 
 def loss_at(net: FlatNet, theta: Tensor, batch: Batch) -> float:
-    """The loss with theta put into the module the ordinary way."""
+    """The loss with theta copied into the module's parameters."""
     tensors = {n: v.clone() for n, v in net.layout.views(theta).items()}
     return float(cross_entropy(functional_call(net.module, tensors, (batch[0],)), batch[1]))
 
 
 def mask_variable_scores(module: nn.Module, batch: Batch, raw_logits: bool) -> dict[str, Tensor]:
-    """|dL/dc| for an all-ones mask c on every prunable weight, as the ancestor's code defines its score."""
+    """|dL/dc| for an all-ones mask c on every prunable weight, as the authors' earlier code defines its score."""
     weights = {n: p.detach() for n, p in module.named_parameters()}
     prunable = {n for n, p in weights.items() if p.dim() > 1}
     masks = {n: torch.ones_like(weights[n], requires_grad=True) for n in prunable}
@@ -53,10 +66,10 @@ def mask_variable_scores(module: nn.Module, batch: Batch, raw_logits: bool) -> d
 
 
 def test_snip_against_central_differences() -> None:
-    """s_j = |w_j dL/dw_j|: the slope of the loss in a factor on w_j, measured without a gradient."""
+    """s_j = |w_j dL/dw_j| is the slope of the loss in a factor on w_j, measured without autograd."""
     net, theta = flat(smooth_net())
     batch = a_batch()
-    scores, step = snip(net, theta, batch), 1e-5
+    scores, step = SNIP.score(net, theta, batch), 1e-5
     for j in range(0, len(theta), 7):
         bump = torch.zeros_like(theta)
         bump[j] = step * theta[j]
@@ -70,18 +83,18 @@ def test_snip_against_central_differences() -> None:
 def test_scores_equal_the_gradient_of_a_mask_variable(norm: str, raw_logits: bool, training: bool) -> None:
     module = tiny_net(norm).double().train(training)
     net, theta = flat(module)
-    score = snip_raw_logits if raw_logits else snip
-    ours = net.layout.views(score(net, theta, a_batch()))
+    saliency = SNIP_RAW_LOGITS if raw_logits else SNIP
+    ours = net.layout.views(saliency.score(net, theta, a_batch()))
     for name, theirs in mask_variable_scores(module, a_batch(), raw_logits).items():
         torch.testing.assert_close(ours[name], theirs, rtol=1e-10, atol=1e-14)
 
 
 def test_raw_logits_have_a_constant_gradient() -> None:
-    """Of a last bias b_c it is the share of class c in the batch, whatever the weights (paper-level fact)."""
+    """For the last bias b_c it is the share of class c in the batch, for any weights (paper-level fact)."""
     module = smooth_net()
     net, theta = flat(module)
     x, y = a_batch(6)
-    bias = net.layout.views(snip_raw_logits(net, theta, (x, y)))["4.bias"]
+    bias = net.layout.views(SNIP_RAW_LOGITS.score(net, theta, (x, y)))["4.bias"]
     share = torch.bincount(y, minlength=3).double() / len(y)
     torch.testing.assert_close(bias, share * module[4].bias.detach().abs())  # type: ignore[index]
 
@@ -97,7 +110,7 @@ def test_grasp_against_an_explicit_hessian() -> None:
     (first,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
     rows = [torch.autograd.grad(g, leaf, retain_graph=True)[0] for g in first]
     expected = theta * (torch.stack(rows) @ first.detach())
-    torch.testing.assert_close(grasp(net, theta, batch), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(GRASP.score(net, theta, batch), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_synflow_of_a_linear_chain_by_hand() -> None:
@@ -106,24 +119,42 @@ def test_synflow_of_a_linear_chain_by_hand() -> None:
     net, _ = flat(module)
     theta = torch.tensor([1.0, -2.0, 3.0, 4.0, -5.0, 6.0], dtype=torch.float64)
     data = torch.full((4, 2), 9.0, dtype=torch.float64)
-    scores = synflow(net, theta, (data, torch.zeros(4, dtype=torch.int64)))
+    scores = SYNFLOW.score(net, theta, (data, torch.zeros(4, dtype=torch.int64)))
     assert scores.tolist() == [5.0, 10.0, 18.0, 24.0, 15.0, 42.0]
 
 
 def test_magnitude_and_gradient() -> None:
     net, theta = flat(smooth_net())
     batch = a_batch()
-    assert magnitude(net, theta, batch).equal(theta.abs())
-    torch.testing.assert_close((gradient(net, theta, batch) * theta).abs(), snip(net, theta, batch))
+    assert MAGNITUDE.score(net, theta, batch).equal(theta.abs())
+    torch.testing.assert_close(
+        (GRADIENT.score(net, theta, batch) * theta).abs(), SNIP.score(net, theta, batch)
+    )
 
 
-@pytest.mark.parametrize("name", CRITERIA)
+def test_a_saliency_is_a_function_of_the_gradient_or_of_the_network() -> None:
+    def product(gradient: Tensor, theta: Tensor) -> Tensor:
+        return gradient * theta
+
+    def squares(net: FlatNet, theta: Tensor, batch: Batch) -> Tensor:
+        return theta**2
+
+    net, theta = flat(smooth_net())
+    gradient = trained_gradient(net, theta, a_batch())
+    assert Saliency(of_gradient=product).score(net, theta, a_batch()).equal(gradient * theta)
+    assert Saliency(of_network=squares).score(net, theta, a_batch()).equal(theta**2)
+    for neither_or_both in ({}, {"of_gradient": product, "of_network": squares}):
+        with pytest.raises(ValueError, match="give one of them"):
+            Saliency(**neither_or_both)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", SALIENCIES)
 def test_scoring_leaves_weights_and_statistics_alone(name: str) -> None:
     module = tiny_net("batch").double()
     net, theta = flat(module)
-    module.train(CRITERIA[name].training_mode)
+    module.train(SALIENCIES[name].training_mode)
     before, state = theta.clone(), {k: v.clone() for k, v in module.state_dict().items()}
-    scores = CRITERIA[name].score(net, theta, a_batch())
+    scores = SALIENCIES[name].score(net, theta, a_batch())
     assert scores.shape == (net.layout.trained_size,)
     assert not scores.requires_grad
     assert theta.equal(before)
@@ -153,3 +184,30 @@ def test_trained_gradient_matches_backward() -> None:
     ours = trained_gradient(net, theta, (x, y))
     grads = torch.autograd.grad(cross_entropy(module(x), y), list(module.parameters()))
     torch.testing.assert_close(ours, torch.cat([g.flatten() for g in grads]), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("masked", ["none", "bool", "float", "causal"])
+def test_plain_attention_is_pytorchs(masked: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 5, 6, generator=generator, dtype=torch.float64)
+    masks = {"bool": torch.ones(5, 5).tril().bool(), "float": torch.randn(5, 5, dtype=torch.float64)}
+    given: dict[str, Any] = {"attn_mask": masks.get(masked), "is_causal": masked == "causal"}
+    expected = scaled_dot_product_attention(q, k, v, **given)
+    with PlainAttention():
+        found = scaled_dot_product_attention(q, k, v, **given)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(plain_attention(q, k, v, **given), expected, rtol=0, atol=1e-12)
+
+
+def test_grasp_of_attention_is_the_hessian_times_the_gradient() -> None:
+    """Compared with a central difference of the gradient along the gradient."""
+    module = Attention().double()
+    layout = Layout.of(module)
+    net, theta = FlatNet(module, layout), layout.flatten(module)
+    module.eval()
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randn(5, 1, 6, 6, generator=generator, dtype=torch.float64), torch.arange(5) % 3
+    score = GRASP.score(net, theta, batch)
+    gradient, step = trained_gradient(net, theta, batch), 1e-5
+    ahead, behind = (trained_gradient(net, theta + sign * step * gradient, batch) for sign in (1, -1))
+    torch.testing.assert_close(score, theta * (ahead - behind) / (2 * step), rtol=0, atol=1e-7)

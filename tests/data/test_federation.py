@@ -1,4 +1,4 @@
-"""Minibatches: the right rows, in order, augmented once per epoch, in memory of their own."""
+"""Minibatches: the right rows, in order, augmented once per epoch, in separate memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ssfl.data.partition import PartitionSpec
 from ssfl.data.preprocess import Augmentation, Preprocess
 
 RAW = Preprocess((0.0,), (1 / 255,))
-"""x comes out as the bytes it was."""
+"""With this preprocessing x equals the stored bytes."""
 
 
 def _arrays(rows: int = 60, sites: bool = False) -> Arrays:
@@ -50,7 +50,7 @@ def test_an_order_may_be_short_or_repeat() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 7, 20, 300])
 def test_augmentation_is_one_draw_for_the_whole_order(batch_size: int) -> None:
-    """Whatever the batch size: image i of the order gets draw i."""
+    """Image i of the order gets draw i, for any batch size."""
     preprocess = Preprocess((0.0,), (1 / 255,), 2, True)
     federation = build_federation(_arrays(400), PartitionSpec("iid", 1), preprocess)
     order = torch.randperm(400)

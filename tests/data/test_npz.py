@@ -1,4 +1,4 @@
-"""A user's .npz: what is taken, and one clear line for what is not."""
+"""A user's .npz: what is accepted, and one clear line for what is not."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_file_of_data_dir_by_its_name(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_user_file_called_mnist_is_not_mnist(tmp_path: Path) -> None:
-    """Its normalisation must come from its own pixels."""
+    """Its normalisation must be computed from its pixels."""
     arrays = load_arrays(str(_save(tmp_path, _images(), "mnist.npz")), tmp_path / "elsewhere")
     assert len(default_preprocess(arrays).mean) == 3
 
@@ -126,7 +126,7 @@ _HUGE[3, 0] = 1e300
 _X = _images()["train_x"]
 
 BAD: list[tuple[Columns, str]] = [
-    ({"x": np.zeros(3), "y": np.zeros(3)}, r"train_x, train_y missing \(it holds x, y\)"),
+    ({"x": np.zeros(3), "y": np.zeros(3)}, r"train_x, train_y missing \(found: x, y\)"),
     ({key: value for key, value in _images().items() if key != "test_y"}, "test_y missing"),
     (_with("train_y", [0, 1]), "train_y has 2 rows, train_x has 12"),
     (_with("train_y", [0, 1, 2] * 3 + [0, -1, 1]), "train_y has the label -1 in row 10"),
@@ -135,9 +135,9 @@ BAD: list[tuple[Columns, str]] = [
     (_with("test_y", [0, 1, 2, 0, 1, 7]), "train_y has no row of class 3"),
     (_with("train_y", ["a"] * 12), "train_y is <U1"),
     (_with("class_names", ["a", "b"]), r"train_y has labels 0\.\.2; they must be 0\.\.1"),
-    (_with("class_names", [1, 2, 3]), "class_names must be a list of text"),
+    (_with("class_names", [1, 2, 3]), "class_names must be a list of printable text"),
     (_with("train_x", _X.transpose(0, 3, 1, 2).repeat(2, axis=3)), "channels first"),
-    (_with("train_x", _X.astype(np.int64)), "holds images as int64"),
+    (_with("train_x", _X.astype(np.int64)), "contains images of type int64"),
     (_with("train_x", _X[:0]), r"train_x is uint8 \[0, 5, 4, 3\]"),
     (_with("test_x", _images(6)["train_x"][:, :4]), r"uint8 \[3, 5, 4\] in train_x but uint8 \[3, 4, 4\] in test_x"),
     (_with("test_site", np.zeros(6, dtype=int)), "test_site without train_site"),

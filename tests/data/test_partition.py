@@ -1,4 +1,4 @@
-"""Every partition's promises, as properties; the balanced Dirichlet against a plain slot-by-slot walk."""
+"""Properties of every partition; the balanced Dirichlet compared with a simple slot-by-slot implementation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def labels(draw: st.DrawFn, least: int = 1) -> Labels:
 
 
 def _assert_complete(parts: list[Labels], rows: int) -> None:
-    """Disjoint, together every row, sorted."""
+    """Checks that parts are disjoint, sorted, and contain every row."""
     assert sorted(np.concatenate(parts).tolist()) == list(range(rows))
     assert all((np.diff(part) > 0).all() for part in parts)
 
@@ -85,11 +85,11 @@ def test_pathological_is_even_on_even_classes() -> None:
     assert set(table.flatten().tolist()) == {0, 250}
     assert (table > 0).sum(axis=0).tolist() == [20] * 10
     pairs = {tuple(np.flatnonzero(row)) for row in table}
-    assert len(pairs) > 30  # of 45 possible pairs, met at random
+    assert len(pairs) > 30  # of 45 possible pairs, at random
 
 
 def test_pathological_balances_unequal_classes() -> None:
-    """With 90 + 10 rows over 5 clients of one class, 20 each is impossible; 4 + 1 holders is closest."""
+    """90 + 10 rows over 5 clients with one class each: 20 rows each is impossible; 4 + 1 clients is closest."""
     y = np.repeat([0, 1], [90, 10])
     assert sorted(map(len, partition(y, PartitionSpec("patho", 5, 1)))) == [10, 22, 22, 23, 23]
     y = np.repeat(np.arange(4), [400, 200, 100, 100])
@@ -105,7 +105,7 @@ def test_pathological_alpha_below_one_means_two_classes() -> None:
 def _walk_slot_by_slot(
     slots: Labels, log_prior: NDArray[np.float64], counts: Labels, uniform: NDArray[np.float64]
 ) -> list[int]:
-    """Section 1.5 of the facts, literally: one slot after the other, renormalised over non-empty pools."""
+    """The definition of the protocol: one slot after the other, renormalised over classes with rows left."""
     left, drawn = counts.tolist(), []
     for client, u in zip(slots, uniform):
         weights = [np.exp(log_prior[client, c]) if n else 0.0 for c, n in enumerate(left)]
@@ -238,6 +238,6 @@ def test_natural_wants_as_many_clients_as_sites() -> None:
 
 
 def test_pathological_needs_enough_rows_of_each_class() -> None:
-    """Class 1 has 2 rows, so at most 2 of 8 clients hold it; 2 classes each are not to be had."""
+    """Class 1 has 2 rows, so at most 2 of 8 clients have it; 2 classes per client are impossible."""
     with pytest.raises(PartitionError, match="client_num_in_total=8"):
         partition(np.repeat([0, 1], [50, 2]), PartitionSpec("patho", 8, 2))

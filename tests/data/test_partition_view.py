@@ -1,7 +1,8 @@
-"""The client x class table as people see it."""
+"""The client x class table as text and as a figure."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,16 @@ def test_many_classes_show_the_largest_only() -> None:
     text = show_table(_federation(100))
     assert "c0: 2, c1: 1" in text
     assert max(map(len, text.splitlines())) < 120
+
+
+def test_very_many_clients_stay_short(tmp_path: Path) -> None:
+    whole = _federation(3)
+    many = replace(whole, train_parts=[torch.arange(1)] * 5000, test_parts=[torch.arange(1)] * 5000)
+    text = show_table(many)
+    assert len(text.splitlines()) < 215
+    assert "the first 200 of 5000 clients" in text
+    assert "clients 5000, examples per client: 1 to 1" in text
+    assert ["all", "5000", "5000", "5000", "0", "0"] in [line.split() for line in text.splitlines()]
 
 
 def test_total_variation_by_hand() -> None:

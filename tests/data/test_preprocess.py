@@ -1,4 +1,4 @@
-"""Whole-batch augmentation against a plain loop over images; normalisation against its formula."""
+"""Whole-batch augmentation compared with a loop over images; normalisation compared with its formula."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssfl.data.preprocess import Augmentation, Preprocess, default_preprocess
 
 
 def _augment_by_loop(x: Tensor, padding: int, draws: Augmentation) -> Tensor:
-    """One image after the other, with slices: zeros around it, a window out of it, mirrored."""
+    """One image after the other, with slices: pad with zeros, crop, mirror."""
     results = []
     for image, (row, column), flip in zip(x.numpy(), draws.offsets.tolist(), draws.flips.tolist()):
         channels, height, width = image.shape

@@ -1,10 +1,11 @@
-"""Names → data sets: digits against scikit-learn, lookups, a pretended torchvision, real files where there are any."""
+"""Names → data sets: digits against scikit-learn, lookups, a fake torchvision, and real files if they exist."""
 
 from __future__ import annotations
 
 import os
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import torch
 
 from ssfl.data.arrays import Arrays
 from ssfl.data.errors import DataError
-from ssfl.data.preprocess import NORMALISATION
-from ssfl.data.sources import KNOWN, load_arrays
+from ssfl.data.federation import build_federation
+from ssfl.data.partition import PartitionSpec
+from ssfl.data.preprocess import NORMALISATION, default_preprocess
+from ssfl.data.sources import KNOWN, load_arrays, without_pixels
 
 
 def test_digits_are_scikit_learns(tmp_path: Path) -> None:
-    """Every image once, 0..16 stretched to 0..255, a fifth held out evenly, the same split each time."""
+    """Every image once, 0..16 scaled to 0..255, a stratified fifth held out, always the same split."""
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
@@ -53,7 +56,7 @@ def test_a_known_set_is_read_from_its_file(tmp_path: Path, name: str) -> None:
 
 def test_a_wrong_image_under_a_known_name_is_refused(tmp_path: Path) -> None:
     _write_known(tmp_path, "cifar10", (28, 28, 1))
-    with pytest.raises(DataError, match=r"cifar10\.npz: train_x holds images \[1, 28, 28\]") as caught:
+    with pytest.raises(DataError, match=r"cifar10\.npz: train_x contains images \[1, 28, 28\]") as caught:
         load_arrays("cifar10", tmp_path)
     assert "[N,32,32,3]" in str(caught.value)
 
@@ -61,7 +64,7 @@ def test_a_wrong_image_under_a_known_name_is_refused(tmp_path: Path) -> None:
 def _pretend_torchvision(
     monkeypatch: pytest.MonkeyPatch, failure: Exception | None = None
 ) -> list[tuple[str, bool]]:
-    """torchvision.datasets with one set, CIFAR10, as torchvision presents it: uint8 array, list of labels."""
+    """A torchvision.datasets with one set, CIFAR10, in torchvision's form: uint8 array, list of labels."""
     calls: list[tuple[str, bool]] = []
 
     class CIFAR10:
@@ -136,7 +139,7 @@ def test_an_unknown_name_lists_what_there_is(tmp_path: Path) -> None:
         ({"train_x": torch.zeros(4, 3, dtype=torch.uint8)}, r"train_x is uint8 \[4, 3\]"),
         ({"train_x": torch.full((4, 3), torch.inf)}, "first in row 0"),
         ({"test_x": torch.zeros(0, 3)}, "test_x has no rows"),
-        ({"test_x": torch.zeros(2, 2)}, "both must be alike"),
+        ({"test_x": torch.zeros(2, 2)}, "both must have the same type and shape"),
         ({"class_names": ("a",)}, "1 class_names for 2 classes"),
         (
             {"train_site": torch.zeros(3, dtype=torch.int64)},
@@ -155,9 +158,42 @@ def test_arrays_made_by_hand_are_checked_too(change: dict[str, Any], problem: st
         Arrays(**good | change)
 
 
+@pytest.mark.parametrize("method", ["dir", "patho", "dir_unbalanced"])
+def test_who_owns_how_many_of_each_class_depends_on_the_counts_alone(method: str) -> None:
+    """MNIST without its pixels is divided like the same labels in a random order, test and held-out rows too."""
+    plain = without_pixels("mnist")
+    mixed = {y: getattr(plain, y)[torch.randperm(len(getattr(plain, y)))] for y in ("train_y", "test_y")}
+    spec = PartitionSpec(method, clients=40, alpha=2, seed=3)
+
+    def counts(arrays: Arrays) -> list[list[list[int]]]:
+        federation = build_federation(arrays, spec, default_preprocess(arrays), validation_portion=0.1)
+        rows = [(arrays.train_y, federation.train_parts), (arrays.test_y, federation.test_parts)]
+        rows.append((arrays.train_y, federation.held_out))
+        return [[torch.bincount(y[own], minlength=10).tolist() for own in parts] for y, parts in rows]
+
+    assert counts(plain) == counts(replace(plain, **mixed))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("cifar10", (50_000, 10_000)),
+        ("cifar100", (50_000, 10_000)),
+        ("tinyimagenet", (100_000, 10_000)),
+        ("mnist", (60_000, 10_000)),
+        ("fashion_mnist", (60_000, 10_000)),
+    ],
+)
+def test_a_published_set_without_its_pixels_has_the_published_rows(name: str, rows: tuple[int, int]) -> None:
+    arrays = without_pixels(name)
+    assert (len(arrays.train_y), len(arrays.test_y)) == rows
+    assert arrays.train_x.shape[1:] == (len(NORMALISATION[name][0]), *KNOWN[name].image[:2])
+    assert len(torch.bincount(arrays.train_y)) == arrays.num_classes
+
+
 @pytest.mark.data
 def test_the_real_cifar10_has_the_published_statistics() -> None:
-    """50,000 + 10,000 images, 5,000 + 1,000 a class, and the authors' normalisation constants."""
+    """50,000 + 10,000 images, 5,000 + 1,000 per class, and the authors' normalisation constants."""
     folder = os.environ.get("SSFL_DATA_DIR")
     if not folder or not Path(folder, "cifar10.npz").is_file():
         pytest.skip("needs the real CIFAR-10: SSFL_DATA_DIR/cifar10.npz (docs/data.md)")

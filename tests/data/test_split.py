@@ -1,4 +1,4 @@
-"""Division in proportion: by hand, and against exact fractions."""
+"""Proportional division, by hand and compared with exact fractions."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssfl.algorithms.base import Clock, Instruction, Probe, Work
-from ssfl.algorithms.masked import MaskedState, MaskedTraining
-from ssfl.algorithms.ssfl import SCORES, SSFL, Discovery
+from ssfl.algorithms.base import Clock, Probe, RoundPlan
+from ssfl.algorithms.masked import MaskedState
+from ssfl.algorithms.ssfl import SSFL, Discovery, ScoreWeighting
 from ssfl.core.masks import kept_count, top_k_mask
 from ssfl.core.optim import ExponentialDecay, FitSpec
-from ssfl.core.payloads import Payload, Support, dense_values
-from ssfl.core.saliency import CRITERIA
-from ssfl.engine.jobs import Job
-from tests.engine.support import FloatData, Rig, make_rig, make_runner
+from ssfl.core.payloads import SCORES, Payload, Support, dense_values
+from ssfl.core.saliency import SALIENCIES
+from ssfl.engine.client import runner as runner_module
+from ssfl.engine.client.job import ClientJob
+from ssfl.engine.client.memory import ClientMemory
+from ssfl.engine.client.step import Update, sgd
+from tests.support.rigs import FloatData, Rig, make_rig, make_runner
 
 FOLDER = Path(__file__).resolve().parent.parent / "oracles"
 SETTINGS: dict[str, Any] = json.loads((FOLDER / "ssfl.json").read_text())
@@ -32,7 +35,7 @@ WEIGHT_TOLERANCE, LOSS_TOLERANCE, SCORE_TOLERANCE = 5e-6, 2e-6, 1e-6
 
 
 class AuthorsNet(nn.Module):
-    """The small network that the numbers are for."""
+    """The small network of the authors' numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,25 +59,13 @@ def arrays() -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class AuthorsOrder:
-    """The explicit batches, through the seam for a batch order of one's own."""
+    """The explicit batches, as a custom batch order."""
 
     def epoch(self, client: int, round: int, epoch: int, examples: int) -> Tensor:
         return arrays()[f"sched/r{round}_e{epoch}_c{client}"]
 
     def probe(self, client: int, round: int, index: int, examples: int, batch_size: int) -> Tensor:
         return arrays()[f"sal/idx_c{client}"]
-
-
-@dataclass(frozen=True)
-class NotedTraining(MaskedTraining):
-    """Masked training that notes the norm of each gradient after masking, before clipping."""
-
-    norms: list[float] = field(default_factory=list)
-
-    def transform_gradient(self, gradient: Tensor, theta: Tensor, work: Work) -> Tensor:
-        masked = super().transform_gradient(gradient, theta, work)
-        self.norms.append(float(masked.double().norm()))
-        return masked
 
 
 def federated_data() -> FloatData:
@@ -86,7 +77,7 @@ def federated_data() -> FloatData:
     )
 
 
-def algorithm(run: str, weighting: str = "uniform", density: float = 0.5) -> SSFL:
+def algorithm(run: str, weighting: ScoreWeighting = "uniform", density: float = 0.5) -> SSFL:
     hyper = SETTINGS["runs"][run]["hyper"]
     fit = FitSpec(
         COMMON["local_epochs"],
@@ -96,7 +87,7 @@ def algorithm(run: str, weighting: str = "uniform", density: float = 0.5) -> SSF
         weight_decay=COMMON["weight_decay"],
         clip_norm=hyper["clip"],
     )
-    probe = Probe(CRITERIA["ssfl"].score, 1, COMMON["batch_size"])
+    probe = Probe(SALIENCIES["ssfl"], 1, COMMON["batch_size"])
     return SSFL(fit, len(CLIENTS), Discovery(probe, density, weighting, ties="keep"))
 
 
@@ -119,9 +110,11 @@ def step_by_step(run: str) -> list[Tensor]:
     made = rig(algorithm(run), wire=True)
     progress = made.loop.start(made.theta, 3)
     out: list[Tensor] = []
-    while (plan := made.algorithm.configure_round(progress.state, progress.clock, made.context)) is not None:
-        progress = made.loop.step(progress, plan)
-        if plan.timed:
+    plan: RoundPlan | None = made.plan(progress.state, progress.clock)
+    while plan is not None:
+        timed = plan.timed
+        progress, plan = made.loop.step(progress, plan)
+        if timed:
             out.append(progress.state.theta)
     return out
 
@@ -154,12 +147,9 @@ def test_scores(client: int) -> None:
         ("uniform", 0.2, "ssfl_uniform/d20"),
     ],
 )
-def test_masks_at_the_first_exchange(weighting: str, density: float, name: str) -> None:
+def test_masks_at_the_first_exchange(weighting: ScoreWeighting, density: float, name: str) -> None:
     made = rig(algorithm(RUNS[0], weighting, density))
-    progress = made.loop.start(made.theta, 1)
-    plan = made.algorithm.configure_round(progress.state, progress.clock, made.context)
-    assert plan is not None
-    state: MaskedState = made.loop.step(progress, plan).state
+    state: MaskedState = made.step(made.loop.start(made.theta, 1)).state
     assert state.bits is not None
     assert state.bits.equal(arrays()[f"masks/{name}"].bool())
 
@@ -208,7 +198,7 @@ def test_losses_accuracies_and_densities(run: str) -> None:
         assert event["global_class_accuracy"] == pytest.approx([hits[c] for c in range(10)])
         tests = [r.report.tallies["trained"] for r in trained[number - 1]]
         sums = [t.loss_sum for t in tests]
-        # Their training loss is a mean of batch means over all epochs; ours is over the last epoch's examples.
+        # The authors' training loss is a mean of batch means over all epochs; ours is over the last epoch's examples.
         assert sums == pytest.approx(theirs["local_loss_sum"], rel=LOSS_TOLERANCE)
         assert [int(t.correct.sum()) for t in tests] == theirs["local_correct"]
     for layer, density in found["layer_density"].items():
@@ -217,9 +207,19 @@ def test_losses_accuracies_and_densities(run: str) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_gradient_norms_before_clipping(run: str) -> None:
-    method, made = algorithm(run), finished(run)
-    task = NotedTraining(method.fit)
+def test_gradient_norms_before_clipping(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient that the engine's update receives: masked, not yet clipped."""
+    method, made, norms = algorithm(run), finished(run), list[float]()
+
+    def noting(spec: FitSpec, lr: float) -> Update:
+        def update(theta: Tensor, gradient: Tensor, velocity: Tensor | None) -> None:
+            norms.append(float(gradient.double().norm()))
+            sgd(spec, lr)(theta, gradient, velocity)
+
+        return update
+
+    monkeypatch.setattr(runner_module, "sgd", noting)
+    task = method.tasks["train"]
     runner = make_runner(
         federated_data(), AuthorsNet(), {"train": task}, dtype=torch.float32, order=AuthorsOrder()
     )
@@ -227,9 +227,9 @@ def test_gradient_norms_before_clipping(run: str) -> None:
     support = Support.of(runner.layout.expand_mask(bits))
     cut = made.theta * support.mask
     for client in CLIENTS:
-        task.norms.clear()
+        norms.clear()
         inbox = (Payload({"w": support.pack(cut)}),)
-        job = Job("train", Instruction(client, inbox), {"mask": bits}, Clock(1, 3))
+        job = ClientJob("train", client, inbox, Clock(1, 3), ClientMemory({"mask": bits}))
         runner.run(job)
         theirs = arrays()[f"run/{run}/gradnorm_r1_c{client}"].tolist()
-        assert task.norms == pytest.approx(theirs, rel=1e-4)
+        assert norms == pytest.approx(theirs, rel=1e-4)

@@ -1,4 +1,4 @@
-"""The named networks: published sizes, output shapes, second implementations, the transforms they must bear."""
+"""The named networks: published sizes, output shapes, second implementations, transforms that they must support."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NORMED = tuple(name for name in MODEL_NAMES if name != "mlp")
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Two threads on busy cores are many times slower than one."""
+    """On busy cores two threads are many times slower than one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -117,7 +117,7 @@ def test_cnn_fits_its_pools_to_the_image(side: int) -> None:
 
 
 def cnn_by_hand(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """The peer network with ReLU before the pool, written with functions alone."""
+    """The reference network with ReLU before the pool, written with functions only."""
     for layer in range(3):
         x = F.conv2d(x, p[f"convs.{layer}.weight"], p[f"convs.{layer}.bias"], padding=1)
         x = F.group_norm(x, 4, p[f"norms.{layer}.weight"], p[f"norms.{layer}.bias"])
@@ -142,7 +142,7 @@ def test_pool_before_relu_is_the_same_function_with_the_same_gradient() -> None:
 def block_by_hand(
     p: Mapping[str, Tensor], at: str, x: Tensor, stride: int, kernels: list[int], groups: int
 ) -> Tensor:
-    """A residual block; in a bottleneck the stride sits at the 3×3 convolution, in a basic block at the first."""
+    """A residual block; in a bottleneck the 3×3 convolution has the stride, in a basic block the first one."""
     y, strided = x, kernels.index(3)
     for number, kernel in enumerate(kernels):
         step = stride if number == strided else 1
@@ -160,7 +160,7 @@ def block_by_hand(
     [("resnet18", (2, 2, 2, 2), [3, 3]), ("resnet50", (3, 4, 6, 3), [1, 3, 1])],
 )
 def test_resnet_is_the_published_architecture(name: str, depths: tuple[int, ...], kernels: list[int]) -> None:
-    """Written again with functions alone, ending in the 4×4 average pool of the reference network."""
+    """A second implementation with functions only and the 4×4 average pool of the reference network."""
     module = build(name, 10, (3, 32, 32))
     x, p = draw(1, 3, 32, 32), dict(module.named_parameters())
     with torch.no_grad():
@@ -190,7 +190,7 @@ def test_gradient_agrees_with_finite_differences(name: str) -> None:
 
     gradient = grad(loss)(parameters)
     slope = sum(float((gradient[key] * direction[key]).sum()) for key in parameters)
-    # So small a step that no ReLU among thousands changes sides between the two points.
+    # The step is so small that no ReLU changes its sign between the two points.
     assert (moved(1e-8) - moved(-1e-8)) / 2e-8 == pytest.approx(slope, rel=1e-5)
 
 

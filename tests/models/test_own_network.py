@@ -1,4 +1,4 @@
-"""A user's own network by dotted path, and every error line of `build_model`."""
+"""A custom network by dotted path, and every error line of `build_model`."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_class_that_takes_the_sizes_and_is_seeded_by_the_caller() -> None:
         after = torch.get_rng_state()
         torch.manual_seed(5)
         convolution, head = nn.Conv2d(3, 3, 1), nn.Linear(3, 6)
-        # The check of the output must draw nothing from the caller's generator.
+        # The check of the output must not use the caller's generator.
         assert torch.equal(after, torch.get_rng_state())
     assert torch.equal(module.convolution.weight, convolution.weight)  # type: ignore[union-attr, arg-type]
     assert torch.equal(module.head.weight, head.weight)  # type: ignore[union-attr, arg-type]
@@ -99,31 +99,31 @@ def test_function_that_takes_the_norm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "parts"),
     [
         ("own_package.", ["'own_package.' is incomplete", "package.module:Class"]),
         (":Net", ["':Net' is incomplete", "package.module:Class"]),
         ("absent_package.nets:Net", ["'absent_package.nets'", "ModuleNotFoundError", "PYTHONPATH"]),
         ("own_package.broken:Net", ["'own_package.broken' failed", "ZeroDivisionError"]),
         ("own_package.nets:Plan", ["has no 'Plan'", "Plain, Sized"]),
-        ("own_package.nets:NoModule", ["no torch.nn.Module class"]),
-        ("own_package.nets:constant", ["no torch.nn.Module class"]),
-        ("own_package.nets:number", ["made a int, not a torch.nn.Module"]),
-        ("own_package.nets:broken", ["could not be made", "RuntimeError: two lines"]),
-        ("own_package.nets:Needy", ["could not be made", "'width'", "needs a default"]),
+        ("own_package.nets:NoModule", ["neither a torch.nn.Module class"]),
+        ("own_package.nets:constant", ["neither a torch.nn.Module class"]),
+        ("own_package.nets:number", ["returned a int, not a torch.nn.Module"]),
+        ("own_package.nets:broken", ["could not be created", "RuntimeError: two lines"]),
+        ("own_package.nets:Needy", ["could not be created", "'width'", "needs a default"]),
         ("own_package.nets:Silent", ["fails on an input of shape [2, 3, 2, 2]", "NotImplementedError"]),
-        ("own_package.nets:Features", ["gives dict", "logits of shape [2, 5]"]),
-        ("own_package.nets:Plain", ["gives [2, 4]", "logits of shape [2, 5]"]),
+        ("own_package.nets:Features", ["returns dict", "logits of shape [2, 5]"]),
+        ("own_package.nets:Plain", ["returns [2, 4]", "logits of shape [2, 5]"]),
     ],
 )
-def test_error_lines_of_own_networks(name: str, said: list[str]) -> None:
+def test_error_lines_of_own_networks(name: str, parts: list[str]) -> None:
     with pytest.raises(ModelError) as error:
         build_model(name, 5, SHAPE)
-    check_line(error.value, [repr(name) if name.startswith("own_package.n") else name, *said])
+    check_line(error.value, [repr(name) if name.startswith("own_package.n") else name, *parts])
 
 
 @pytest.mark.parametrize(
-    ("name", "classes", "shape", "norm", "said"),
+    ("name", "classes", "shape", "norm", "parts"),
     [
         (
             "resnet81",
@@ -148,17 +148,17 @@ def test_error_lines_of_own_networks(name: str, said: list[str]) -> None:
         ("own_package.nets:Plain", 4, SHAPE, "batch", ["'batch'", "takes no argument 'norm'"]),
     ],
 )
-def test_error_lines(name: str, classes: int, shape: tuple[int, ...], norm: str, said: list[str]) -> None:
+def test_error_lines(name: str, classes: int, shape: tuple[int, ...], norm: str, parts: list[str]) -> None:
     with pytest.raises(ModelError) as error:
         build_model(name, classes, shape, norm)
-    check_line(error.value, said)
+    check_line(error.value, parts)
 
 
-def check_line(error: ModelError, said: list[str]) -> None:
+def check_line(error: ModelError, parts: list[str]) -> None:
     line = str(error)
     assert "\n" not in line
     assert len(line) < 400
-    for words in said:
+    for words in parts:
         assert words in line
 
 

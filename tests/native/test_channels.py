@@ -8,39 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssfl.engine.slices import spread, take
-from ssfl.native import available, channels
-from ssfl.native.channels import fits, gather, scatter
+from ssfl.native import available
 from ssfl.native.library import address, kernels
+from ssfl.native.memory_bound.channels import fits, gather, scatter
+from tests.support.channels import back_by_pytorch, by_pytorch
 
 pytestmark = pytest.mark.skipif(
     not available(), reason="the kernels were not built: no C compiler at installation"
 )
-BITS = (512, 128)
 LAST = torch.channels_last
 SIZES = st.one_of(st.integers(1, 70), st.sampled_from((64, 128, 512)))
 
 
 def chosen(count: int, density: float, generator: torch.Generator) -> Tensor:
-    """Some ascending numbers below `count`, perhaps none, perhaps all."""
+    """Ascending indices below `count`: some, none or all."""
     return (torch.rand(count, generator=generator) < density).nonzero()[:, 0]
 
 
-def by_pytorch(x: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    x = x if rows is None else x.index_select(0, rows)
-    return x if columns is None else x.index_select(1, columns)
-
-
-def back_by_pytorch(x: Tensor, rows: Tensor | None, columns: Tensor | None, shape: tuple[int, int]) -> Tensor:
-    for dim, numbers in ((0, rows), (1, columns)):
-        if numbers is not None:
-            sizes = list(x.shape)
-            sizes[dim] = shape[dim]
-            x = x.new_zeros(sizes).index_copy_(dim, numbers, x)
-    return x
-
-
-@pytest.mark.parametrize("bits", BITS)
 @settings(max_examples=80, deadline=None)
 @given(
     count=st.integers(1, 5),
@@ -50,23 +34,20 @@ def back_by_pytorch(x: Tensor, rows: Tensor | None, columns: Tensor | None, shap
     last=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_images(bits: int, count: int, size: int, side: int, density: float, last: bool, seed: int) -> None:
+def test_images(count: int, size: int, side: int, density: float, last: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, size, side, side, generator=generator)
     x = x.contiguous(memory_format=LAST) if last else x
     columns = chosen(size, density, generator)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(channels, "REGISTER_BITS", bits)
-        taken = gather(x, None, columns)
-        assert taken.equal(by_pytorch(x, None, columns))
-        back = scatter(taken, None, columns, (count, size))
+    taken = gather(x, None, columns)
+    assert taken.equal(by_pytorch(x, None, columns))
+    back = scatter(taken, None, columns, (count, size))
     assert back.equal(back_by_pytorch(taken, None, columns, (count, size)))
-    if last and len(columns) > 1:  # one channel lies in both formats at once
+    if last and len(columns) > 1:  # one channel has both formats at once
         assert taken.is_contiguous(memory_format=LAST)
         assert back.is_contiguous(memory_format=LAST)
 
 
-@pytest.mark.parametrize("bits", BITS)
 @settings(max_examples=80, deadline=None)
 @given(
     out=SIZES,
@@ -77,7 +58,6 @@ def test_images(bits: int, count: int, size: int, side: int, density: float, las
     seed=st.integers(0, 99),
 )
 def test_filters(
-    bits: int,
     out: int,
     inner: int,
     kernel: tuple[int, ...],
@@ -89,18 +69,15 @@ def test_filters(
     x = torch.randn(out, inner, *kernel, generator=generator)
     rows = None if every[0] else chosen(out, densities[0], generator)
     columns = None if every[1] else chosen(inner, densities[1], generator)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(channels, "REGISTER_BITS", bits)
-        taken = gather(x, rows, columns)
-        assert taken.equal(by_pytorch(x, rows, columns))
-        back = scatter(taken, rows, columns, (out, inner))
+    taken = gather(x, rows, columns)
+    assert taken.equal(by_pytorch(x, rows, columns))
+    back = scatter(taken, rows, columns, (out, inner))
     assert back.equal(back_by_pytorch(taken, rows, columns, (out, inner)))
 
 
-@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("size", [3, 16, 21, 64])
-def test_nothing_is_read_or_written_beyond_the_ends(bits: int, size: int) -> None:
-    """Rows that are shorter than a register, too; what lies around is NaN before and after."""
+def test_nothing_is_read_or_written_beyond_the_ends(size: int) -> None:
+    """Also for rows shorter than a register; the memory around them is NaN before and after."""
     rows, columns = 7, torch.arange(0, size, 2)
     shape = (rows, size, 1)
     whole, part = (
@@ -109,62 +86,14 @@ def test_nothing_is_read_or_written_beyond_the_ends(bits: int, size: int) -> Non
     )
     inner = whole[32:-32].copy_(torch.randn(rows * size)), part[32:-32]
     numbers = (0, -1, address(columns), len(columns))
-    kernels.gather_slices(shape, bits, *numbers, address(inner[0]), address(inner[1]))
+    kernels.gather_slices(shape, *numbers, address(inner[0]), address(inner[1]))
     assert inner[1].equal(inner[0].view(rows, size)[:, ::2].flatten())
     inner[0].fill_(1)
-    kernels.scatter_slices(shape, bits, *numbers, address(inner[1]), address(inner[0]))
+    kernels.scatter_slices(shape, *numbers, address(inner[1]), address(inner[0]))
     assert inner[0].view(rows, size)[:, ::2].flatten().equal(inner[1])
     assert not inner[0].view(rows, size)[:, 1::2].any()
     for edge in (whole[:32], whole[-32:], part[:32], part[-32:]):
         assert bool(edge.isnan().all())
-
-
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gradients_are_those_of_indexing(dtype: torch.dtype, last: bool) -> None:
-    """By the kernels and by PyTorch: of a filter and of images, and their gradients' own."""
-    generator = torch.Generator().manual_seed(1)
-    rows, columns = torch.tensor([0, 2, 5]), torch.tensor([1, 2, 6])
-    for picked in (rows, None) if not last else (None,):
-        x = torch.randn(6, 9, 3, 2, generator=generator, dtype=dtype)
-        x = x.contiguous(memory_format=LAST) if last else x
-        found = []
-        for ours in (True, False):
-            leaf = x.clone().requires_grad_()
-            y = take(leaf, picked, columns) if ours else by_pytorch(leaf, picked, columns)
-            z = spread(y.pow(2), picked, columns, (6, 9)) if ours else y.pow(2)
-            (first,) = torch.autograd.grad(z.pow(2).sum(), leaf, create_graph=True)
-            (second,) = torch.autograd.grad(first.pow(2).sum(), leaf)
-            found.append((first.detach(), second))
-        for mine, theirs in zip(*found, strict=True):
-            torch.testing.assert_close(mine, theirs)
-            assert mine.stride() == x.stride()
-
-
-def test_gradcheck() -> None:
-    numbers = torch.tensor([1, 3])
-    x = torch.randn(4, 5, 2, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda t: take(t, numbers, numbers), x)
-    small = torch.randn(2, 2, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda t: spread(t, numbers, numbers, (4, 5)), small)
-
-
-def test_a_gradient_of_a_filter_may_have_its_channels_last() -> None:
-    """A library makes such where images have theirs last; the whole filter's gradient lies as the filter does."""
-    weight = torch.randn(8, 8, 3, 3, requires_grad=True)
-    numbers = torch.tensor([1, 4, 5])
-    for rows in (numbers, None):
-        small = take(weight, rows, numbers)
-        gradient = torch.randn(small.shape).contiguous(memory_format=LAST)
-        (found,) = torch.autograd.grad(small, weight, gradient)
-        assert found.is_contiguous()
-        assert found.equal(back_by_pytorch(gradient, rows, numbers, (8, 8)))
-
-
-def test_all_channels_are_the_tensor_itself() -> None:
-    x = torch.randn(2, 3)
-    assert take(x, torch.arange(2), torch.arange(3)) is x
-    assert spread(x, None, torch.arange(3), (2, 3)) is x
 
 
 def test_what_is_left_to_pytorch() -> None:

@@ -1,4 +1,4 @@
-"""Convolutions of small groups, against PyTorch's own in float64."""
+"""Convolutions of small groups, compared with PyTorch in float64."""
 
 from __future__ import annotations
 

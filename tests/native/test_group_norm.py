@@ -1,4 +1,4 @@
-"""GroupNorm with what follows it, against PyTorch's own layers in float64."""
+"""GroupNorm with the operations after it, compared with PyTorch's layers in float64."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def reference(
     residual: Tensor | None,
     shift: Tensor | None,
 ) -> Tensor:
-    """The same by PyTorch's layers, one after the other."""
+    """The same with PyTorch's layers."""
     x = x if shift is None else x + shift[:, None, None]
     y = group_norm(x, groups, weight, bias, 1e-5)
     y = max_pool2d(y, 2) if after.pool else y
@@ -47,7 +47,7 @@ def reference(
 def both(
     x: Tensor, groups: int, after: After, residual: Tensor | None = None, shift: Tensor | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """(output, gradients) by the kernels in float32 and by PyTorch in float64, from the same numbers."""
+    """(output, gradients) by the kernels in float32 and by PyTorch in float64, for the same inputs."""
     channels = x.shape[1]
     weight, bias = drawn(channels, seed=1), drawn(channels, seed=2)
     given_ = [t for t in (x, weight, bias, residual, shift) if t is not None]
@@ -67,7 +67,7 @@ def both(
 
 
 def assert_near(found: list[Tensor], wanted: list[Tensor], tolerance: float = 2e-5) -> None:
-    """Within a share of the largest value: sums over a map round relative to their terms."""
+    """Equal within a share of the largest value, because sums over a map round relative to their terms."""
     for mine, theirs in zip(found, wanted, strict=True):
         assert mine.shape == theirs.shape
         assert float((mine - theirs).abs().max()) <= tolerance * max(1.0, float(theirs.abs().max()))
@@ -97,7 +97,9 @@ def test_values_and_gradients_are_pytorchs(
 def test_a_residual_is_added_before_relu_and_gets_its_gradient(form: torch.memory_format) -> None:
     x, residual = (drawn(2, 32, 6, 6, seed=k, form=form) for k in (0, 5))
     assert_near(*both(x, 8, After(), residual, drawn(32, seed=4)))
-    other = residual.contiguous(memory_format=FORMATS[form is torch.contiguous_format])  # as it comes
+    other = residual.contiguous(
+        memory_format=FORMATS[form is torch.contiguous_format]
+    )  # in the other memory format
     assert_near(*both(x, 8, After(), other))
     with pytest.raises(ValueError, match="whole map"):
         norm_act(x, 8, torch.ones(32), torch.zeros(32), 1e-5, After(pool=True), residual)
@@ -120,7 +122,7 @@ def test_any_shape_and_any_mean(
     if size * height * width < 2:
         return
     x = drawn(images, groups * size, height, width, seed=0) + mean
-    # A mean of 40 deviations costs float32 what it costs PyTorch: digits of every x.
+    # With a mean of 40 deviations, float32 loses digits of every x, in PyTorch too.
     assert_near(*both(x, groups, After(pool=pool)), 2e-5 * (1 + abs(mean)))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ssfl.data.pixels import Pixels
 from ssfl.data.preprocess import Preprocess
 from ssfl.native import available
-from ssfl.native.images import from_bytes, serves
+from ssfl.native.memory_bound.images import from_bytes, serves
 
 pytestmark = pytest.mark.skipif(
     not available(), reason="the kernels were not built: no C compiler at installation"

@@ -1,4 +1,4 @@
-"""Kernels on several threads: the same bits whatever their number, with PyTorch's threads or without any."""
+"""Kernels on several threads: the bits do not depend on their number, with PyTorch's threads or without."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssfl.native import available, winograd
+from ssfl.native import available
 from ssfl.native.group_norm import After, norm_act
-from ssfl.native.library import kernels
-from ssfl.native.vectors import expand, multiply_by_mask_, weighted_sum
+from ssfl.native.library import MAX_ISA, kernels
+from ssfl.native.memory_bound.vectors import expand, multiply_by_mask_, weighted_sum
 from ssfl.native.winograd import winograd_conv
 
 pytestmark = pytest.mark.skipif(
     not available(), reason="the kernels were not built: no C compiler at installation"
 )
 SEVERAL = (2, 3, 5)
-BITS = (512, 256, 128)
 FORMATS = (torch.contiguous_format, torch.channels_last)
 Shape = tuple[int, int, int, int, int]
 
 
 @contextlib.contextmanager
 def intra_op(threads: int) -> Iterator[None]:
-    """PyTorch's setting for the calling thread, and back."""
+    """Set PyTorch's number of threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -42,7 +41,7 @@ def intra_op(threads: int) -> Iterator[None]:
 
 
 def assert_same(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
-    """To the bit, signs of zeros too."""
+    """Equal bits, including the sign of zeros."""
     for mine, theirs in zip(found, wanted, strict=True):
         assert mine.contiguous().view(torch.int32).equal(theirs.contiguous().view(torch.int32))
 
@@ -55,18 +54,16 @@ def assert_independent_of_threads(call: Callable[[], Sequence[Tensor]]) -> None:
             assert_same(call(), wanted)
 
 
-def convolution(shape: Shape, bits: int = 512) -> list[Tensor]:
+def convolution(shape: Shape) -> list[Tensor]:
     """Outputs and all gradients; shape: images, channels in and out, height, width."""
     images, inner, out, height, width = shape
     generator = torch.Generator().manual_seed(0)
     shapes = ((images, inner, height, width), (out, inner, 3, 3), (out,), (images, out, height, width))
     x, filters, bias, dy = (torch.randn(shape, generator=generator) for shape in shapes)
     leaves = [x.contiguous(memory_format=torch.channels_last), filters, bias]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(winograd, "REGISTER_BITS", bits)
-        y = winograd_conv(*(t.requires_grad_() for t in leaves))
-        # The bias's gradient is a sum of PyTorch's, over as many threads as there are.
-        return [y.detach(), *torch.autograd.grad(y, leaves[:2], dy)]
+    y = winograd_conv(*(t.requires_grad_() for t in leaves))
+    # PyTorch sums the bias's gradient; its bits depend on the number of threads.
+    return [y.detach(), *torch.autograd.grad(y, leaves[:2], dy)]
 
 
 def norm(shape: Shape, form: torch.memory_format, after: After, extras: bool) -> list[Tensor]:
@@ -86,24 +83,22 @@ def norm(shape: Shape, form: torch.memory_format, after: After, extras: bool) ->
     return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
 
 
-@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(
     "shape",
     [
-        (1, 512, 512, 4, 4),  # few tiles: panels are shared out
+        (1, 512, 512, 4, 4),  # few tiles: threads divide the panels
         (2, 512, 64, 5, 5),  # few tiles, one panel
         (16, 16, 64, 16, 16),  # one slice of input channels
-        (1, 32, 16, 33, 31),  # one image, an odd one
-        (3, 48, 80, 33, 31),  # nothing that is a power of two
+        (1, 32, 16, 33, 31),  # one image with odd sides
+        (3, 48, 80, 33, 31),  # no power of two
         (9, 64, 64, 32, 32),  # many blocks
         (5, 256, 320, 3, 1),  # fewer rows of tiles than threads
     ],
 )
-def test_convolutions_of_every_kind(bits: int, shape: Shape) -> None:
-    assert_independent_of_threads(lambda: convolution(shape, bits))
+def test_convolutions_of_every_kind(shape: Shape) -> None:
+    assert_independent_of_threads(lambda: convolution(shape))
 
 
-@pytest.mark.parametrize("bits", BITS)
 @settings(max_examples=15, deadline=None)
 @given(
     images=st.integers(1, 5),
@@ -112,8 +107,8 @@ def test_convolutions_of_every_kind(bits: int, shape: Shape) -> None:
     height=st.integers(1, 20),
     width=st.integers(1, 20),
 )
-def test_convolutions(bits: int, images: int, inner: int, out: int, height: int, width: int) -> None:
-    assert_independent_of_threads(lambda: convolution((images, 16 * inner, 16 * out, height, width), bits))
+def test_convolutions(images: int, inner: int, out: int, height: int, width: int) -> None:
+    assert_independent_of_threads(lambda: convolution((images, 16 * inner, 16 * out, height, width)))
 
 
 @settings(max_examples=40, deadline=None)
@@ -194,14 +189,14 @@ def test_calls_from_several_threads_at_once(threads: int) -> None:
 
 
 def run(program: str, *words: str, **environment: str) -> str:
-    """What a program prints in a process of its own."""
+    """The output of a program in a new process."""
     command = [sys.executable, "-c", program, *words]
-    environment = {**os.environ, **environment}
+    environment = {**os.environ, MAX_ISA: kernels.used(), **environment}
     return subprocess.run(command, env=environment, check=True, capture_output=True).stdout.decode().strip()
 
 
 def test_without_pytorch_they_compute_alone() -> None:
-    """Nothing has loaded OpenMP there, so nobody is there to share with."""
+    """OpenMP is not loaded there, so there are no other threads."""
     program = """
 import array, importlib.util, sys
 spec = importlib.util.spec_from_file_location("kernels", sys.argv[1])
@@ -232,7 +227,7 @@ def test_fewer_threads_than_were_asked_for() -> None:
 
 COUNT = """
 import os, torch
-from ssfl.native.vectors import weighted_sum
+from ssfl.native.memory_bound.vectors import weighted_sum
 there = lambda: len(os.listdir("/proc/self/task"))
 vectors = [torch.empty(1_000_000) for _ in range(3)]
 torch.set_num_threads(3)
@@ -249,5 +244,5 @@ print(ours - before, there() - ours)
     "OpenMP" not in torch.__config__.parallel_info(), reason="this PyTorch computes without OpenMP"
 )
 def test_the_threads_are_pytorchs() -> None:
-    """A kernel starts two beside the caller's, and PyTorch's own operations need no others."""
+    """A kernel starts two threads in addition to the caller, and PyTorch's operations then reuse them."""
     assert run(COUNT) == "2 0"

@@ -12,7 +12,7 @@ from ssfl.core.aggregate import weighted_mean
 from ssfl.core.masks import keep_
 from ssfl.core.payloads import Support
 from ssfl.native import available
-from ssfl.native.vectors import expand, expands, multiply_by_mask_, sums, weighted_sum
+from ssfl.native.memory_bound.vectors import expand, expands, multiply_by_mask_, sums, weighted_sum
 
 pytestmark = pytest.mark.skipif(
     not available(), reason="the kernels were not built: no C compiler at installation"
@@ -35,7 +35,7 @@ def test_values_go_to_their_places(size: int, density: float, seed: int) -> None
 @pytest.mark.parametrize("kept", [0, 1, 16, 17, 1000])
 def test_the_last_values_are_not_read_past_their_end(kept: int) -> None:
     mask = torch.zeros(1000, dtype=torch.bool)
-    mask[1000 - kept :] = True  # where whole registers meet the end of both vectors
+    mask[1000 - kept :] = True  # whole registers reach the end of both vectors
     around = torch.full((kept + 32,), float("nan"))
     values = around[16 : 16 + kept].copy_(torch.arange(1.0, kept + 1))
     out = expand(mask, values)
@@ -68,7 +68,7 @@ def test_what_a_mask_drops_becomes_zero(size: int, clients: int, seed: int) -> N
     wanted = values * mask
     found = keep_(values.clone(), mask)
     assert found.view(torch.int32).equal(wanted.view(torch.int32))  # -0 and NaN too
-    shared = keep_(values.clone(), mask[0])  # one mask for all: PyTorch's own way
+    shared = keep_(values.clone(), mask[0])  # one mask for all vectors: computed by PyTorch
     torch.testing.assert_close(shared, values * mask[0], equal_nan=True)
 
 
@@ -87,17 +87,15 @@ def chain(vectors: list[Tensor], weights: list[float]) -> Tensor:
 
 @settings(max_examples=60, deadline=None)
 @given(size=st.integers(1, 300), count=st.integers(1, 17), seed=st.integers(0, 99))
-def test_a_sum_has_the_bits_of_pytorchs_chain(size: int, count: int, seed: int) -> None:
+def test_a_sum_has_the_bits_of_pytorchs_chain(isa: str, size: int, count: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     vectors = [torch.randn(size, generator=generator) for _ in range(count)]
     weights = torch.rand(count, generator=generator).tolist()
     found = weighted_sum(vectors, weights, torch.empty(size))
     wide = torch.stack([x.double() * w for x, w in zip(vectors, weights, strict=True)])
     torch.testing.assert_close(found, wide.sum(0).float(), rtol=0, atol=3e-7 * float(wide.abs().sum(0).max()))
-    if (
-        "AVX2" in torch.backends.cpu.get_cpu_capability()
-        or "AVX512" in torch.backends.cpu.get_cpu_capability()
-    ):
+    # Both use fused multiply-add; SSE2 cannot.
+    if isa != "sse2" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         assert found.equal(chain(vectors, weights))
 
 

@@ -1,4 +1,4 @@
-"""Convolutions by minimal filtering, against PyTorch's own in float64, with each kind of registers."""
+"""Winograd convolutions compared with PyTorch in float64, for each instruction set."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from ssfl.native import available, winograd
+from ssfl.native import available
 from ssfl.native.winograd import fits, serves, winograd_conv
 
 pytestmark = pytest.mark.skipif(
     not available(), reason="the kernels were not built: no C compiler at installation"
 )
-BITS = (512, 256, 128)
 LAST = torch.channels_last
 
 
 def error(found: Tensor, wanted: Tensor) -> float:
-    """Relative to the norm."""
+    """The error relative to the norm."""
     assert found.shape == wanted.shape
     return float((found - wanted).norm() / wanted.norm().clamp_min(1e-30))
 
@@ -34,7 +33,7 @@ def drawn(images: int, inner: int, out: int, height: int, width: int) -> list[Te
 
 
 def direct(leaves: list[Tensor]) -> Tensor:
-    """conv2d of x, filters and perhaps a bias."""
+    """conv2d of x, filters and an optional bias."""
     return conv2d(leaves[0], leaves[1], leaves[2] if len(leaves) > 2 else None, padding=1)
 
 
@@ -52,7 +51,6 @@ def compare(inputs: list[Tensor], with_bias: bool) -> None:
         assert error(m, t) < 1e-5
 
 
-@pytest.mark.parametrize("bits", BITS)
 @settings(max_examples=40, deadline=None)
 @given(
     images=st.integers(1, 5),
@@ -63,24 +61,20 @@ def compare(inputs: list[Tensor], with_bias: bool) -> None:
     with_bias=st.booleans(),
 )
 def test_values_and_gradients_are_pytorchs(
-    bits: int, images: int, inner: int, out: int, height: int, width: int, with_bias: bool
+    images: int, inner: int, out: int, height: int, width: int, with_bias: bool
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(winograd, "REGISTER_BITS", bits)
-        compare(drawn(images, inner, out, height, width), with_bias)
+    compare(drawn(images, inner, out, height, width), with_bias)
 
 
-@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("shape", [(9, 64, 80, 32, 30), (8, 16, 16, 64, 64), (16, 256, 96, 8, 8)])
 def test_many_tiles_go_block_by_block(
-    bits: int, shape: tuple[int, int, int, int, int], monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int, int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(winograd, "REGISTER_BITS", bits)
     compare(drawn(*shape), with_bias=True)
 
 
 def test_zeros_stay_zeros() -> None:
-    """A filter of zeros makes exact zeros, and a channel of zeros gets exactly no gradient: masks rely on it."""
+    """A filter of zeros gives exact zeros, and a channel of zeros has gradient 0; masks need this."""
     x, filters, _, dy = drawn(3, 32, 32, 7, 8)
     filters[5] = 0
     x[:, 9] = 0
@@ -101,6 +95,39 @@ def test_what_needs_no_gradient_gets_none() -> None:
         leaves[which].requires_grad_()
         (found,) = torch.autograd.grad(winograd_conv(*leaves), leaves[which], dy)
         assert error(found, wanted[which]) < 1e-5
+
+
+@pytest.mark.parametrize("least", [0.0, 0.5, 10.0])
+def test_the_filters_gradient_can_leave_out_small_entries(least: float) -> None:
+    """It uses only entries of the images of at least `least`; outputs and images' gradients use all entries."""
+    x, filters, bias, dy = drawn(3, 32, 48, 7, 8)
+    x[0, 0, 0, 0] = least  # an entry equal to `least` is used
+    leaves = [t.clone().requires_grad_() for t in (x, filters, bias)]
+    y = winograd_conv(*leaves, least=least)
+    found = torch.autograd.grad(y, leaves, dy)
+    wide = [t.double() for t in (dy, x, filters)]
+    rest = ([48], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, True])
+    whole = torch.ops.aten.convolution_backward(*wide, *rest)
+    kept = x.double() * (x.abs() >= least)
+    pruned = torch.ops.aten.convolution_backward(wide[0], kept, wide[2], *rest)
+    assert error(y.detach(), conv2d(wide[1], wide[2], bias.double(), padding=1)) < 1e-6
+    for mine, wanted in zip(found, (whole[0], pruned[1], whole[2]), strict=True):
+        assert error(mine, wanted) < 1e-5
+
+
+def test_a_gradient_of_a_gradient_that_leaves_out_small_entries() -> None:
+    x, filters, _, _ = drawn(2, 16, 16, 5, 5)
+    leaf = filters.clone().requires_grad_()
+    y = winograd_conv(x, leaf, least=0.5)
+    (gradient,) = torch.autograd.grad(y.pow(3).sum(), leaf, create_graph=True)
+    (found,) = torch.autograd.grad(gradient.square().sum(), leaf)
+
+    kept, wide = (x * (x.abs() >= 0.5)).double(), filters.double().requires_grad_()
+    unseen = conv2d(x.double() - kept, wide.detach(), padding=1)  # changes the value, has no gradient
+    y = unseen + conv2d(kept, wide, padding=1)
+    (own,) = torch.autograd.grad(y.pow(3).sum(), wide, create_graph=True)
+    (wanted,) = torch.autograd.grad(own.square().sum(), wide)
+    assert error(found, wanted) < 1e-5
 
 
 def test_a_gradient_of_a_gradient_is_pytorchs() -> None:

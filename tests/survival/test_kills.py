@@ -1,4 +1,4 @@
-"""kill -9 at any moment, then `ssfl resume`: the end is that of a run never stopped, byte for byte."""
+"""kill -9 at any time, then `ssfl resume`: the results have the bytes of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.survival.runs import (
+from tests.support.run_processes import (
     ROUNDS,
     WORDS,
     check_same_end,
+    count_events,
     ended,
     folders,
     killed,
@@ -23,7 +24,6 @@ from tests.survival.runs import (
     rows,
     start,
     start_run,
-    told,
     wait_until,
 )
 
@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("seed", [1])
 def test_killed_again_and_again_at_random_file_operations(seed: int, whole: Path, tmp_path: Path) -> None:
-    """Of some forty: the folder's making, rows, both files of a checkpoint and their renames, the export's."""
+    """There are about forty: creation of the folder, rows, checkpoint files and their renames, the export."""
     draw = random.Random(seed)
     code = killed_at_file(
         tmp_path, draw.randint(1, 12), "run", *WORDS, f"experiment.output_dir={tmp_path}/outputs"
@@ -56,7 +56,7 @@ def test_killed_again_and_again_at_random_file_operations(seed: int, whole: Path
         if folders(tmp_path):
             folder = only(tmp_path)
             code = killed_at_file(tmp_path, draw.randint(8, 30), "resume", folder)
-        else:  # it died before its folder was there: nothing half-made is taken for a run
+        else:  # it died before its folder existed; an incomplete folder is not a run folder
             words = ("run", *WORDS, f"experiment.output_dir={tmp_path}/outputs")
             code = killed_at_file(tmp_path, draw.randint(8, 30), *words)
     assert code == 0
@@ -67,17 +67,17 @@ def test_killed_again_and_again_at_random_file_operations(seed: int, whole: Path
 def test_killed_while_scoring_while_training_and_while_exporting(whole: Path, tmp_path: Path) -> None:
     draw = random.Random(3)
     process = start_run(tmp_path)
-    wait_until(lambda: told(tmp_path, "run_started"), process)
+    wait_until(lambda: count_events(tmp_path, "run_started"), process)
     time.sleep(draw.uniform(0, 0.1))
     assert killed(process)[0] == DEATH
     folder = only(tmp_path)
     process = start(tmp_path, "resume", folder)
-    wait_until(lambda: told(tmp_path, "round") >= 2, process)
+    wait_until(lambda: count_events(tmp_path, "round") >= 2, process)
     time.sleep(draw.uniform(0, 0.05))
     assert killed(process)[0] == DEATH
     assert not (folder / "model.safetensors").exists()
     process = start(tmp_path, "resume", folder)
-    wait_until(lambda: told(tmp_path, "run_finished"), process)
+    wait_until(lambda: count_events(tmp_path, "run_finished"), process)
     assert killed(process)[0] == DEATH
     assert resumed(tmp_path, folder)[0] == 0
     check_same_end(folder, whole)
@@ -95,7 +95,8 @@ def test_a_finished_run_says_so(whole: Path) -> None:
     before = (whole / "metrics.jsonl").read_bytes()
     code, out, err = resumed(whole.parents[2], whole)
     assert (code, err) == (0, "")
-    assert out == f"{whole} is finished; nothing to resume\n"
+    assert out.startswith(f"{whole} is finished; nothing to resume (to train longer: ssfl resume {whole} ")
+    assert out.count("\n") == 1
     assert (whole / "metrics.jsonl").read_bytes() == before
 
 
@@ -106,10 +107,45 @@ def test_personal_models_survive_too(tmp_path: Path) -> None:
         root.mkdir()
     assert ended(start_run(one, *words))[0] == 0
     process = start_run(two, *words)
-    wait_until(lambda: told(two, "round") >= 1, process)
+    wait_until(lambda: count_events(two, "round") >= 1, process)
     assert killed(process)[0] == DEATH
     assert resumed(two, only(two))[0] == 0
     check_same_end(only(two), only(one))
+
+
+@pytest.mark.parametrize("memory", [1000, 0])
+def test_what_codecs_remember_survives(memory: int, tmp_path: Path) -> None:
+    """Residuals and held values of the clients, in memory or in files, and the server's record of clients' values."""
+    words = (
+        "communication.profile=small",
+        "communication.error_feedback=true",
+        "communication.downlink_versions=3",
+        "communication.measure=exact",
+        f"engine.state_memory_mb={memory}",
+    )
+    one, two = tmp_path / "one", tmp_path / "two"
+    for root in (one, two):
+        root.mkdir()
+    assert ended(start_run(one, *words))[0] == 0
+    process = start_run(two, *words)
+    wait_until(lambda: count_events(two, "round") >= 2, process)
+    assert killed(process)[0] == DEATH
+    assert resumed(two, only(two))[0] == 0
+    check_same_end(only(two), only(one))
+
+
+def test_personal_models_that_lie_in_files_are_exported_after_a_death_that_left_nothing_else_to_do(
+    tmp_path: Path,
+) -> None:
+    words = ("algorithm=dispfl", "engine.state_memory_mb=0", "checkpoint.every_rounds=1")
+    assert ended(start_run(tmp_path, *words))[0] == 0
+    models = only(tmp_path) / "client_models.safetensors"
+    assert list((only(tmp_path) / "clients").iterdir())
+    wanted = models.read_bytes()
+    models.unlink()
+    code, _, err = resumed(tmp_path, only(tmp_path))
+    assert (code, err) == (0, "")
+    assert models.read_bytes() == wanted
 
 
 def test_two_runs_of_one_second_have_two_folders(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the console shows in each mode."""
+"""The output on the console in each mode."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Terminal(io.StringIO):
 
 
 class Clock:
-    """Time that passes when told to."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -71,10 +71,31 @@ def test_plain_shows_a_line_an_evaluation() -> None:
 
 
 def test_time_left_by_hand() -> None:
-    # Created at 0 s; round 1 ends at 2 s, round 2 at 4 s: 2 s a round, two rounds to go.
+    # Created at 0 s; round 1 ends at 20 s, round 2 at 40 s: 20 s per round, two rounds to go.
+    text = _shown("plain", [_round(1), _round(2)], step=20)
+    assert "1:00 left" in text
+    assert text.rstrip().endswith("0:40 left")
+
+
+def test_a_short_first_round_says_nothing_of_the_others() -> None:
     text = _shown("plain", [_round(1), _round(2)])
-    assert "0:06 left" in text
-    assert text.rstrip().endswith("0:04 left")
+    assert re.findall(r"([\d:]+) left", text) == ["0:04"]
+
+
+def test_start_up_and_phases_are_no_part_of_the_time_left() -> None:
+    """100 s until the run starts, 100 s of scoring, a first round of 10 s, then 2 s per round."""
+    stream, clock = io.StringIO(), Clock()
+    console = ConsoleProgress("plain", total_rounds=30, stream=stream, clock=clock)
+    phase = {**_round(0, evaluated=False), "event": "phase", "phase": "score"}
+    for seconds, event in ((100, STARTED), (100, phase), (10, _round(1)), (2, _round(2)), (2, _round(3))):
+        clock.now += seconds
+        console.record(event)
+    assert re.findall(r"([\d:]+) left", stream.getvalue()) == ["4:50", "0:56", "0:54"]
+
+
+def test_a_warning_within_a_round_takes_nothing_from_it() -> None:
+    text = _shown("plain", [STARTED, _round(1), WARNING, _round(2)])
+    assert "0:08 left" in text  # the warning came in the middle of round 2, which took 4 s
 
 
 def test_plain_is_quiet_when_rounds_are_fast_but_shows_the_last() -> None:
@@ -84,11 +105,11 @@ def test_plain_is_quiet_when_rounds_are_fast_but_shows_the_last() -> None:
 
 def test_a_resume_counts_earlier_bytes_and_measures_speed_anew() -> None:
     text = _shown(
-        "plain", [{"event": "resumed", "round": 2}, _round(3)], past=[STARTED, _round(1), _round(2)]
+        "plain", [{"event": "resumed", "round": 2}, _round(3)], past=[STARTED, _round(1), _round(2)], step=20
     )
     assert "resumed after round 2 of 4" in text
     assert "round 3/4" in text
-    assert "6.00 MB down  3.00 MB up  0:02 left" in text
+    assert "6.00 MB down  3.00 MB up  0:20 left" in text
 
 
 def test_quiet_shows_warnings_alone() -> None:
@@ -120,17 +141,18 @@ def test_rich_shows_everything_in_the_width_there_is(columns: int, monkeypatch: 
     monkeypatch.setenv("COLUMNS", str(columns))
     stream, clock = Terminal(), Clock()
     console = ConsoleProgress("rich", total_rounds=1000, stream=stream, clock=clock)
+    # 600 s from the start to round 1, which no longer counts; then 199 rounds in 1200 s, and 800 to go.
     for event in (STARTED, _round(1), WARNING, _round(200)):
         clock.now += 600
         console.record({**event, "downlink_bytes": 13_400_000_000})
     console.close()
     last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).splitlines()[-1]
-    for part in ("200/1000", "global 90.0 %", "clients 80.0±5.0 %", "2:40:00 left", "26.8 GB↓", "2.00 MB↑"):
+    for part in ("200/1000", "global 90.0 %", "clients 80.0±5.0 %", "1:20:24 left", "26.8 GB↓", "2.00 MB↑"):
         assert part in last
     assert ("━" in last) == (columns == 120)
     assert (
         "warning: the mask keeps nothing of [conv1]" in stream.getvalue()
-    )  # no markup read into the brackets
+    )  # brackets are not interpreted as markup
 
 
 @pytest.mark.parametrize(("stream", "term"), [(io.StringIO(), "xterm"), (Terminal(), "dumb")])
@@ -155,7 +177,8 @@ def test_an_unknown_mode_is_refused() -> None:
 @pytest.mark.parametrize(
     ("count", "text"),
     [
-        (0, "0.00 kB"),
+        (0, "0 B"),
+        (24, "24 B"),
         (12_345, "12.3 kB"),
         (22_370_000, "22.4 MB"),
         (999_999_999, "1,000 MB"),

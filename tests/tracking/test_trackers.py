@@ -1,4 +1,4 @@
-"""Broadcast, wandb, TensorBoard, and which of them a configuration asks for."""
+"""Broadcast, wandb, TensorBoard, and the choice of trackers by the configuration."""
 
 from __future__ import annotations
 
@@ -24,12 +24,18 @@ from ssfl.tracking import (
 )
 
 SCORE = {"event": "phase", "phase": "score", "round": 0, "downlink_bytes": 7, "uplink_bytes": 7}
-ROUND_1 = {"event": "round", "phase": "train", "round": 1, "global_accuracy": 0.5, "train_loss": None}
+ROUND_1 = {
+    "event": "round",
+    "phase": "train",
+    "round": 1,
+    "global_accuracy": 0.5,
+    "train_loss_last_epoch": None,
+}
 FINISHED = {"event": "run_finished", "rounds": 1, "bytes_ratio": 2.0}
 
 
 class Listener:
-    """Writes down what it hears."""
+    """Records the received events."""
 
     def __init__(self, heard: list[str], name: str, broken: bool = False) -> None:
         self.heard, self.name, self.broken = heard, name, broken
@@ -103,6 +109,11 @@ def test_wandb_gets_scalars_over_the_round(monkeypatch: pytest.MonkeyPatch, tmp_
         {"global_accuracy": 0.5, "round": 1},
     ]
     assert run.summary == {"rounds": 1, "bytes_ratio": 2.0}
+    tracker.record(
+        {**FINISHED, "global_accuracy": 0.9, "client_accuracy_mean": 0.8, "aggregation_seconds": 1.0}
+    )
+    assert sorted(run.summary)[:2] == ["accuracy_clients", "accuracy_global"]
+    assert (run.summary["accuracy_clients"], run.summary["accuracy_global"]) == (0.8, 0.9)
     assert run.ended
 
 
@@ -129,7 +140,7 @@ def test_missing_packages_say_how_to_install(monkeypatch: pytest.MonkeyPatch, tm
     with pytest.raises(TrackingError, match=r"pip install 'ssfl\[tensorboard\]'"):
         TensorBoardTracker(tmp_path)
     config = Config()
-    check_trackers(config)  # nothing asked for, nothing needed
+    check_trackers(config)  # no tracker is configured, so no package is needed
     with pytest.raises(TrackingError, match="wandb"):
         check_trackers(replace(config, wandb=replace(config.wandb, mode="online")))
     with pytest.raises(TrackingError, match="tensorboard"):
@@ -187,3 +198,33 @@ def test_all_trackers_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     trackers = trackers_of(config, tmp_path)
     assert [type(tracker) for tracker in trackers] == [ConsoleProgress, WandbTracker, TensorBoardTracker]
     Broadcast(trackers).close()
+
+
+def test_observers_are_closed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    broadcast = Broadcast([Listener(heard, "one"), Listener(heard, "two", broken=True)])
+    with pytest.raises(OSError, match="disk full"):
+        broadcast.close()
+    broadcast.close()
+    assert sorted(heard) == ["one closed", "two closed"]
+
+
+def test_a_tracker_that_cannot_start_closes_those_that_have(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run, _ = _fake_wandb(monkeypatch)
+
+    def refuse(*_: object) -> None:
+        raise OSError("no terminal")
+
+    monkeypatch.setattr("ssfl.tracking.choose.ConsoleProgress", refuse)
+    config = Config()
+    with pytest.raises(OSError, match="no terminal"):
+        trackers_of(replace(config, wandb=replace(config.wandb, mode="offline")), tmp_path)
+    assert run.ended
+
+
+def test_a_spoiled_line_of_the_past_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'\0\n{"event"}\n[1]\n' + json.dumps(SCORE).encode() + b"\n")
+    (console,) = trackers_of(Config(), tmp_path)
+    console.close()

@@ -1,0 +1,218 @@
+"""Estimates the bytes of a run before it starts, from its plans and messages with few clients and random replies."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from ssfl.algorithms.base import Clock, RoundPlan, ServerContext
+from ssfl.assemble.build import RunSetup, algorithm_of, counting_notes, setup_of
+from ssfl.assemble.communication import wire_of
+from ssfl.assemble.loop import link_of
+from ssfl.config import PROFILES, CommunicationConfig, Config, cohort_size
+from ssfl.core.payloads import SERVER
+from ssfl.engine.accounting.ledger import ClientLink, Meter, dense_payload_bytes
+from ssfl.engine.coded_exchange import CodedExchange
+from ssfl.engine.executors.untrained import UntrainedExecutor
+from ssfl.engine.simulator import Simulator
+from ssfl.report.tables.grid import draw
+from ssfl.report.tables.units import size_text
+
+FEW = 3
+"""Clients of the trial run; messages of other clients would have the same size."""
+ROUNDS = 2
+"""Training rounds of the last phase in the trial; later rounds are assumed to have the same size."""
+MBITS, ROUND_TRIP_MS = 20.0, 50.0
+"""A home's uplink, used if the configuration has no link."""
+
+
+@final
+@dataclass(frozen=True)
+class PhaseTraffic:
+    """One phase of a run: mean bytes of a client's messages in one exchange, and how often it happens."""
+
+    phase: str
+    timed: bool
+    exchanges: int
+    clients: float
+    """Clients in one exchange."""
+    down_bytes: float
+    up_bytes: float
+    peer_bytes: float
+
+    @property
+    def client_bytes(self) -> float:
+        """To and from one client in one exchange."""
+        return self.down_bytes + self.up_bytes + self.peer_bytes
+
+    @property
+    def run_bytes(self) -> float:
+        """Bytes of all clients in all exchanges."""
+        return self.client_bytes * self.clients * self.exchanges
+
+
+@final
+@dataclass(frozen=True)
+class Tried:
+    """One exchange of the trial run."""
+
+    plan: RoundPlan
+    meter: Meter
+    whole: RoundPlan
+    """The plan of this exchange in the run with all clients."""
+
+    @property
+    def peer_bytes(self) -> float:
+        """Bytes from other clients, per client in the run with all clients, who have more neighbours."""
+        ours, theirs = _models_heard(self.plan), _models_heard(self.whole)
+        return self.meter.peer_bytes / len(self.plan.instructions) * (theirs / ours if ours else 0)
+
+
+def show_estimate(config: Config) -> int:
+    """Print the bytes that the run sends with every profile, and with the configured settings if they differ."""
+    setup = setup_of(config, pixels=False)
+    rows = {name: traffic_of(setup, one) for name, one in _variants(config).items()}
+    for note in counting_notes(config, setup.config):
+        print(f"ssfl: {note}", file=sys.stderr)
+    print(estimate_text(setup.config, setup, rows), end="")
+    return 0
+
+
+def _variants(config: Config) -> Mapping[str, CommunicationConfig]:
+    asked = config.communication
+    plain: dict[str, CommunicationConfig] = {name: CommunicationConfig(profile=name) for name in PROFILES}
+    watched = {
+        "measure": asked.measure,
+        "link_mbits": asked.link_mbits,
+        "link_round_trip_ms": asked.link_round_trip_ms,
+    }
+    chosen = replace(asked, **{name: getattr(CommunicationConfig(), name) for name in watched})
+    return plain if chosen in plain.values() else {**plain, "as set": chosen}
+
+
+def traffic_of(setup: RunSetup, communication: CommunicationConfig) -> Sequence[PhaseTraffic]:
+    """The phases of a run with these codecs, in order."""
+    total = setup.config.training.comm_round
+    config = replace(setup.config, communication=communication)
+    tried = list(_tried(setup, config, min(total, _first_rounds(setup, config) + ROUNDS)))
+    found: dict[str, list[Tried]] = {}
+    for one in tried:
+        found.setdefault(one.plan.phase, []).append(one)
+    last = next((t.plan.phase for t in reversed(tried) if t.plan.timed), "")
+    before = sum(t.plan.timed and t.plan.phase != last for t in tried)
+    phases: list[PhaseTraffic] = []
+    for phase, exchanges in found.items():
+        usual = _phase(phase, exchanges[1:] or exchanges, total - before if phase == last else len(exchanges))
+        phases += [
+            *_first_contact(_phase(phase, exchanges[:1], 1), usual, setup.federation.num_clients),
+            usual,
+        ]
+    return phases
+
+
+def _first_contact(first: PhaseTraffic, usual: PhaseTraffic, clients: int) -> Iterator[PhaseTraffic]:
+    """The extra bytes of a client's first exchange, if they are more than the variation of codecs."""
+    more = first.down_bytes - usual.down_bytes
+    if more > usual.down_bytes / 2:
+        yield PhaseTraffic(f"{usual.phase}, first time", False, 1, clients, more, 0.0, 0.0)
+
+
+def _first_rounds(setup: RunSetup, config: Config) -> int:
+    """Training rounds before those of the last phase (warm-up), that is, before a mask is made."""
+    algorithm = algorithm_of(config, setup.layout)
+    return int(getattr(algorithm, "mask_round", 0))
+
+
+def _tried(setup: RunSetup, config: Config, rounds: int) -> Iterator[Tried]:
+    """The run with `rounds` rounds and few clients, without training."""
+    layout, seed = setup.layout, setup.context.seed
+    few = min(FEW, setup.federation.num_clients)
+    training = replace(
+        config.training,
+        comm_round=rounds,
+        client_num_in_total=few,
+        client_num_per_round=min(few, cohort_size(config)),
+    )
+    whole, wire = algorithm_of(config, layout), wire_of(config, layout)
+    algorithm = algorithm_of(replace(config, training=training), layout)
+    context = ServerContext(layout, dict.fromkeys(range(few), 1), seed)
+    executor = UntrainedExecutor(algorithm.tasks, layout, wire, context.example_counts, seed)
+    exchange = CodedExchange(Simulator(executor), wire)
+    clock = Clock(1, rounds)
+    state = algorithm.initialize(setup.theta, context)
+    while (plan := algorithm.configure_round(state, clock, context)) is not None:
+        meter = Meter(len(plan.instructions))
+        planned = whole.configure_round(state, clock, setup.context)
+        state = algorithm.aggregate(state, plan, meter.watch(exchange(plan, meter)), context)
+        clock = replace(clock, round=clock.round + plan.timed)
+        yield Tried(plan, meter, planned or plan)
+
+
+def _models_heard(plan: RoundPlan) -> float:
+    """Mean number of other clients' models in a client's inbox."""
+    heard = [sum(m.sender != SERVER for m in i.inbox) for i in plan.instructions]
+    return sum(heard) / max(len(heard), 1)
+
+
+def _phase(phase: str, usual: Sequence[Tried], count: int) -> PhaseTraffic:
+    """The mean of the tried exchanges, for `count` exchanges."""
+    asked = sum(len(t.plan.instructions) for t in usual)
+    return PhaseTraffic(
+        phase,
+        usual[0].plan.timed,
+        count,
+        sum(len(t.whole.instructions) for t in usual) / len(usual),
+        sum(t.meter.downlink_bytes for t in usual) / asked,
+        sum(t.meter.uplink_bytes for t in usual) / asked,
+        sum(t.peer_bytes for t in usual) / len(usual),
+    )
+
+
+# ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────
+def estimate_text(config: Config, setup: RunSetup, rows: Mapping[str, Sequence[PhaseTraffic]]) -> str:
+    """A table with phases and directions as rows, profiles as columns."""
+    link = link_of(config) or ClientLink(MBITS, ROUND_TRIP_MS)
+    training = config.training
+    dense = 2 * dense_payload_bytes(setup.layout.size) * cohort_size(config) * training.comm_round
+    cells = [*_phase_lines(rows), *_total_lines(rows, dense, link)]
+    intro = (
+        f"{config.algorithm.name}, {config.model.name} ({setup.layout.size:,} parameters), "
+        f"{training.client_num_in_total} client{'s' * (training.client_num_in_total != 1)}, "
+        f"{training.comm_round} round{'s' * (training.comm_round != 1)}; bytes of one client's messages.\n"
+        "Sizes of entropy-coded messages are approximate, because they depend on the training.\n"
+    )
+    return intro + draw(["", *rows], cells, "text", None, text_columns=(0,))
+
+
+def _phase_lines(rows: Mapping[str, Sequence[PhaseTraffic]]) -> Iterator[list[str]]:
+    first = next(iter(rows.values()))
+    for number, phase in enumerate(first):
+        often = f"{phase.exchanges} round{'s' * (phase.exchanges > 1)}" if phase.timed else "once"
+        asked = f"{phase.clients:g} client{'s' * (phase.clients > 1)}"
+        for name, label in (("down_bytes", "down"), ("up_bytes", "up"), ("peer_bytes", "from other clients")):
+            sizes = [getattr(row[number], name) for row in rows.values()]
+            if any(sizes):
+                yield [f"{phase.phase}, {label} ({often}, {asked})", *map(size_text, sizes)]
+
+
+def _total_lines(
+    rows: Mapping[str, Sequence[PhaseTraffic]], dense: float, link: ClientLink
+) -> Iterator[list[str]]:
+    totals = [sum(phase.run_bytes for phase in row) for row in rows.values()]
+    once = [sum(p.run_bytes for p in row if not p.timed) for row in rows.values()]
+    yield ["whole run, all clients", *map(size_text, totals)]
+    yield ["of which one-off phases", *map(size_text, once)]
+    yield ["dense FedAvg / this run", *(f"{dense / total:.1f}x" if total else "–" for total in totals)]
+    where = f"at {link.mbits:g} Mbit/s, {link.round_trip_ms:g} ms round trip"
+    for timed, name in ((False, "one-off phases"), (True, "a round")):
+        seconds = [_link_seconds([p for p in row if p.timed == timed], link) for row in rows.values()]
+        if any(seconds):
+            yield [f"{name} {where}", *(f"{s:.2f} s" for s in seconds)]
+
+
+def _link_seconds(phases: Sequence[PhaseTraffic], link: ClientLink) -> float:
+    """One client's time for one exchange of each phase; for training phases, of the last one only."""
+    counted: Sequence[Any] = phases[-1:] if phases and phases[0].timed else phases
+    return sum(link.seconds(p.client_bytes) for p in counted)

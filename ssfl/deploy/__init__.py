@@ -1,0 +1,1 @@
+"""A federation between real sites, on Flower: the simulator's algorithms and loop over another exchange."""

@@ -1,0 +1,1 @@
+"""The verbs of `ssfl deploy`."""

@@ -1,0 +1,97 @@
+"""Show a run from another process: its status, its metrics.jsonl, its summary."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ssfl.deploy.server.run_record import REFUSALS, RunRecord, load_records
+from ssfl.report.runs import load_run
+from ssfl.report.tables.summary import summary_text
+from ssfl.tracking.console import ConsoleProgress
+
+POLL_SECONDS = 0.2
+
+
+def follow(
+    home: Path, flower_run: str, console: str, look_after: Callable[[bool], None], seconds: float = 0.0
+) -> int:
+    """Show a run until it ends. Returns the exit code: 0 if finished, else 1.
+
+    look_after: called at every poll, with whether the run's record exists.
+    """
+    end = time.monotonic() + seconds if seconds else float("inf")
+    shown: _Shown | None = None
+    run = reported = ""
+    while time.monotonic() < end:
+        record = _record(home, run, flower_run)
+        look_after(record is not None)
+        if record is not None:
+            run = record.run
+            if record.status == "waiting" and record.reason not in ("", reported):
+                reported = record.reason
+                print(f"ssfl: waiting; {reported}", file=sys.stderr, flush=True)
+            if shown is None and record.folder:
+                shown = _Shown(Path(record.folder), console, record.rounds)
+            if shown is not None:
+                shown.more()
+            if record.status in ("finished", "failed", "stopped", "refused"):
+                return _end(record, shown)
+        time.sleep(POLL_SECONDS)
+    if shown is not None:
+        shown.close()
+    print(f"ssfl: the run did not end within {seconds:g} s", file=sys.stderr)
+    return 1
+
+
+def _record(home: Path, run: str, flower_run: str) -> RunRecord | None:
+    """The run's record, by its name once that is known: Flower gives a resumed run another id."""
+    for record in reversed(load_records(home)):
+        if record.run == run or (not run and record.flower_run == flower_run):
+            return record
+    refused = [r for r in load_records(home, REFUSALS) if r.flower_run == flower_run]
+    return refused[-1] if refused else None
+
+
+class _Shown:
+    """Lines of metrics.jsonl, as they come, on the console."""
+
+    def __init__(self, folder: Path, console: str, rounds: int) -> None:
+        mode = "rich" if console == "auto" else console
+        self._path = folder / "metrics.jsonl"
+        self._console = ConsoleProgress(mode, rounds, sys.stdout if mode == "json" else sys.stderr)
+        self._at = 0
+
+    def more(self) -> None:
+        """Show what has been added; a resume cuts the file to its last checkpoint."""
+        if not self._path.is_file():
+            return
+        raw = self._path.read_bytes()
+        self._at = min(self._at, len(raw))
+        lines = raw[self._at : raw.rfind(b"\n") + 1]
+        self._at += len(lines)
+        for line in lines.splitlines():
+            self._console.record(json.loads(line))
+
+    def close(self) -> None:
+        self._console.close()
+
+
+def _end(record: RunRecord, shown: _Shown | None) -> int:
+    if shown is not None:
+        shown.more()
+        shown.close()
+    if record.status == "finished":
+        print(summary_text(load_run(Path(record.folder))))
+        return 0
+    if record.status == "refused":
+        print(f"ssfl: the run was not resumed: {record.reason}", file=sys.stderr)
+        return 1
+    print(f"ssfl: the run {record.status}: {record.reason}", file=sys.stderr)
+    if record.folder:
+        print(f"continue with: ssfl deploy run --resume {shlex.quote(str(record.folder))}", file=sys.stderr)
+    return 1

@@ -1,0 +1,118 @@
+"""`ssfl deploy site`: one process that holds a site's data, network and state, and answers the server."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+import warnings
+from pathlib import Path
+
+from ssfl.deploy.errors import DeployError
+from ssfl.deploy.federation.folders import is_loopback, read_site_folder
+from ssfl.deploy.log import EventLog
+from ssfl.deploy.site.data import SiteData, load_site_data
+from ssfl.deploy.site.loop import serve
+from ssfl.deploy.site.sessions import SiteOptions, builder_of
+from ssfl.deploy.site.trainer import Trainer
+from ssfl.deploy.transport.fleet import Credentials, FleetPort
+
+
+def run_site(arguments: argparse.Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C. Returns the exit code. Raises DeployError or DataError before connecting."""
+    if arguments.device == "cuda":
+        _check_cuda()
+    credentials, name = credentials_of(arguments)
+    state = state_folder(arguments)
+    log = EventLog(name, None if state is None else state / "site.jsonl")
+    data = _data(arguments, log)
+    log.info(
+        "data",
+        f"{data.examples} examples, {data.test_examples} to test on, {len(data.arrays.class_names)} classes",
+    )
+    options = SiteOptions(
+        own_model=arguments.model,
+        own_method=arguments.algorithm,
+        threads=arguments.threads,
+        device=arguments.device,
+        state_folder=state,
+    )
+    trainer = Trainer(builder_of(data, options), log, arguments.client, state)
+    over = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        over.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    if arguments.stock_supernode:
+        from ssfl.deploy.transport.stock import serve_stock
+
+        return serve_stock(arguments.stock_supernode, arguments.stock_secret, trainer.handle, log, over)
+    port = FleetPort(credentials, None if state is None else state / "node")
+    try:
+        patience = arguments.give_up_seconds or None
+        ended = serve(port, trainer.handle, log, over, arguments.max_message_mb * 1_000_000, patience)
+        return 0 if ended else 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # closing the connection must not be interrupted
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        port.close()
+        log.info("left")
+
+
+def credentials_of(arguments: argparse.Namespace) -> tuple[Credentials, str]:
+    """Returns the site's credentials and its name. Raises DeployError."""
+    if arguments.folder is None:
+        if not arguments.superlink or not arguments.insecure:
+            raise DeployError(
+                "give --folder, the site's folder from `ssfl deploy init` (or --superlink with --insecure)"
+            )
+        return _insecure(arguments.superlink), "site"
+    site = read_site_folder(arguments.folder)
+    superlink = arguments.superlink or site.superlink
+    if arguments.insecure:
+        return _insecure(superlink), site.name
+    if site.root_certificates is None:
+        raise DeployError(
+            f"{arguments.folder}: ca.crt is missing; without it the server's identity cannot be verified"
+        )
+    return Credentials(superlink, site.root_certificates, site.private_key), site.name
+
+
+def _insecure(superlink: str) -> Credentials:
+    if not is_loopback(superlink):
+        raise DeployError(f"--insecure --superlink {superlink}: without TLS the server must be on loopback")
+    return Credentials(superlink)
+
+
+def state_folder(arguments: argparse.Namespace) -> Path | None:
+    """The folder of the site's state, created if it does not exist; None without one. Raises DeployError."""
+    folder = arguments.state or (None if arguments.folder is None else arguments.folder / "state")
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise DeployError(f"--state {folder}: {error.strerror}") from None
+    return Path(folder)
+
+
+def _data(arguments: argparse.Namespace, log: EventLog) -> SiteData:
+    names = [name for name in arguments.class_names.split(",") if name]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = load_site_data(arguments.data, names, arguments.test)
+    for warning in caught:
+        log.warning("data", str(warning.message))
+    return data
+
+
+def _check_cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise DeployError("--device cuda: PyTorch finds no CUDA device on this machine; use cpu or auto")

@@ -1,0 +1,12 @@
+"""The deployment's error for bad input: one line that says what is wrong, where, and what is allowed."""
+
+from __future__ import annotations
+
+from typing import final
+
+from ssfl.errors import UserError
+
+
+@final
+class DeployError(UserError):
+    """A deployment cannot be started or joined with these arguments."""

@@ -1,0 +1,78 @@
+"""The roster: keys and client numbers of the registered sites, in a file in the server's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
+
+from ssfl.deploy.errors import DeployError
+from ssfl.output import write_atomically
+
+FILE = "roster.json"
+LONGEST_NAME = 64
+SITE_NAME = re.compile(rf"(?!_)\w[\w.-]{{0,{LONGEST_NAME - 1}}}")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A registered site."""
+
+    client: int
+    name: str
+    key: str
+    """SHA-256 of its public key, hex."""
+
+
+def fingerprint(public_key: Path) -> str:
+    """SHA-256 (hex) of a public key as Flower sees it (PEM). Raises DeployError."""
+    try:
+        key = load_ssh_public_key(public_key.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DeployError(f"{public_key}: cannot be read as a public key ({error})") from None
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(pem).hexdigest()
+
+
+def load_roster(folder: Path | None) -> tuple[Member, ...]:
+    """The members in the order of clients; empty without a roster. Raises DeployError."""
+    path = None if folder is None else folder / FILE
+    if path is None or not path.is_file():
+        return ()
+    try:
+        items = json.loads(path.read_text(encoding="utf-8"))["sites"]
+        members = tuple(Member(int(i["client"]), str(i["name"]), str(i["key"])) for i in items)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DeployError(
+            f"{path}: cannot be read as a roster ({error}); `ssfl deploy init` writes one"
+        ) from None
+    return _checked(members, path)
+
+
+def _checked(members: Sequence[Member], path: Path) -> tuple[Member, ...]:
+    """The members in the order of clients. Raises DeployError."""
+    numbers, keys = {m.client for m in members}, {m.key for m in members}
+    if len(numbers) < len(members) or len(keys) < len(members):
+        raise DeployError(f"{path}: two sites have one client number or one key")
+    return tuple(sorted(members, key=lambda member: member.client))
+
+
+def check_site_name(name: str) -> None:
+    """Raises DeployError for a name that cannot be the name of a folder and of a key file."""
+    if not SITE_NAME.fullmatch(name):
+        raise DeployError(
+            f"site {name!r:.80}: a site's name has 1 to {LONGEST_NAME} letters, digits, '_', '-' and '.', "
+            "and begins with a letter or digit"
+        )
+
+
+def save_roster(folder: Path, members: Sequence[Member]) -> None:
+    """Write the roster atomically. Raises DeployError, and writes nothing, if two sites have one number or key."""
+    checked = _checked(members, folder / FILE)
+    items = [{"client": m.client, "name": m.name, "key": m.key} for m in checked]
+    write_atomically(folder / FILE, (json.dumps({"sites": items}, indent=2) + "\n").encode())

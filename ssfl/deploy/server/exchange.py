@@ -1,0 +1,420 @@
+"""The exchange of a deployment: send a plan, accept the answers that arrive in time, continue with a quorum.
+
+Replies are yielded in the order of clients, so that sums have the same bits as in a simulation. A reply that arrives
+before its turn is stored as bytes, a large one in an unlinked file: memory does not grow with the number of sites.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import final
+
+from ssfl.algorithms.base import ClientReply, ClientTask, PeerModel, RoundPlan
+from ssfl.core.layout import Layout
+from ssfl.core.payloads import SERVER, Payload, Traffic
+from ssfl.deploy.log import EventLog
+from ssfl.deploy.protocol import messages
+from ssfl.deploy.protocol.messages import LACKS
+from ssfl.deploy.protocol.payloads import (
+    digest_of,
+    from_bytes,
+    is_broadcast,
+    is_scoring,
+    refusal_reason,
+    resolved,
+    to_bytes,
+)
+from ssfl.deploy.server.pending_replies import PendingReplies
+from ssfl.deploy.server.published import Published
+from ssfl.deploy.server.site_registry import LATE, SiteRegistry, WorkOutcome
+from ssfl.deploy.settings import DeploySettings
+from ssfl.engine.accounting.ledger import Meter
+from ssfl.engine.client.memory import ClientMemories
+from ssfl.engine.coded_exchange import ServerCoder
+from ssfl.errors import UserError
+from ssfl.wire.stack import WireStack
+
+FAST_POLL_SECONDS = 0.05
+SLOW_POLL_SECONDS = 0.25
+FAST_FOR_SECONDS = 5.0
+"""Answers are polled often at first, then less often: each poll costs CPU time on the server."""
+SENT_TOGETHER_BYTES = 32_000_000
+"""Messages above this size are sent one after the other, except if they are the same for several clients."""
+_Traffic = dict[int, list[tuple[int, Traffic]]]
+"""Client -> for each message to it, its sender and what it counts."""
+
+
+class QuorumError(UserError):
+    """Fewer sites than the quorum answered within patience_seconds: the run stops and can be resumed."""
+
+
+@dataclass(frozen=True)
+class StoredBroadcast:
+    """A broadcast (a mask) that every client must hold, as it was sent."""
+
+    digest: str
+    phase: str
+    round: int
+    blobs: tuple[bytes, ...]
+
+
+@dataclass
+class ExchangeSummary:
+    """Counts and duration of one exchange."""
+
+    asked: int = 0
+    answered: int = 0
+    missing: tuple[int, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass
+class _ExchangeState:
+    """One exchange in progress."""
+
+    plan: RoundPlan
+    meter: Meter
+    published: Callable[[int], bytes | None]
+    """What a client had published when the exchange began."""
+    inboxes: Mapping[int, tuple[Payload | PeerModel, ...]]
+    """What each client is sent."""
+    waiting: set[int]
+    """Clients whose answer has not arrived and is still expected."""
+    arrived: PendingReplies
+    encoded: dict[int, bytes] = field(default_factory=dict)
+    """Messages of the plan as bytes, by the id of the payload, as long as clients wait for them to be sent."""
+    under_way: set[int] = field(default_factory=set)
+    given_up: dict[int, str] = field(default_factory=dict)
+    lost_at: dict[int, float] = field(default_factory=dict)
+    """When the connection to a working client was lost."""
+    accepted: int = 0
+
+
+@final
+class FleetExchange:
+    """The loop's `Exchange` over a registry of sites.
+
+    number: exchanges done so far in this run. broadcasts: what every client must hold, by digest. Checkpoints keep
+    both (`driver.py`).
+    """
+
+    def __init__(
+        self,
+        registry: SiteRegistry,
+        tasks: Mapping[str, ClientTask],
+        wire: WireStack,
+        settings: DeploySettings,
+        log: EventLog,
+        scratch: Path | None = None,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.registry, self.tasks, self.settings, self.log = registry, tasks, settings, log
+        self.coder = ServerCoder(wire)
+        self.layout: Layout = wire.layout
+        self.published = Published(None if scratch is None else scratch / "published")
+        self.number = 0
+        self.broadcasts: dict[str, StoredBroadcast] = {}
+        self.summary = ExchangeSummary()
+        self.on_broadcast: Callable[[StoredBroadcast], None] = lambda broadcast: None
+        self._scratch, self._now, self._sleep = scratch, now, sleep
+
+    # ── Exchange ─────────────────────────────────────────────────────────────────────────────────────────────────
+    def __call__(self, plan: RoundPlan, meter: Meter) -> Iterator[ClientReply]:
+        """Yields decoded replies in the order of clients. Raises QuorumError when too few sites answer in time.
+
+        A reply that cannot be decoded is refused when it arrives, so that it does not count towards the quorum.
+        """
+        plan = self.coder.begin(plan)
+        self.number += 1
+        self.summary = ExchangeSummary(asked=len(plan.instructions))
+        inboxes = {i.client: tuple(i.inbox) for i in plan.instructions}
+        arrived = PendingReplies(self._scratch, self._log_full_disk)
+        state = _ExchangeState(plan, meter, self.published.as_now(), inboxes, set(inboxes), arrived)
+        start = self._now()
+        order = sorted(state.inboxes)
+        replied: list[int] = []
+        at = 0
+        for over in self._steps(state, start):
+            while at < len(order) and (order[at] in state.arrived or order[at] in state.given_up):
+                client, at = order[at], at + 1
+                if client in state.arrived:
+                    replied.append(client)
+                    yield self._reply(state, client)
+            if over:
+                break
+        self.summary.seconds = self._now() - start
+        self.summary.answered = state.accepted
+        self.summary.missing = tuple(sorted(state.given_up))
+        self.coder.end(replied)
+        self._finish_exchange(state)
+
+    def client_memories(self) -> ClientMemories:
+        """The codec states of the server; the clients' states stay at the sites."""
+        return self.coder.memory()
+
+    def restore(self, memories: ClientMemories) -> None:
+        """Restore what `client_memories` returned."""
+        self.coder.restored(memories)
+
+    # ── a round ──────────────────────────────────────────────────────────────────────────────────────────────────
+    def _steps(self, state: _ExchangeState, start: float) -> Iterator[bool]:
+        """Send and poll; yields after every change, True when the exchange is over."""
+        settings = self.settings
+        quorum = self._quorum(state)
+        deadline = start + settings.deadline_seconds
+        patience = start + max(settings.patience_seconds, settings.deadline_seconds)
+        while True:
+            self._send(state, max(1.0, deadline - self._now()))
+            changed = self._handle_outcomes(state)
+            late = self._now() >= deadline
+            unreachable = all(self._is_unreachable(state, c) for c in state.waiting)
+            enough = state.accepted >= quorum
+            if not state.waiting or (enough and (late or unreachable)):
+                self._give_up(state, LATE if late else "not connected")
+                yield True
+                return
+            if late:
+                if self._now() >= patience:
+                    raise QuorumError(self._quorum_message(state, quorum))
+                self._log_waiting(state, quorum)
+                deadline = self._now() + settings.deadline_seconds
+                state.under_way.clear()
+            if changed:
+                yield False
+            else:
+                self._sleep(self._pause(start))
+
+    def _quorum(self, state: _ExchangeState) -> int:
+        """Number of answers needed."""
+        task, asked = self.tasks[state.plan.phase], len(state.inboxes)
+        if is_scoring(task) and self.settings.scoring == "all":
+            return asked
+        return max(1, -int(-asked * self.settings.quorum // 1))
+
+    def _send(self, state: _ExchangeState, seconds: float) -> None:
+        """Send work to every client that is free and has not received it."""
+        to = sorted(c for c in state.waiting - state.under_way if self.registry.ready(c))
+        if not to:
+            return
+        for works, traffic in self._works(state, to):
+            failed = self.registry.send_work(works, seconds)
+            for client in traffic.keys() - set(failed):
+                state.under_way.add(client)
+                for sender, size in traffic[client]:
+                    state.meter.sent(sender, client, size)
+            works.clear()  # before the next ones are made
+        if state.waiting <= state.under_way:
+            state.encoded.clear()  # made again where a message must be repeated
+
+    def _works(
+        self, state: _ExchangeState, to: Sequence[int]
+    ) -> Iterator[tuple[list[messages.Work], _Traffic]]:
+        """Work for these clients, and what it counts; in groups with at most SENT_TOGETHER_BYTES to upload.
+
+        Every message counts that is sent, including repeats and masks that are sent again.
+        """
+        works: list[messages.Work] = []
+        traffic: _Traffic = {}
+        sizes: dict[int, int] = {}
+        for client in to:
+            blobs, counted = self._blobs(state, client)
+            new = {id(b): len(b) for b in blobs if id(b) not in sizes}  # equal messages are uploaded once
+            if works and new and sum(sizes.values()) + sum(new.values()) > SENT_TOGETHER_BYTES:
+                yield works, traffic
+                works, traffic, sizes = [], {}, {}
+            sizes |= new
+            works.append(self._work(state, client, blobs))
+            again = [from_bytes(blob, self.layout) for missed in works[-1].missed for blob in missed.blobs]
+            traffic[client] = counted + [(SERVER, Traffic.of(payload)) for payload in again]
+        if works:
+            yield works, traffic
+
+    def _blobs(
+        self, state: _ExchangeState, client: int
+    ) -> tuple[tuple[bytes, ...], list[tuple[int, Traffic]]]:
+        """What a client is sent, as bytes; who sends it and what it counts."""
+        blobs: list[bytes] = []
+        traffic = []
+        for message in state.inboxes[client]:
+            payload = resolved(message, state.plan, partial(self._peer, state))
+            known = state.encoded.get(id(payload))
+            blobs.append(to_bytes(payload, self.layout) if known is None else known)
+            if payload is message:  # the plan keeps it alive, so its id is unique
+                state.encoded[id(payload)] = blobs[-1]
+            traffic.append((payload.sender, Traffic.of(payload)))
+        return tuple(blobs), traffic
+
+    def _peer(self, state: _ExchangeState, client: int) -> Payload | None:
+        raw = state.published(client)
+        return None if raw is None else from_bytes(raw, self.layout)
+
+    def _work(self, state: _ExchangeState, client: int, blobs: tuple[bytes, ...]) -> messages.Work:
+        plan, site = state.plan, self.registry.clients[client]
+        missed = tuple(
+            messages.Broadcast(h.digest, h.phase, h.round, h.blobs)
+            for h in self.broadcasts.values()
+            if h.digest not in site.holds
+        )
+        clock = plan.clock
+        return messages.Work(
+            self.registry.run,
+            client,
+            self.number,
+            plan.phase,
+            clock.round,
+            clock.total,
+            blobs,
+            plan.publish,
+            tuple(self.broadcasts),
+            missed,
+        )
+
+    def _handle_outcomes(self, state: _ExchangeState) -> bool:
+        """Process what has arrived since the last call; whether anything had. Keeps no reply while it waits."""
+        outcomes = self.registry.poll()
+        for outcome in outcomes:
+            self._handle_outcome(state, outcome)
+        return bool(outcomes)
+
+    def _handle_outcome(self, state: _ExchangeState, outcome: WorkOutcome) -> None:
+        """Process an answer to work of this exchange or of an earlier one."""
+        client, done = outcome.client, outcome.done
+        if done is None:
+            if client in state.waiting and client in state.under_way:
+                self._failed(state, outcome)
+            return
+        site = self.registry.clients.get(client)
+        if site is None:
+            return
+        site.holds = set(done.holds)
+        if done.exchange != self.number or client not in state.waiting:
+            text = (
+                f"client {client}: an answer to exchange {done.exchange} in exchange {self.number}; dropped"
+            )
+            self.log.warning(
+                "stale_answer", text, run=self.registry.run, client=client, exchange=done.exchange
+            )
+            return
+        payload, reason = self._read(state, client, done, site.joined)
+        if payload is None:
+            self.registry.refuse_answer(site, reason)
+            self._stop_waiting_for(state, client, reason)
+            return
+        if state.plan.publish:
+            self.published.put(client, self.number, done.payload)
+        state.waiting.discard(client)
+        is_next = not any(waiting < client for waiting in state.waiting)
+        state.arrived.put(client, done.report, payload if is_next else done.payload)
+        state.accepted += 1
+
+    def _read(
+        self, state: _ExchangeState, client: int, done: messages.Done, joined: messages.Joined | None
+    ) -> tuple[Payload | None, str]:
+        """Returns the decoded payload, or None and the reason why it is refused."""
+        if done.run != self.registry.run or done.client != client:
+            return None, f"answers as client {done.client} of run {done.run:.40}"
+        if joined is not None and done.report.examples != joined.examples:
+            return None, f"reports {done.report.examples} examples, joined with {joined.examples}"
+        if any(t.examples > joined.test_examples for t in done.report.tallies.values() if joined is not None):
+            return None, "reports more test examples than it joined with"
+        try:
+            received = from_bytes(done.payload, self.layout)
+            payload = self.coder.read(client, received)
+            task = self.tasks[state.plan.phase]
+            reason = refusal_reason(payload, client, self.coder.asked(client), state.plan, task, self.layout)
+        except (ValueError, TypeError) as error:
+            return None, str(error)
+        if reason is not None:
+            return None, reason
+        state.meter.received(client, Traffic.of(received))
+        return payload, ""
+
+    def _reply(self, state: _ExchangeState, client: int) -> ClientReply:
+        """The reply of a client whose turn has come; it is not kept here."""
+        arrived = state.arrived.take(client)
+        payload = arrived.payload
+        if isinstance(payload, bytes):
+            payload = self.coder.read(client, from_bytes(payload, self.layout))
+        return ClientReply(client, payload, arrived.report)
+
+    def _log_full_disk(self, error: OSError) -> None:
+        self.log.warning("disk_full", f"{error}: the reply stays in memory", run=self.registry.run)
+
+    def _failed(self, state: _ExchangeState, outcome: WorkOutcome) -> None:
+        client, reason = outcome.client, outcome.reason
+        state.under_way.discard(client)
+        site = self.registry.clients.get(client)
+        if reason.startswith(LACKS) and site is not None:
+            site.holds -= set(reason.removeprefix(LACKS).split())
+            text = f"client {client} has lost its masks; they are sent again"
+            self.log.warning("broadcast_again", text, run=self.registry.run, client=client)
+            return
+        self.log.warning("no_answer", f"client {client}: {reason}", run=self.registry.run, client=client)
+        if outcome.gone:
+            state.lost_at[client] = self._now()
+        elif reason != LATE and site is not None and site.joined is not None:
+            self._stop_waiting_for(
+                state, client, reason
+            )  # the site reports a failure: repeating would not help
+
+    def _is_unreachable(self, state: _ExchangeState, client: int) -> bool:
+        """Whether the client has been disconnected for at least `return_seconds`."""
+        gone_for = self._now() - state.lost_at.get(client, float("-inf"))
+        return self.registry.away(client) and gone_for >= self.settings.return_seconds
+
+    def _stop_waiting_for(self, state: _ExchangeState, client: int, reason: str) -> None:
+        state.waiting.discard(client)
+        state.given_up[client] = reason
+
+    def _give_up(self, state: _ExchangeState, reason: str) -> None:
+        for client in sorted(state.waiting):
+            self._stop_waiting_for(state, client, reason)
+
+    def _finish_exchange(self, state: _ExchangeState) -> None:
+        """Log the missing clients, and keep a broadcast for the clients that did not receive it."""
+        plan = state.plan
+        if state.given_up:
+            missing = ", ".join(f"client {c} ({state.given_up[c]})" for c in sorted(state.given_up))
+            counted = f"{state.accepted} of {self.summary.asked} answered"
+            text = f"{plan.phase}, round {plan.clock.round}: {counted}; without {missing}"
+            if is_scoring(self.tasks[plan.phase]):
+                text += "; the weights of the others are renormalised"
+            self.log.warning(
+                "missing_replies",
+                text,
+                run=self.registry.run,
+                round=plan.clock.round,
+                phase=plan.phase,
+                missing=sorted(state.given_up),
+            )
+        if not is_broadcast(self.tasks[plan.phase]):
+            return
+        sent = {self._blobs(state, client)[0] for client in state.inboxes}
+        if len(sent) != 1:
+            return
+        (blobs,) = sent
+        broadcast = StoredBroadcast(digest_of(blobs), plan.phase, plan.clock.round, blobs)
+        self.broadcasts[broadcast.digest] = broadcast
+        self.on_broadcast(broadcast)
+
+    def _pause(self, start: float) -> float:
+        fast = self.registry.working and self._now() - start < FAST_FOR_SECONDS
+        return FAST_POLL_SECONDS if fast else SLOW_POLL_SECONDS
+
+    def _log_waiting(self, state: _ExchangeState, quorum: int) -> None:
+        text = f"{state.accepted} of {len(state.inboxes)} answered, {quorum} are needed; waiting for more"
+        self.log.warning(
+            "below_quorum", text, run=self.registry.run, round=state.plan.clock.round, phase=state.plan.phase
+        )
+
+    def _quorum_message(self, state: _ExchangeState, quorum: int) -> str:
+        return (
+            f"round {state.plan.clock.round} ({state.plan.phase}): {state.accepted} of {len(state.inboxes)} sites "
+            f"answered within {self.settings.patience_seconds:g} s, {quorum} are needed (deploy.quorum="
+            f"{self.settings.quorum:g}); the last checkpoint is kept"
+        )

@@ -1,0 +1,74 @@
+"""The status of each run in the server's folder: one JSON file a run, for the supervisor and `ssfl deploy status`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ssfl.output import write_atomically
+
+Status = Literal["waiting", "running", "finished", "stopped", "failed", "refused"]
+"""waiting: for sites. stopped: by a user. failed: by an error; a user can resume it. refused: an attempt to resume."""
+
+RUNS, REFUSALS = "runs", "refusals"
+"""Folders of records: of runs, and of attempts to resume a run that were refused and left it as it was."""
+
+HOME_VARIABLE = "SSFL_DEPLOY_HOME"
+"""Environment variable with the server's folder, for the processes that Flower starts."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run."""
+
+    run: str
+    words: tuple[str, ...]
+    folder: str = ""
+    """The run folder; empty until it is made."""
+    status: Status = "waiting"
+    round: int = 0
+    rounds: int = 0
+    phase: str = ""
+    pid: int = 0
+    """The ServerApp's process."""
+    flower_run: str = ""
+    """Flower's id of the current attempt."""
+    updated: float = 0.0
+    """Unix time."""
+    reason: str = ""
+    sites: Mapping[str, Any] | None = None
+    """By client: examples, live."""
+    restarts: int = 0
+
+
+def home_folder() -> Path | None:
+    """The server's folder, where one is set."""
+    text = os.environ.get(HOME_VARIABLE, "")
+    return Path(text) if text else None
+
+
+def save_record(home: Path | None, record: RunRecord, folder: str = RUNS) -> RunRecord:
+    """Write the record with the current time. A full disk is ignored."""
+    record = replace(record, updated=time.time())
+    if home is not None:
+        with contextlib.suppress(OSError):
+            (home / folder).mkdir(parents=True, exist_ok=True)
+            raw = json.dumps(asdict(record), indent=2, default=str) + "\n"
+            write_atomically(home / folder / f"{record.run}.json", raw.encode())
+    return record
+
+
+def load_records(home: Path, folder: str = RUNS) -> list[RunRecord]:
+    """All records of a folder, oldest first; files that cannot be read are left out."""
+    found = []
+    for path in sorted((home / folder).glob("*.json"), key=lambda p: p.stat().st_mtime):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            found.append(RunRecord(**{**fields, "words": tuple(fields["words"])}))
+    return found

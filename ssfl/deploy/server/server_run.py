@@ -1,0 +1,151 @@
+"""A deployed run in progress: which sites may take part, and the run's record."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ssfl.assemble.build import RunSetup
+from ssfl.config import Config
+from ssfl.deploy.log import EventLog
+from ssfl.deploy.protocol import messages
+from ssfl.deploy.server.exchange import QuorumError
+from ssfl.deploy.server.run_record import RunRecord, Status, save_record
+from ssfl.deploy.server.setup import ServerData, layout_of
+from ssfl.deploy.server.site_registry import SiteRegistry
+from ssfl.deploy.settings import DeploySettings
+from ssfl.deploy.transport.port import ServerPort
+
+
+@dataclass
+class ServerRun:
+    """One run in progress: its sites, and its record for the supervisor and `ssfl deploy status`."""
+
+    port: ServerPort
+    config: Config
+    settings: DeploySettings
+    data: ServerData
+    registry: SiteRegistry
+    log: EventLog
+    record: RunRecord
+    home: Path | None
+    join_config: str
+    folder: Path | None = None
+    started: float = field(default_factory=time.monotonic)
+    setup: RunSetup | None = None
+    counts: dict[int, int] = field(default_factory=dict)
+
+    # ── sites ────────────────────────────────────────────────────────────────────────────────────────────────────
+    def join_of(self, client: int) -> messages.Join:
+        """The Join message for a client."""
+        return messages.Join(
+            self.record.run, client, self.join_config, self.data.class_names, self.data.scaling
+        )
+
+    def check(self, client: int, joined: messages.Joined) -> str | None:
+        """Why this site cannot take part; None if it can."""
+        if joined.examples > self.settings.max_examples:
+            return f"claims {joined.examples} examples; deploy.max_examples={self.settings.max_examples}"
+        others = [s.joined for c, s in self.registry.clients.items() if c != client and s.joined is not None]
+        if others and others[0].classes != joined.classes:
+            return "its classes have other names, or another order, than the first site's: give --class-names"
+        if problem := self._inputs_problem(joined, others):
+            return problem
+        known = self.counts.get(client)
+        if known is not None and known != joined.examples:
+            return f"joined with {known} examples before, now reports {joined.examples}"
+        try:
+            digest = self._layout_digest(joined, others)
+        except ValueError as error:
+            return f"no {self.config.model.name} for its examples {list(joined.input_shape)} ({error})"
+        if digest != joined.layout:
+            return f"its network has layout {joined.layout:.16}, the run's has {digest}"
+        return None
+
+    def _inputs_problem(self, joined: messages.Joined, others: Sequence[messages.Joined]) -> str:
+        """What differs between this site's examples, as its network reads them, and the run's; "" if nothing."""
+        unchanged = self.config.dataset.features == "unchanged"
+        if unchanged and joined.inputs == "scaled":
+            return (
+                "its version of ssfl scales tables, the run has dataset.features=unchanged: update ssfl there"
+            )
+        arrays, expected = self.data.arrays, others[0].inputs if others else joined.inputs
+        if arrays is not None:
+            expected = messages.inputs_name(unchanged, arrays.train_x.dtype)
+        kinds = {"whole": "whole numbers", "unchanged": "floats", "scaled": "scaled floats"}
+        if joined.inputs != expected:
+            return (
+                f"its examples are {kinds[joined.inputs]}, the run's are {kinds[expected]}: store them alike"
+            )
+        return ""
+
+    def _layout_digest(self, joined: messages.Joined, others: Sequence[messages.Joined]) -> str:
+        if self.setup is not None:
+            return self.setup.layout.digest.hex()
+        if self.data.arrays is not None:
+            shape = tuple(self.data.arrays.train_x.shape[1:])
+            joined = replace(joined, input_shape=shape, num_classes=self.data.arrays.num_classes)
+        elif others:
+            joined = others[0]  # the first site that joined decides
+        return layout_of(self.config, self.data, joined).digest.hex()
+
+    def wait_for_sites(self, wanted: int, seconds: float) -> None:
+        """Wait until `wanted` sites have joined; after `seconds`, a quorum of them is enough.
+
+        Raises QuorumError when there is no quorum after `patience_seconds`, or when too many connected sites refuse.
+        """
+        end = time.monotonic() + seconds
+        patience = time.monotonic() + max(seconds, self.settings.patience_seconds)
+        least = max(1, -int(-wanted * self.settings.quorum // 1))
+        reported = -1
+        while (live := self.registry.live) < wanted:
+            if live != reported:
+                self.log.info("waiting", f"{live} of {wanted} sites have joined", run=self.record.run)
+                reported = live
+            if (refusals := "; ".join(self.registry.refusals)) != self.record.reason:
+                self.save_record(reason=refusals)  # `ssfl deploy status` and `run` show it
+            if time.monotonic() >= end and live < least and live + len(self.registry.refusals) >= wanted:
+                raise QuorumError(
+                    f"{least} of {wanted} sites are needed (deploy.quorum); too many refuse: {refusals}"
+                )
+            if time.monotonic() >= end and live >= least:
+                text = (
+                    f"{live} of {wanted} sites have joined after {seconds:g} s; starting without the others"
+                )
+                self.log.warning("begins_without", text, run=self.record.run)
+                return
+            if time.monotonic() >= patience:
+                raise QuorumError(f"{live} of {wanted} sites have joined, {least} are needed (deploy.quorum)")
+            self.registry.poll()
+            time.sleep(0.1)
+
+    # ── the run ──────────────────────────────────────────────────────────────────────────────────────────────────
+    def save_record(self, **changes: Any) -> None:
+        """Save the run's status, for the supervisor and for `ssfl deploy status`."""
+        sites = {str(c): {"examples": n, "live": not self.registry.away(c)} for c, n in self.counts.items()}
+        self.record = save_record(self.home, replace(self.record, sites=sites, **changes))
+
+    def record_end(self, status: Status, error: BaseException | None = None) -> None:
+        """Save and log how the run ended."""
+        reason = "" if error is None else " ".join(str(error).split()) or type(error).__name__
+        self.save_record(status=status, reason=reason)
+        if error is None:
+            self.log.info("run_finished", f"{self.folder}", run=self.record.run)
+        else:
+            self.log.error(
+                "run_stopped", f"{reason}; {self.folder or 'nothing was written'}", run=self.record.run
+            )
+
+    @property
+    def deployment_text(self) -> str:
+        """The content of deployment.json: what a resume needs besides checkpoints."""
+        deployment = {
+            "run": self.record.run,
+            "words": list(self.record.words),
+            "counts": {str(c): n for c, n in self.counts.items()},
+        }
+        return json.dumps(deployment, indent=2) + "\n"

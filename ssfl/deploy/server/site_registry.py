@@ -1,0 +1,383 @@
+"""The server's registry of sites: which are connected, which client each one is, whether it is free, what it holds.
+
+A site answers one message at a time, so nothing is sent to a site that has not answered the last one: the message
+would only wait there and be stale when it is read. A site that missed a deadline gets a small ping; its pong says that
+it is free again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+from ssfl.deploy.federation.roster import Member
+from ssfl.deploy.log import EventLog
+from ssfl.deploy.protocol import messages
+from ssfl.deploy.transport.port import Answer, Failure, ServerPort, SiteInfo
+
+SITES_POLL_SECONDS = 1.0
+"""Between two queries of the connected sites."""
+PING_SECONDS = 600.0
+"""Time to live of a ping or a join: a busy site answers when it has finished its work."""
+RETRY_SECONDS = 2.0
+"""Before a failed ping or join is repeated; doubles up to a minute."""
+MAX_REFUSED_ANSWERS = 3
+"""Refused answers after which a site is excluded for the rest of the run."""
+
+LATE = "no answer before the deadline"
+
+Purpose = Literal["ping", "join", "work", "finish"]
+
+
+@dataclass
+class Site:
+    """One node."""
+
+    node: int
+    key: str
+    name: str
+    session: str = ""
+    client: int | None = None
+    """None until the roster or the site's request determines it."""
+    joined: messages.Joined | None = None
+    holds: set[str] = field(default_factory=set)
+    free: bool = False
+    """Has answered every message, as far as the server knows."""
+    present: bool = True
+    """The transport counts it as online."""
+    refusal: str = ""
+    """Why it has not joined: its own reason, or why its answer was refused."""
+    refused_answers: int = 0
+    next_try: float = 0.0
+    pause: float = RETRY_SECONDS
+
+    @property
+    def ready(self) -> bool:
+        """Work may be sent to it now."""
+        return (
+            self.free
+            and self.present
+            and self.joined is not None
+            and self.refused_answers < MAX_REFUSED_ANSWERS
+        )
+
+
+@dataclass(frozen=True)
+class PendingMessage:
+    """A message that has not been answered yet."""
+
+    site: Site
+    purpose: Purpose
+    expires: float
+
+
+@dataclass(frozen=True)
+class WorkOutcome:
+    """The result of a Work message: the reply, or why there is none."""
+
+    client: int
+    done: messages.Done | None
+    reason: str = ""
+    gone: bool = False
+    """The site is not connected: no answer will come in this exchange unless it comes back."""
+
+
+JoinOf = Callable[[int], messages.Join]
+Check = Callable[[int, messages.Joined], str | None]
+
+
+@final
+class SiteRegistry:
+    """All sites of one run.
+
+    join_of: the join message for a client. check: why a client's Joined cannot be accepted, or None.
+    """
+
+    def __init__(
+        self,
+        port: ServerPort,
+        members: Sequence[Member],
+        run: str,
+        log: EventLog,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.port, self.run, self.log, self.now = port, run, log, now
+        self._members = {m.key: m for m in members}
+        self.join_of: JoinOf = lambda client: messages.Join(run, client, "")
+        self.check: Check = lambda client, joined: None
+        self.max_body_bytes = 1_000_000
+        self._sites: dict[int, Site] = {}
+        self._pending: dict[str, PendingMessage] = {}
+        self._updated_at = float("-inf")
+        self._unknown_keys: set[str] = set()
+        self._lost: list[WorkOutcome] = []
+
+    # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def clients(self) -> dict[int, Site]:
+        """Client -> the site that has joined this run as that client; it may be disconnected."""
+        return {s.client: s for s in self._sites.values() if s.client is not None and s.joined is not None}
+
+    @property
+    def live(self) -> int:
+        """Number of joined sites that are connected."""
+        return sum(site.present for site in self.clients.values())
+
+    @property
+    def refusals(self) -> list[str]:
+        """Why sites that are connected have not joined."""
+        return [
+            f"{self._name(s)}: {s.refusal}"
+            for s in self._sites.values()
+            if s.present and s.joined is None and s.refusal
+        ]
+
+    @property
+    def working(self) -> bool:
+        """Whether answers to work are expected."""
+        return any(pending.purpose == "work" for pending in self._pending.values())
+
+    def ready(self, client: int) -> bool:
+        """Whether work may be sent to this client now."""
+        site = self.clients.get(client)
+        return site is not None and site.ready
+
+    def away(self, client: int) -> bool:
+        """Whether this client is disconnected or excluded."""
+        nodes = [s for s in self._sites.values() if s.client == client]
+        return not any(s.present and s.refused_answers < MAX_REFUSED_ANSWERS for s in nodes)
+
+    # ── sending ──────────────────────────────────────────────────────────────────────────────────────────────────
+    def send_work(self, works: Sequence[messages.Work], deadline_seconds: float) -> tuple[int, ...]:
+        """Send work to clients that are `ready`, in one upload. Returns the clients that could not be reached."""
+        sites = [self.clients[w.client] for w in works]
+        failed = self._send(
+            [(s, work) for s, work in zip(sites, works, strict=True)], "work", deadline_seconds
+        )
+        return tuple(s.client for s in failed if s.client is not None)
+
+    def finish(self, seconds: float) -> None:
+        """Notify the sites that the run is over; waits for their confirmations, at most `seconds`."""
+        notices = [(s, messages.Finish(self.run)) for s in self.clients.values() if s.present]
+        self._send(notices, "finish", max(seconds, 1.0))
+        end = self.now() + seconds
+        while any(t.purpose == "finish" for t in self._pending.values()) and self.now() < end:
+            self.poll()
+            time.sleep(0.05)
+
+    def _send(
+        self, outgoing: Sequence[tuple[Site, messages.AnyMessage]], purpose: Purpose, seconds: float
+    ) -> list[Site]:
+        if not outgoing:
+            return []
+        tickets = self.port.send([(s.node, messages.pack(m)) for s, m in outgoing], seconds)
+        failed = []
+        for (site, _), ticket in zip(outgoing, tickets, strict=True):
+            if ticket is None:
+                site.present = False
+                failed.append(site)
+            else:
+                site.free = False
+                self._pending[ticket] = PendingMessage(site, purpose, self.now() + seconds)
+        return failed
+
+    # ── receiving ────────────────────────────────────────────────────────────────────────────────────────────────
+    def poll(self) -> list[WorkOutcome]:
+        """Query sites and answers once. Returns the results of work since the last call."""
+        if self.now() - self._updated_at >= SITES_POLL_SECONDS:
+            self._update_sites()
+        outcomes = []
+        for found in self.port.receive(tuple(self._pending), self.max_body_bytes):
+            pending = self._pending.pop(found.ticket, None)
+            if pending is not None:
+                outcomes += self._handle_answer(pending, found)
+        lost, self._lost = self._lost, []
+        return outcomes + self._expired() + lost
+
+    def _update_sites(self) -> None:
+        """Record which sites are connected; ping those that are not known to be free."""
+        self._updated_at = self.now()
+        here = {info.node: info for info in self.port.sites()}
+        for site in self._sites.values():
+            if site.present and site.node not in here:
+                self.log.warning("site_away", self._name(site), run=self.run, client=site.client)
+            site.present = site.node in here
+        for info in here.values():
+            known = self._sites.get(info.node)
+            if known is None and self._is_registered(info):
+                self._sites[info.node] = Site(info.node, info.key, info.name, info.session)
+            elif known is not None and known.session != info.session:
+                self._restarted(known, info.session)
+        waiting_nodes = {pending.site.node for pending in self._pending.values()}
+        due = [
+            s
+            for s in self._sites.values()
+            if s.present
+            and s.node not in waiting_nodes
+            and not s.ready
+            and s.refused_answers < MAX_REFUSED_ANSWERS
+            and self.now() >= s.next_try
+        ]
+        self._send([(s, messages.Ping(self.run)) for s in due], "ping", PING_SECONDS)
+
+    def _restarted(self, site: Site, session: str) -> None:
+        """The site has reconnected: unanswered messages to its previous process are lost; ask for its state again."""
+        for ticket in [t for t, pending in self._pending.items() if pending.site is site]:
+            pending = self._pending.pop(ticket)
+            if pending.purpose == "work" and site.client is not None:
+                self._lost.append(WorkOutcome(site.client, None, "restarted while it worked", gone=True))
+        site.session, site.free, site.next_try, site.pause = session, False, 0.0, RETRY_SECONDS
+
+    def _is_registered(self, info: SiteInfo) -> bool:
+        if not self._members or info.key in self._members:
+            return True
+        if info.key not in self._unknown_keys:
+            self._unknown_keys.add(info.key)
+            self.log.warning(
+                "site_refused", f"key {info.key[:16]} is not on the roster", run=self.run, key=info.key
+            )
+        return False
+
+    def _handle_answer(self, pending: PendingMessage, found: Answer | Failure) -> list[WorkOutcome]:
+        site = pending.site
+        if isinstance(found, Failure):
+            return self._failed(pending, found)
+        try:
+            message = messages.unpack(found.message)
+        except messages.MessageError as error:
+            return self._refuse(pending, str(error))
+        site.present = True
+        site.pause = RETRY_SECONDS
+        if isinstance(message, messages.Done) and pending.purpose == "work":
+            site.free = True
+            assert site.client is not None
+            return [WorkOutcome(site.client, message)]
+        if isinstance(message, messages.Pong) and pending.purpose == "ping":
+            self._pong(site, message)
+        elif isinstance(message, messages.Joined) and pending.purpose == "join":
+            self._joined(site, message)
+        elif not (isinstance(message, messages.Finished) and pending.purpose == "finish"):
+            return self._refuse(pending, f"a {type(message).__name__} in answer to a {pending.purpose}")
+        return []
+
+    def _failed(self, pending: PendingMessage, failure: Failure) -> list[WorkOutcome]:
+        site = pending.site
+        gone = failure.kind == "offline"
+        if gone:
+            site.present = False
+        if failure.kind == "refused":
+            return self._refuse(pending, failure.reason)
+        # A site that reports a failure is free for the next message; after an expired message this is not known.
+        site.free = failure.kind == "failed" and site.joined is not None and pending.purpose == "work"
+        self._schedule_retry(site)
+        if pending.purpose != "work":
+            if failure.kind == "failed":
+                site.refusal = failure.reason
+                self.log.warning(
+                    "site_refuses", f"{self._name(site)}: {failure.reason}", run=self.run, client=site.client
+                )
+            return []
+        if failure.kind == "failed" and messages.JOIN_FIRST in failure.reason:
+            site.joined, site.free = None, False
+            site.next_try = 0.0
+        assert site.client is not None
+        reason = LATE if failure.kind == "expired" else failure.reason
+        return [WorkOutcome(site.client, None, reason, gone)]
+
+    def _refuse(self, pending: PendingMessage, reason: str) -> list[WorkOutcome]:
+        """An answer that cannot be read, or that contradicts what is known."""
+        site = pending.site
+        self.refuse_answer(site, reason)
+        self._schedule_retry(site)
+        if pending.purpose == "work" and site.client is not None:
+            site.free = True
+            return [WorkOutcome(site.client, None, reason)]
+        return []
+
+    def refuse_answer(self, site: Site, reason: str) -> None:
+        """Count a refused answer; after MAX_REFUSED_ANSWERS the site is excluded."""
+        site.refused_answers += 1
+        site.refusal = reason
+        excluded = "; excluded from now on" if site.refused_answers >= MAX_REFUSED_ANSWERS else ""
+        self.log.warning(
+            "answer_refused",
+            f"{self._name(site)}: {reason}{excluded}",
+            run=self.run,
+            client=site.client,
+            node=site.node,
+        )
+
+    def _expired(self) -> list[WorkOutcome]:
+        expired = [ticket for ticket, pending in self._pending.items() if self.now() > pending.expires]
+        outcomes = []
+        for ticket in expired:
+            pending = self._pending.pop(ticket)
+            self._schedule_retry(pending.site)
+            if pending.purpose == "work" and pending.site.client is not None:
+                outcomes.append(WorkOutcome(pending.site.client, None, LATE))
+        return outcomes
+
+    # ── joining ──────────────────────────────────────────────────────────────────────────────────────────────────
+    def _pong(self, site: Site, pong: messages.Pong) -> None:
+        client = self._client_of(site, pong)
+        if client is None:
+            return
+        site.client = client
+        if site.joined is not None and pong.run == self.run:
+            site.free = True
+            return
+        site.joined = None
+        self._send([(site, self.join_of(client))], "join", PING_SECONDS)
+
+    def _client_of(self, site: Site, pong: messages.Pong) -> int | None:
+        """Which client a node is: by its registered key, else the number that it asks for, if that is free."""
+        if (member := self._members.get(site.key)) is not None:
+            return member.client
+        taken = {n: s for n, s in self.clients.items() if s is not site}
+        wish = pong.wish if pong.wish >= 0 else min(set(range(len(taken) + 1)) - set(taken))
+        other = taken.get(wish)
+        if other is None or not other.present or not other.free:
+            return wish
+        self.refuse_answer(site, f"asks to be client {wish}, which {self._name(other)} is already")
+        return None
+
+    def _joined(self, site: Site, joined: messages.Joined) -> None:
+        assert site.client is not None
+        reason = self._join_refusal_reason(site.client, joined)
+        if reason is not None:
+            self.refuse_answer(site, reason)
+            self._schedule_retry(site)
+            return
+        for other in [s for s in self._sites.values() if s.client == site.client and s is not site]:
+            other.client = None  # a previous process of this site, under another key or node number
+            other.joined, other.free = None, False
+            other.next_try = self.now() + PING_SECONDS
+        site.joined, site.free, site.holds = joined, True, set(joined.standing)
+        self.log.info(
+            "site_joined",
+            f"{self._name(site)}: {joined.examples} examples, {joined.test_examples} to test on",
+            run=self.run,
+            client=site.client,
+            node=site.node,
+            examples=joined.examples,
+        )
+
+    def _join_refusal_reason(self, client: int, joined: messages.Joined) -> str | None:
+        if joined.protocol != messages.PROTOCOL:
+            return f"uses protocol {joined.protocol}, this server {messages.PROTOCOL}: update the older side"
+        if joined.run != self.run:
+            return f"answers for run {joined.run:.40}, not for this one"
+        if joined.client != client:
+            return f"joins as client {joined.client}, but its key is registered for client {client}"
+        return self.check(client, joined)
+
+    def _schedule_retry(self, site: Site) -> None:
+        site.next_try = self.now() + site.pause
+        site.pause = min(60.0, 2 * site.pause)
+
+    def _name(self, site: Site) -> str:
+        member = self._members.get(site.key)
+        name = member.name if member is not None else site.name or f"node {site.node}"
+        return name if site.client is None else f"{name} (client {site.client})"

@@ -1,0 +1,1 @@
+"""A site: its data, its client state, its trainer, its loop."""

@@ -1,0 +1,113 @@
+"""The client state of a run on disk, so that a restarted site still has its masks and its codec's feedback.
+
+A file holds the state after one exchange. The last few are kept, because a server that resumes from a checkpoint may
+ask for an exchange that this site has already done.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ssfl.algorithms.base import ClientState
+from ssfl.engine.state.serialization import apart
+from ssfl.output import write_atomically
+
+KEPT = 4
+"""States kept on disk: the server keeps two checkpoints and writes one after every exchange."""
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """After `exchange`: the client's state and the broadcasts that it holds (digest -> exchange that sent it)."""
+
+    exchange: int = 0
+    state: ClientState = field(default_factory=dict)
+    holds: Mapping[str, int] = field(default_factory=dict)
+
+
+def is_run_name(name: str) -> bool:
+    """Whether a run's name, which comes from the server, is safe as a folder name."""
+    return bool(_RUN_NAME.fullmatch(name))
+
+
+class KeptStates:
+    """The states of one run in `folder`/RUN; the newest are also in memory. folder None: nothing is written."""
+
+    def __init__(self, folder: Path | None, run: str) -> None:
+        if not is_run_name(run):
+            raise ValueError(f"run {run!r:.60}: not a valid run name")
+        self.folder = None if folder is None else folder / run
+        self._recent: dict[int, Memory] = {}
+
+    def before(self, exchange: int) -> Memory:
+        """The state just before `exchange`; empty for a run that is new to this site."""
+        known = [m for number, m in self._recent.items() if number < exchange]
+        known += [m for m in map(self._read, self._numbers()) if m is not None and m.exchange < exchange]
+        return max(known, key=lambda memory: memory.exchange, default=Memory())
+
+    def put(self, memory: Memory) -> str | None:
+        """Store a state and drop later ones (the exchange was repeated). Returns an error text if the disk failed."""
+        later = [number for number in self._recent if number >= memory.exchange]
+        for number in later:
+            del self._recent[number]
+        for number in self._numbers():
+            if number >= memory.exchange:
+                self._path(number).unlink(missing_ok=True)
+        before = self.before(memory.exchange)
+        self._recent[memory.exchange] = memory
+        for number in sorted(self._recent)[:-KEPT]:
+            del self._recent[number]
+        unchanged = before.state is memory.state and before.holds == memory.holds
+        return None if unchanged else self._write(memory)
+
+    def forget(self) -> None:
+        """Delete all states of the run."""
+        self._recent.clear()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    # ── files ────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _numbers(self) -> list[int]:
+        if self.folder is None or not self.folder.is_dir():
+            return []
+        return sorted(int(p.stem) for p in self.folder.glob("*.safetensors") if p.stem.isdigit())
+
+    def _path(self, exchange: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{exchange:08d}.safetensors"
+
+    def _read(self, exchange: int) -> Memory | None:
+        """None for a file that a crash or a full disk truncated."""
+        if exchange in self._recent:
+            return self._recent[exchange]
+        try:
+            with safe_open(self._path(exchange), framework="pt") as file:
+                holds = json.loads((file.metadata() or {})["holds"])
+                state: dict[str, Tensor] = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None
+        return Memory(exchange, state, {str(k): int(v) for k, v in holds.items()})
+
+    def _write(self, memory: Memory) -> str | None:
+        if self.folder is None:
+            return None
+        path = self._path(memory.exchange)
+        tensors = apart({name: t.detach().contiguous() for name, t in memory.state.items()})
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_atomically(path, save(tensors, {"holds": json.dumps(dict(memory.holds))}))
+            for number in self._numbers()[:-KEPT]:
+                self._path(number).unlink(missing_ok=True)
+        except OSError as error:
+            return f"{path}: cannot be written ({error.strerror})"
+        return None

@@ -1,0 +1,282 @@
+"""A site's connection over Flower's Fleet API: no SuperNode process, no app bundle, no code from the server.
+
+flwr's retry invoker is not used: it retries for ever, and on HTTP 401 it sends SIGINT to its own process, which would
+be the trainer. This module does its own retries and heartbeats (call `connect` again after a LinkError).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import httpx
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.app import Message as FlowerMessage
+
+from ssfl.deploy.errors import DeployError
+from ssfl.deploy.transport import internals as flower
+from ssfl.deploy.transport.port import Delivery, LinkError, Message
+from ssfl.deploy.transport.records import RecordsError, from_records, to_records
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Address of the SuperLink, and what authenticates it and the site."""
+
+    superlink: str
+    """HOST:PORT."""
+    root_certificates: Path | None = None
+    """PEM file of the authority that signed the server's certificate; None: no TLS (loopback only)."""
+    private_key: Path | None = None
+    """The site's private key in OpenSSH format; None: a new one each time (loopback only)."""
+
+
+@final
+class FleetPort:
+    """One site's connection. `node_file` keeps the node id, so that a restart can deactivate the previous node."""
+
+    def __init__(self, credentials: Credentials, node_file: Path | None = None) -> None:
+        self._self_registered = credentials.private_key is None
+        private, public = _keys(credentials.private_key)
+        self._public = flower.public_key_to_bytes(public)
+        certificates = credentials.root_certificates
+        self._client = flower.FleetHttpClient.from_server_address(
+            credentials.superlink,
+            certificates is None,
+            None if certificates is None else _certificates(certificates),
+            interceptors=[
+                flower.RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+                flower.NodeAuthHttpInterceptor(private, public),
+            ],
+        )
+        flower.set_write_timeout(self._client)
+        self._node_file = node_file
+        self._registered = False
+        self._node: Any = None
+        self._beats: _Heartbeat | None = None
+
+    # ── SitePort ─────────────────────────────────────────────────────────────────────────────────────────────────
+    def connect(self) -> None:
+        """Register (only without a private key), activate the node, start the heartbeat. Raises LinkError."""
+        if self._node is not None and self._beats is not None and self._beats.alive:
+            return
+        self._stop_beating()
+        if self._self_registered and not self._registered:
+            self._call(self._client.RegisterNode, flower.RegisterNodeFleetRequest(public_key=self._public))
+            self._registered = True
+        self._node = flower.Node(node_id=self._activate())
+        self._remember(self._node.node_id)
+        self._beats = _Heartbeat(self._beat)
+        self._beats.start()
+
+    def receive(self, max_body_bytes: int) -> Delivery | None:
+        """Pull one message with its objects and confirm it."""
+        self._check_beats()
+        response = self._call(self._client.PullMessages, flower.PullMessagesRequest(node=self._node))
+        if not response.messages_list:
+            return None
+        head = flower.message_from_proto(response.messages_list[0])
+        run, number = head.metadata.run_id, head.metadata.message_id
+        ids = [tree.object_id for tree in flower.iterate_object_tree(response.message_object_trees[0])]
+        pull = flower.make_pull_object_fn_protobuf(self._client.PullObject, self._node, run)
+        with _link_errors():
+            try:
+                contents = flower.bounded_pull(ids, pull, max_body_bytes)
+                message = flower.inflate(number, contents, max_body_bytes)
+                message.metadata.__dict__["_message_id"] = number
+                received = from_records(message.content)
+            except (RecordsError, ValueError, KeyError, TypeError) as error:
+                self._refuse(head, str(error))
+                return None
+            except flower.ObjectPullError:
+                return None  # the message expired or was not sent completely: there is nothing to answer
+            finally:
+                confirm = flower.ConfirmMessageReceivedRequest(
+                    node=self._node, run_id=run, message_object_id=number
+                )
+                self._client.ConfirmMessageReceived(confirm)
+        left = head.metadata.created_at + head.metadata.ttl - time.time()
+        return Delivery(head, str(run), received, max(0.0, left))  # the message would keep its body in memory
+
+    def answer(self, delivery: Delivery, message: Message | str) -> None:
+        """Push the answer and its objects. Raises LinkError, with `too_late` if the SuperLink dropped the message."""
+        request: Any = delivery.address
+        if isinstance(message, str):
+            self._refuse(request, message)
+        else:
+            self._push(FlowerMessage(to_records(message), reply_to=request))
+
+    def close(self) -> None:
+        """Stop the heartbeat and deactivate the node, so that the server knows at once."""
+        self._stop_beating()
+        node, self._node = self._node, None
+        if node is not None:
+            with contextlib.suppress(httpx.HTTPError):
+                self._client.DeactivateNode(flower.DeactivateNodeRequest(node_id=node.node_id))
+                if self._self_registered:
+                    self._client.UnregisterNode(flower.UnregisterNodeFleetRequest(node_id=node.node_id))
+        self._client.close()
+
+    # ── internals ────────────────────────────────────────────────────────────────────────────────────────────────
+    def _activate(self) -> int:
+        request = flower.ActivateNodeRequest(
+            public_key=self._public, heartbeat_interval=flower.HEARTBEAT_SECONDS
+        )
+        try:
+            return int(self._call(self._client.ActivateNode, request).node_id)
+        except LinkError:
+            old = self._old_node()
+            if old is None:
+                raise
+        # A killed process of this site counts as online until its heartbeats expire: deactivate it.
+        with contextlib.suppress(LinkError):
+            self._call(self._client.DeactivateNode, flower.DeactivateNodeRequest(node_id=old))
+        return int(self._call(self._client.ActivateNode, request).node_id)
+
+    def _old_node(self) -> int | None:
+        if self._node_file is None or self._self_registered:
+            return None
+        with contextlib.suppress(OSError, ValueError):
+            return int(self._node_file.read_text())
+        return None
+
+    def _remember(self, node: int) -> None:
+        if self._node_file is not None:
+            with contextlib.suppress(OSError):  # on a full disk, the previous node times out instead
+                self._node_file.write_text(f"{node}\n")
+
+    def _refuse(self, request: Any, reason: str) -> None:
+        code = flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+        self._push(FlowerMessage(flower.Error(code=code, reason=reason[:500]), reply_to=request))
+
+    def _push(self, reply: Any, seconds: float = 0.0) -> None:
+        run = reply.metadata.run_id
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        with flower.no_object_id_recompute(), _link_errors():
+            tree = flower.get_object_tree(reply)
+            objects = flower.get_all_nested_objects(reply)
+            head = flower.remove_content_from_message(reply) if reply.has_content() else reply
+            response = self._client.PushMessages(
+                flower.PushMessagesRequest(
+                    node=self._node,
+                    messages_list=[flower.message_to_proto(head)],
+                    message_object_trees=[tree],
+                    clientapp_runtime_list=[seconds],
+                )
+            )
+            push = flower.make_push_object_fn_protobuf(
+                self._client.PushObject, self._node, run, response.session_id
+            )
+            flower.bounded_push(objects, push, object_ids_to_push=set(response.objects_to_push))
+
+    def _call(self, function: Callable[[Any], Any], request: Any) -> Any:
+        with _link_errors():
+            return function(request)
+
+    def _beat(self) -> bool:
+        """Whether the SuperLink still knows this node. Raises LinkError."""
+        request = flower.SendNodeHeartbeatRequest(
+            node=self._node, heartbeat_interval=flower.HEARTBEAT_SECONDS
+        )
+        return bool(self._call(self._client.SendNodeHeartbeat, request).success)
+
+    def _check_beats(self) -> None:
+        if self._node is None or self._beats is None or not self._beats.alive:
+            raise LinkError("not connected")
+
+    def _stop_beating(self) -> None:
+        if self._beats is not None:
+            self._beats.stop()
+            self._beats = None
+
+
+@final
+class _Heartbeat:
+    """Sends heartbeats from a separate thread, so that the site counts as online during a long epoch."""
+
+    def __init__(self, beat: Callable[[], bool]) -> None:
+        self._beat = beat
+        self._over = threading.Event()
+        self._lost = False
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """False once the SuperLink has answered that it does not know this node."""
+        return not self._lost
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while not self._over.wait(flower.HEARTBEAT_SECONDS / 2):
+            try:
+                self._lost = not self._beat()
+            except LinkError as error:
+                self._lost = not error.again
+            if self._lost:
+                return
+
+
+@contextlib.contextmanager
+def _link_errors() -> Iterator[None]:
+    """Turns connection errors into LinkError."""
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        raise _of_status(error) from error
+    except httpx.HTTPError as error:
+        text = str(error) or type(error).__name__
+        if "certificate" in text.lower():
+            raise LinkError(f"the server's certificate is not accepted: {text}", again=False) from error
+        raise LinkError(f"the SuperLink cannot be reached: {text}") from error
+    except (flower.ObjectPushError, flower.ObjectPullError) as error:
+        reason = f"the SuperLink has dropped this message (it expired): {error}"
+        raise LinkError(reason, too_late=True) from error
+
+
+def _of_status(error: httpx.HTTPStatusError) -> LinkError:
+    code = error.response.status_code
+    cause = flower.FlowerError.from_json(error.response.text)
+    text = f"[{cause.code}] {cause.message}" if cause is not None else f"HTTP {code}"
+    if code == httpx.codes.UNAUTHORIZED:
+        return LinkError(
+            "the SuperLink does not know this site's key: register it on the server (ssfl deploy register)",
+            again=False,
+        )
+    if cause is not None and cause.code == flower.NODE_NOT_ACTIVATED:
+        return LinkError(
+            f"the SuperLink does not accept this site yet ({text}): its key is not registered, "
+            "or an earlier process under the same key still counts as online (up to 60 s)"
+        )
+    return LinkError(f"the SuperLink refused a request: {text}")
+
+
+def _keys(path: Path | None) -> tuple[Any, Any]:
+    if path is None:
+        return flower.generate_key_pairs()
+    try:
+        private: Any = load_ssh_private_key(path.read_bytes(), None)
+        return private, private.public_key()
+    except (OSError, ValueError) as error:
+        raise DeployError(
+            f"{path}: cannot be read as a private key ({error}); `ssfl deploy init` writes it"
+        ) from None
+
+
+def _certificates(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DeployError(
+            f"{path}: cannot be read ({error.strerror}); it must be the certificate of the authority"
+        ) from None

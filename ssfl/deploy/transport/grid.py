@@ -1,0 +1,97 @@
+"""The server's connection over Flower's Grid: pushes and pulls messages itself, to control deadlines and polling."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, final
+
+import httpx
+from flwr.app import Message as FlowerMessage
+from flwr.app import MessageType
+
+from ssfl.deploy.transport import internals as flower
+from ssfl.deploy.transport.port import Answer, Failure, FailureKind, Message, SiteInfo
+from ssfl.deploy.transport.records import RecordsError, from_records, to_records
+
+_KINDS: dict[int, FailureKind] = {
+    flower.ErrorCode.MESSAGE_UNAVAILABLE: "expired",
+    flower.ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "expired",
+    flower.ErrorCode.NODE_UNAVAILABLE: "offline",
+}
+ONE_BY_ONE_BYTES = 4_000_000
+"""Answers that may be larger than this are pulled one at a time, so that only one is in memory."""
+
+
+@final
+class GridPort:
+    """`ServerPort` on the `grid` that Flower passes to a ServerApp."""
+
+    def __init__(self, grid: Any) -> None:
+        flower.patched_module("grid")  # an unknown flwr fails here, not in the first round
+        self._grid = grid
+        self._limit = 0
+
+    def sites(self) -> tuple[SiteInfo, ...]:
+        """All nodes that Flower counts as online."""
+        nodes = self._grid.get_nodes() if hasattr(self._grid, "get_nodes") else ()
+        found = [
+            SiteInfo(
+                int(n.node_id),
+                hashlib.sha256(n.public_key).hexdigest(),
+                str(n.name or ""),
+                str(n.last_activated_at or ""),
+            )
+            for n in nodes
+        ]
+        return tuple(sorted(found, key=lambda site: site.node))
+
+    def send(
+        self, outgoing: Sequence[tuple[int, Message]], deadline_seconds: float
+    ) -> tuple[str | None, ...]:
+        """Send messages; equal contents are uploaded once. Returns a ticket for each message."""
+        if not outgoing:
+            return ()
+        built = [
+            FlowerMessage(
+                to_records(m), dst_node_id=node, message_type=MessageType.TRAIN, ttl=deadline_seconds
+            )
+            for node, m in outgoing
+        ]
+        tickets = list(self._grid.push_messages(built))
+        tickets += [None] * (len(built) - len(tickets))
+        return tuple(ticket or None for ticket in tickets)
+
+    def receive(self, tickets: Sequence[str], max_body_bytes: int) -> tuple[Answer | Failure, ...]:
+        """The answers that have arrived; large ones one at a time, in the order of the tickets."""
+        if not tickets:
+            return ()
+        if max_body_bytes != self._limit:
+            flower.patch_grid(max_body_bytes)
+            self._limit = max_body_bytes
+        groups = [[t] for t in tickets] if max_body_bytes > ONE_BY_ONE_BYTES else [list(tickets)]
+        for group in groups:
+            if found := self._pull(group):
+                return found
+        return ()
+
+    def _pull(self, tickets: Sequence[str]) -> tuple[Answer | Failure, ...]:
+        try:
+            pulled = list(self._grid.pull_messages(tickets))
+        except (httpx.HTTPStatusError, httpx.TransportError, ValueError, KeyError) as error:
+            if len(tickets) > 1:  # one bad answer must not hide the others
+                return tuple(found for t in tickets for found in self._pull([t]))
+            return (Failure(tickets[0], "refused", f"an answer that cannot be read ({error})"),)
+        return tuple(map(_arrived, pulled))
+
+
+def _arrived(reply: Any) -> Answer | Failure:
+    ticket = reply.metadata.reply_to_message_id
+    if reply.has_error():
+        kind = _KINDS.get(reply.error.code, "failed")
+        reason = str(reply.error.reason or f"code {reply.error.code}")
+        return Failure(ticket, "refused" if "refused: " in reason else kind, reason)
+    try:
+        return Answer(ticket, from_records(reply.content))
+    except RecordsError as error:
+        return Failure(ticket, "refused", str(error))

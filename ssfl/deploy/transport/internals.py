@@ -1,0 +1,362 @@
+"""All names of flwr that are not part of its public API, in one place; an unknown version fails here, in one line.
+
+Known versions: 1.41 and 1.42; the files named here are equal in both, except for tracing. The public API (`flwr.app`,
+`flwr.serverapp`, the commands `flwr`, `flower-superlink`, `flower-superexec`, `flower-supernode`) is imported where it
+is used. If a release moves a name, importing this module fails, before anything is started.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import json
+import types
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from importlib import metadata
+from typing import Any, Literal
+
+KNOWN = ((1, 41), (1, 42))
+
+
+class FlowerVersionError(ImportError):
+    """flwr is missing, or its version is not supported."""
+
+
+def check_version() -> str:
+    """Returns flwr's version. Raises FlowerVersionError."""
+    try:
+        version = metadata.version("flwr")
+    except metadata.PackageNotFoundError:
+        raise FlowerVersionError(
+            "ssfl deploy needs Flower: `bash setup.sh --deploy`, or pip install 'ssfl[deploy]' (Python 3.11 or newer)"
+        ) from None
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if numbers not in KNOWN:
+        allowed = ", ".join(".".join(map(str, known)) for known in KNOWN)
+        raise FlowerVersionError(
+            f"flwr {version} is not supported by this version of ssfl, which needs {allowed}: "
+            "pip install 'flwr>=1.41,<1.43'"
+        )
+    return version
+
+
+VERSION = check_version()
+
+try:
+    import httpx  # of Flower's requirements, so that the missing package is not named in place of Flower
+    from flwr.app import Array, Error, Metadata
+    from flwr.app import Message as FlowerMessage
+    from flwr.app.message import remove_content_from_message
+    from flwr.app.message.arraychunk import ArrayChunk
+    from flwr.common.constant import ErrorCode, SubStatus
+    from flwr.common.serde import message_from_proto, message_to_proto
+    from flwr.proto.fleet_pb2 import (
+        ActivateNodeRequest,
+        DeactivateNodeRequest,
+        PullMessagesRequest,
+        PushMessagesRequest,
+        RegisterNodeFleetRequest,
+        UnregisterNodeFleetRequest,
+    )
+    from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+    from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+    from flwr.proto.node_pb2 import Node
+    from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+    from flwr.supercore.constant import FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES
+    from flwr.supercore.error import ApiErrorCode, FlowerError
+    from flwr.supercore.inflatable.inflatable_object import (
+        get_all_nested_objects,
+        get_object_body,
+        get_object_head_values_from_object_content,
+        get_object_tree,
+        iterate_object_tree,
+        no_object_id_recompute,
+    )
+    from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+        make_pull_object_fn_protobuf,
+        make_push_object_fn_protobuf,
+    )
+    from flwr.supercore.inflatable.inflatable_utils import (
+        ObjectPullError,
+        ObjectPushError,
+        get_num_workers,
+        inflate_object_from_contents,
+        pull_objects,
+    )
+    from flwr.supercore.interceptors import (
+        RuntimeTokenHttpInterceptor,
+        RuntimeVersionHttpInterceptor,
+        SuperExecAuthHttpInterceptor,
+    )
+    from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
+    from flwr.supercore.protobuf.client import ProtobufClient
+    from flwr.supercore.runtime import RuntimeHttpClient
+    from flwr.supercore.task_identity import TaskIdentity
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+except ImportError as error:
+    raise FlowerVersionError(
+        f"flwr {VERSION} has moved names that ssfl deploy needs ({error}); install a supported release: "
+        "pip install 'flwr>=1.41,<1.43'"
+    ) from None
+
+PATCHED = {
+    "grid": (
+        "flwr.superlink.grid.http_grid",
+        "pull_objects",
+        "push_objects",
+        "inflate_object_from_contents",
+    ),
+    "superlink": ("flwr.superlink.cli.flower_superlink", "uvicorn"),
+    "executor": ("flwr.supernode.runtime.run_clientapp", "pull_and_inflate_object_from_tree"),
+}
+"""Modules in which attributes are replaced, by their user; a site imports none of them."""
+
+
+def patched_module(user: Literal["grid", "superlink", "executor"]) -> Any:
+    """The module to patch. Raises FlowerVersionError if it lacks an attribute: a patch would silently do nothing."""
+    name, *attributes = PATCHED[user]
+    try:
+        module = importlib.import_module(name)
+        for attribute in attributes:
+            getattr(module, attribute)
+    except (ImportError, AttributeError) as error:
+        raise FlowerVersionError(
+            f"flwr {VERSION} has moved {name}.{', '.join(attributes)} ({error}); pip install 'flwr>=1.41,<1.43'"
+        ) from None
+    return module
+
+
+def control_names() -> Any:
+    """The names that `control.py` needs, imported only when it is used. Raises FlowerVersionError."""
+    try:
+        from flwr.cli.build import build_fab_from_disk
+        from flwr.common.serde import fab_to_proto, user_config_to_proto
+        from flwr.proto import control_pb2
+        from flwr.supercore.control import ControlHttpClient
+        from flwr.supercore.fab import Fab
+
+        requests = ("RegisterNode", "UnregisterNode", "ListNodes", "StartRun", "ListRuns", "StopRun")
+        names = {f"{name}Request": getattr(control_pb2, f"{name}Request") for name in requests}
+    except (ImportError, AttributeError) as error:
+        raise FlowerVersionError(
+            f"flwr {VERSION} has moved its Control API ({error}); pip install 'flwr>=1.41,<1.43'"
+        ) from None
+    return types.SimpleNamespace(
+        **names,
+        ControlHttpClient=ControlHttpClient,
+        Fab=Fab,
+        build_fab_from_disk=build_fab_from_disk,
+        fab_to_proto=fab_to_proto,
+        user_config_to_proto=user_config_to_proto,
+    )
+
+
+BACKOFF_SECONDS = 0.05
+"""First wait for an object that is not uploaded yet; flwr's waits of 1 s, 2 s, ... would delay every fast poll."""
+BACKOFF_CAP_SECONDS = 0.5
+HEARTBEAT_SECONDS = 10
+"""Heartbeat interval of a site (the minimum of flwr); a site counts as lost after twice that."""
+NODE_NOT_ACTIVATED = ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED
+
+
+WRITE_SECONDS = 120.0
+"""Write timeout of one request; flwr's 30 s need 2.7 Mbit/s, because two chunks of 5 MiB are sent at once."""
+
+
+def _free_responses() -> None:
+    """Make flwr's clients break the cycle in httpx's responses (response, its stream, the response).
+
+    Each would keep an object of 5 MiB until Python's garbage collector looks at old objects, which takes minutes here.
+    """
+    original = ProtobufClient._send
+
+    @functools.wraps(original)
+    def send(self: ProtobufClient, context: Any, *, stream: bool = False) -> httpx.Response:
+        response = original(self, context, stream=stream)
+        if not stream:
+            response.stream = httpx.ByteStream(b"")  # its content has been read
+        return response
+
+    ProtobufClient._send = send  # type: ignore[method-assign]
+
+
+_free_responses()
+
+
+def set_write_timeout(client: ProtobufClient) -> None:
+    """Set the write timeout for slow links; the other timeouts stay at flwr's values."""
+    usual = client._client.timeout
+    client._client.timeout = httpx.Timeout(
+        connect=usual.connect, read=usual.read, write=WRITE_SECONDS, pool=usual.pool
+    )
+
+
+class TooLargeError(ValueError):
+    """More objects or bytes than the receiver allows."""
+
+
+def bounded_pull(object_ids: list[str], pull: Any, max_bytes: int) -> dict[str, bytes]:
+    """The contents of an object tree. Raises TooLargeError as soon as it exceeds the limit.
+
+    flwr splits arrays into chunks of 5 MiB; each object is one request, so the count is checked before the first one.
+    """
+    most = 16 + max_bytes // (1 << 20)
+    if len(object_ids) > most:
+        raise TooLargeError(f"{len(object_ids)} objects; at most {most} are accepted")
+    total = 0
+
+    def counted(object_id: str) -> bytes:
+        nonlocal total
+        raw: bytes = pull(object_id)
+        total += len(raw)
+        if total > max_bytes + (1 << 20):
+            raise TooLargeError(f"more than {max_bytes} bytes")
+        return raw
+
+    return pull_objects(object_ids, counted, initial_backoff=BACKOFF_SECONDS, backoff_cap=BACKOFF_CAP_SECONDS)
+
+
+def bounded_push(
+    objects: dict[str, Any], push_object_fn: Any, *, object_ids_to_push: set[str] | None = None
+) -> None:
+    """Push objects and remove them, as flwr's `push_objects` does, which makes the bytes of all of them at once."""
+    most = get_num_workers(FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES)
+    executor, running = ThreadPoolExecutor(most), set[Future[None]]()
+    try:
+        for object_id in list(objects):
+            item = objects.pop(object_id)
+            if object_ids_to_push is not None and object_id not in object_ids_to_push:
+                continue
+            while len(running) >= most:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for one in done:
+                    one.result()
+            running.add(executor.submit(lambda key, one: push_object_fn(key, one.deflate()), object_id, item))
+        for one in running:
+            one.result()
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def inflate(number: str, contents: dict[str, bytes], max_bytes: int) -> Any:
+    """The message of these objects, which it removes. Raises ValueError if they are not one, or an array is too long.
+
+    flwr's own function has three copies of an array at once, and repeats a chunk as often as the sender says.
+    """
+    try:
+        head = get_object_head_values_from_object_content
+        objects: dict[str, Any] = {}
+        for key in [key for key, raw in contents.items() if head(raw)[0] == Array.__qualname__]:
+            objects[key] = _array(contents.pop(key), contents, max_bytes)
+            max_bytes -= len(objects[key].data)
+        message = inflate_object_from_contents(number, contents, objects=objects)
+    except TooLargeError:
+        raise
+    except Exception as error:  # whatever flwr's readers do with bytes that were made to mislead them
+        raise ValueError(f"objects that cannot be read ({type(error).__name__})") from error
+    if not isinstance(message, FlowerMessage):
+        raise ValueError(f"a {type(message).__name__} instead of a message")
+    return message
+
+
+def _array(raw: bytes, contents: dict[str, bytes], max_bytes: int) -> Array:
+    """An array; its chunks are removed one by one as they are added to it, so that there is no second copy."""
+    _, children, _ = get_object_head_values_from_object_content(raw)
+    about = json.loads(get_object_body(raw, Array))
+    order = [children[number] for number in about["arraychunk_ids"]]
+    last = {key: number for number, key in enumerate(order)}
+    data = io.BytesIO()
+    for number, key in enumerate(order):
+        chunk = contents.pop(key) if last[key] == number else contents[key]
+        kind, _, length = get_object_head_values_from_object_content(chunk)
+        if kind != ArrayChunk.__qualname__ or not 0 <= length <= len(chunk):
+            raise ValueError(f"{kind} of {length} bytes")
+        if data.tell() + length > max_bytes:
+            raise TooLargeError(f"more than {max_bytes} bytes")
+        data.write(memoryview(chunk)[len(chunk) - length :])
+    array = Array(about["dtype"], tuple(about["shape"]), about["stype"], b"")
+    array.data = data.getvalue()  # shares the buffer's memory
+    return array
+
+
+def patch_grid(max_bytes: int) -> None:
+    """Make `HttpGrid.pull_messages` poll objects at short intervals and read at most `max_bytes` of a message."""
+
+    def pull(object_ids: list[str], pull_object_fn: Any) -> dict[str, bytes]:
+        try:
+            return bounded_pull(object_ids, pull_object_fn, max_bytes)
+        except TooLargeError as error:
+            raise ObjectPullError(object_ids[-1], f"refused: {error}") from None
+
+    module = patched_module("grid")
+    module.pull_objects, module.push_objects = pull, bounded_push
+    module.inflate_object_from_contents = functools.partial(inflate, max_bytes=max_bytes)
+
+
+def patch_executor() -> None:
+    """The same short intervals for the executor of a stock SuperNode, whose tasks arrive before their objects."""
+    module = patched_module("executor")
+    original = module.pull_and_inflate_object_from_tree
+    if not isinstance(original, functools.partial):
+        module.pull_and_inflate_object_from_tree = functools.partial(
+            original, initial_backoff=BACKOFF_SECONDS, backoff_cap=BACKOFF_CAP_SECONDS
+        )
+
+
+__all__ = [
+    "BACKOFF_CAP_SECONDS",
+    "BACKOFF_SECONDS",
+    "HEARTBEAT_SECONDS",
+    "NODE_NOT_ACTIVATED",
+    "VERSION",
+    "AcquireTaskRequest",
+    "ActivateNodeRequest",
+    "ConfirmMessageReceivedRequest",
+    "DeactivateNodeRequest",
+    "Error",
+    "ErrorCode",
+    "FleetHttpClient",
+    "FlowerError",
+    "FlowerVersionError",
+    "Metadata",
+    "Node",
+    "NodeAuthHttpInterceptor",
+    "ObjectPullError",
+    "ObjectPushError",
+    "ObjectTree",
+    "PullMessagesRequest",
+    "PushMessagesRequest",
+    "RegisterNodeFleetRequest",
+    "RuntimeHttpClient",
+    "RuntimeTokenHttpInterceptor",
+    "RuntimeVersionHttpInterceptor",
+    "SendNodeHeartbeatRequest",
+    "SendTaskHeartbeatRequest",
+    "SubStatus",
+    "SuperExecAuthHttpInterceptor",
+    "TaskIdentity",
+    "TooLargeError",
+    "UnregisterNodeFleetRequest",
+    "set_write_timeout",
+    "bounded_pull",
+    "bounded_push",
+    "check_version",
+    "control_names",
+    "generate_key_pairs",
+    "get_all_nested_objects",
+    "get_object_tree",
+    "inflate",
+    "iterate_object_tree",
+    "make_pull_object_fn_protobuf",
+    "make_push_object_fn_protobuf",
+    "message_from_proto",
+    "message_to_proto",
+    "no_object_id_recompute",
+    "patch_executor",
+    "patch_grid",
+    "patched_module",
+    "public_key_to_bytes",
+    "remove_content_from_message",
+]

@@ -1,0 +1,140 @@
+"""Flower's SuperLink behind a guard; run as `python -m ssfl.deploy.transport.superlink`.
+
+Flower serves sites (Fleet API), users (Control API) and its own workers (Runtime API) on one port, and by default
+authenticates no one on the last two: anyone who reaches the port can start a run, that is, execute code on the server.
+The guard accepts sites from everywhere, the other two only from this machine and from the networks that the operator
+names, and refuses bodies over a limit before they are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ipaddress
+import os
+import sys
+import threading
+import time
+import types
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, final
+
+from ssfl.deploy.errors import DeployError
+from ssfl.deploy.transport import internals as flower
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN_TO_ALL = ("/v1/fleet/",)
+MAX_BODY_BYTES = 64_000_000
+"""Flower splits arrays into chunks of 5 MiB, so a site's requests are short messages or single chunks."""
+KEEP_ALIVE_SECONDS = 75
+
+
+@final
+class Guard:
+    """ASGI middleware. networks: addresses that may use paths that are not open to all."""
+
+    def __init__(self, app: App, networks: Sequence[str] = (), max_body_bytes: int = MAX_BODY_BYTES) -> None:
+        self._app = app
+        self._networks = [_network(text) for text in networks]
+        self._most = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 403 or 413."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif not self.admits(scope["path"], scope.get("client"), scope.get("server")):
+            await _refuse(send, 403, b"not from this address")
+        elif _declared(scope) > self._most:
+            await _refuse(send, 413, b"too large")
+        else:
+            await self._app(scope, self._counted(receive), send)
+
+    def admits(self, path: str, client: Sequence[Any] | None, server: Sequence[Any] | None) -> bool:
+        """Whether a peer at `client` (host, port) may use this path of `server` (host, port)."""
+        if path.startswith(OPEN_TO_ALL):
+            return True
+        if client is None:
+            return False
+        try:
+            peer = ipaddress.ip_address(str(client[0]).partition("%")[0])
+        except ValueError:
+            return False
+        own = server is not None and str(client[0]) == str(server[0])
+        return peer.is_loopback or own or any(peer in network for network in self._networks)
+
+    def _counted(self, receive: Receive) -> Receive:
+        """Ends a body without a declared length at the limit."""
+        seen = 0
+
+        async def bounded() -> MutableMapping[str, Any]:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._most:
+                return {"type": "http.disconnect"}
+            return message
+
+        return bounded
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise DeployError(
+            f"--control-from {text}: must be an address or a network, such as 10.1.2.0/24"
+        ) from None
+
+
+def _declared(scope: Scope) -> int:
+    for name, value in scope.get("headers", ()):
+        if name.lower() == b"content-length" and value.isdigit():
+            return int(value)
+    return 0
+
+
+async def _refuse(send: Send, status: int, text: bytes) -> None:
+    await send(
+        {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]}
+    )
+    await send({"type": "http.response.body", "body": text})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Options of this module, then `--` and the options of flower-superlink."""
+    parser = argparse.ArgumentParser("ssfl.deploy.transport.superlink")
+    parser.add_argument("--control-from", action="append", default=[], metavar="NETWORK")
+    parser.add_argument("--max-body-bytes", type=int, default=MAX_BODY_BYTES)
+    parser.add_argument("--parent-pid", type=int, default=0)
+    parser.add_argument("rest", nargs=argparse.REMAINDER)
+    arguments = parser.parse_args(argv)
+    if arguments.parent_pid:
+        threading.Thread(target=_end_with, args=(arguments.parent_pid,), daemon=True).start()
+    module = flower.patched_module("superlink")
+    real = module.uvicorn
+
+    def run(app: App, **options: Any) -> None:
+        guarded = Guard(app, arguments.control_from, arguments.max_body_bytes)
+        # Polls keep their connection: a new one would cost a TLS handshake each.
+        options |= {"access_log": False, "timeout_keep_alive": KEEP_ALIVE_SECONDS}
+        real.run(app=guarded, **options)
+
+    module.uvicorn = types.SimpleNamespace(run=run)
+    rest = arguments.rest[1:] if arguments.rest[:1] == ["--"] else arguments.rest
+    sys.argv = ["flower-superlink", *rest]
+    with contextlib.suppress(KeyboardInterrupt):
+        module.flower_superlink()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""The interface of executors: jobs in, outcomes out. All give the results of the sequential executor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from ssfl.core.layout import Layout
+from ssfl.engine.client.job import ClientJob, Outcome
+
+
+class Executor(Protocol):
+    """Runs jobs; outcomes come in the jobs' order."""
+
+    @property
+    def layout(self) -> Layout:
+        """The network's layout in a flat vector."""
+        ...
+
+    def run(self, jobs: Sequence[ClientJob]) -> Iterator[Outcome]:
+        """One outcome per job, in order, as they become ready."""
+        ...
+
+    def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Per-example losses and hits [B] of weights [P] on the whole test set."""
+        ...
+
+    def close(self) -> None:
+        """End workers and free shared memory. May be called again."""
+        ...

@@ -1,0 +1,118 @@
+/* Convolutions of images or of the gradients of outputs.
+
+   Blocks of tiles are transformed, multiplied with one panel of output channels (WIDE registers) at a time and
+   transformed back, so that intermediate results stay in the cache. Threads divide the blocks. With few tiles and many
+   filters, all tiles are one block, filters are transformed when they are used, for DEPTH input channels at a time, and
+   threads divide the panels. */
+#ifndef SSFL_WINOGRAD_CONVOLVE_H
+#define SSFL_WINOGRAD_CONVOLVE_H
+
+#include "../parallel.h"
+#include "scratch.h"
+
+#define DEPTH (8192 / PANEL) /* the transformed filters of one panel then take half a megabyte */
+
+typedef struct {
+    const winograd_shape *s;
+    const float *x, *filters, *bias;
+    float *y;
+    filter_shape f;
+    long out;
+    blocking b;
+    float *shared; /* transformed: the inputs of all tiles if b.once, else the filters of all channels */
+    float *own;    /* own_size floats per part: a block's transformed inputs or a panel's filters; results */
+    long own_size, first_size;
+    const float *zeros;
+} convolution;
+
+INLINE tile_range tiles_of(const convolution *c, long channels, long first, long count)
+{
+    return (tile_range){c->s->height, c->s->width, channels, first, count};
+}
+
+/* A block's transformed inputs (`depth` channels from `from` on) times a panel's filters for these channels. Not
+   inlined, because the innermost loop would then have too few registers. */
+static __attribute__((noinline)) void panel_products(const convolution *c, long count, long from, long depth,
+                                                     long columns, const float *inputs, const float *filters,
+                                                     float *results)
+{
+    for (int p = 0; p < PLACES; p++) {
+        left_matrix a = {inputs + p * plane_of(count * c->f.in) + from, c->f.in, 1};
+        product(count, depth, a, filters + p * depth * columns, columns, from > 0,
+                results + p * plane_of(count * columns));
+    }
+}
+
+/* Transforms all filters for some input channels. */
+static void filters_part(void *work, int index, int parts)
+{
+    const convolution *c = work;
+    long from = part_begins(c->f.in, 1, index, parts), to = part_begins(c->f.in, 1, index + 1, parts);
+    for (long o = 0; o < c->out; o += PANEL)
+        filter_transform(c->f, c->filters + o * c->f.by_out, lesser(PANEL, c->out - o), from, to,
+                            c->shared + PLACES * c->f.in * o);
+}
+
+/* Computes some tiles, block by block. */
+static void tiles_part(void *work, int index, int parts)
+{
+    const convolution *c = work;
+    long in = c->f.in, end = part_begins(c->b.tiles, ROWS, index + 1, parts);
+    float *inputs = c->own + index * c->own_size, *results = inputs + c->first_size;
+    for (long first = part_begins(c->b.tiles, ROWS, index, parts); first < end; first += c->b.block) {
+        long count = lesser(c->b.block, end - first);
+        input_transform(tiles_of(c, in, first, count), 0, count, c->x, 0, in, 0, 0, c->zeros, inputs);
+        for (long o = 0; o < c->out; o += PANEL) {
+            long columns = lesser(PANEL, c->out - o);
+            panel_products(c, count, 0, in, columns, inputs, c->shared + PLACES * in * o, results);
+            output_transform(tiles_of(c, c->out, first, count), results, o, columns, c->bias, c->y);
+        }
+    }
+}
+
+/* Transforms the inputs of some tiles, for all panels. */
+static void inputs_part(void *work, int index, int parts)
+{
+    const convolution *c = work;
+    long from = part_begins(c->b.tiles, 1, index, parts), to = part_begins(c->b.tiles, 1, index + 1, parts);
+    input_transform(tiles_of(c, c->f.in, 0, c->b.tiles), from, to, c->x, 0, c->f.in, 0, 0, c->zeros, c->shared);
+}
+
+/* Computes some output channels of all tiles, panel by panel. */
+static void panels_part(void *work, int index, int parts)
+{
+    const convolution *c = work;
+    long end = part_begins(c->out, LANES, index + 1, parts);
+    float *filters = c->own + index * c->own_size, *results = filters + c->first_size;
+    for (long o = part_begins(c->out, LANES, index, parts); o < end; o += PANEL) {
+        long columns = lesser(PANEL, end - o);
+        for (long from = 0; from < c->f.in; from += DEPTH) {
+            filter_shape some = c->f;
+            some.in = lesser(DEPTH, c->f.in - from);
+            filter_transform(some, c->filters + o * some.by_out + from * some.by_in, columns, 0, some.in, filters);
+            panel_products(c, c->b.tiles, from, some.in, columns, c->shared, filters, results);
+        }
+        output_transform(tiles_of(c, c->out, 0, c->b.tiles), results, o, columns, c->bias, c->y);
+    }
+}
+
+/* Convolves x with `out` filters. Returns 0 if memory cannot be allocated. */
+static int winograd_convolve(const winograd_shape *s, const float *x, filter_shape f, long out, const float *filters,
+                    const float *bias, float *y, int parts)
+{
+    convolution c = {.s = s, .x = x, .filters = filters, .bias = bias, .y = y, .f = f, .out = out};
+    c.b = blocking_of(s, f.in, out);
+    long columns = lesser(out, PANEL), all_filters = PLACES * f.in * out;
+    c.first_size = c.b.once ? PLACES * lesser(DEPTH, f.in) * columns : PLACES * plane_of(c.b.block * f.in);
+    c.own_size = c.first_size + PLACES * plane_of(c.b.block * columns);
+    scratch memory = scratch_of(c.b.once ? PLACES * plane_of(c.b.tiles * f.in) : all_filters, c.own_size, parts, f.in);
+    if (!memory.all)
+        return 0;
+    c.shared = memory.shared, c.own = memory.own, c.zeros = memory.zeros;
+    in_parts(parts, c.b.once ? inputs_part : filters_part, &c);
+    in_parts(parts, c.b.once ? panels_part : tiles_part, &c);
+    free(memory.all);
+    return 1;
+}
+
+#endif

@@ -1,0 +1,1 @@
+"""Figures of runs; the only part of the report that loads matplotlib."""

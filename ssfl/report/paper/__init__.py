@@ -1,0 +1,1 @@
+"""What is published about SSFL and the methods it is compared with."""

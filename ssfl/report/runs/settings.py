@@ -1,0 +1,195 @@
+"""The settings of a table: the requested cells (sweep.json) with their runs (run folders), grouped by setting.
+
+Both may be packed in one file (`ssfl.report.runs.compact`).
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from ssfl.report.runs.compact import Cell, load_compact, packed_files
+from ssfl.report.runs.copies import one_a_seed
+from ssfl.report.runs.labels import labels, method, seed
+from ssfl.report.runs.run import Run, RunError, load_run
+from ssfl.run_folder import METRICS
+
+SWEEP = "sweep.json"
+_SEED = "experiment.seed="
+_OF_A_RUN = ("experiment.output_dir=", "wandb.exp_name=", "tracking.console=")
+
+
+@final
+@dataclass(frozen=True)
+class Setting:
+    """One line of a table: the repetitions (seeds) of one setting, including missing ones."""
+
+    label: str
+    method: str
+    runs: tuple[Run, ...]  # one per seed: the finished one, else the latest
+    asked: int  # number of requested seeds
+    command: str  # makes all runs
+    copies: tuple[Path, ...] = ()  # other run folders of these seeds, which are not used
+
+    @property
+    def finished(self) -> tuple[Run, ...]:
+        """The finished runs; only they are averaged."""
+        return tuple(run for run in self.runs if run.finished)
+
+    @property
+    def seeds(self) -> str:
+        """`3 of 3`, or with missing runs: `1 of 3 (1 at round 12 of 60, 1 not started)`."""
+        open_ones = [
+            f"1 at round {run.rounds_done} of {run.rounds_asked}" for run in self.runs if not run.finished
+        ]
+        absent = self.asked - len(self.runs)
+        missing = open_ones + ([f"{absent} not started"] if absent else [])
+        return f"{len(self.finished)} of {self.asked}" + (f" ({', '.join(missing)})" if missing else "")
+
+
+def settings(folders: Sequence[Path]) -> list[Setting]:
+    """All settings in `folders`, sweeps first; runs outside sweeps are grouped by their labels.
+
+    Raises:
+        RunError: a folder contains neither a sweep nor a run, or a file is damaged.
+    """
+    planned, loose = list[_Planned](), list[Run]()
+    for top in map(Path, folders):
+        packed = packed_files(top)
+        for path in packed:
+            planned += _grouped(load_compact(path))
+        sweeps = [path for path in sorted(top.rglob(SWEEP)) if not _hidden(path, top)]
+        inside = {path.parent for path in sweeps}
+        alone = [
+            path.parent
+            for path in sorted(top.rglob(METRICS))
+            if not _hidden(path, top) and not inside & set(path.parents)
+        ]
+        if not sweeps and not alone and not packed:
+            raise RunError(f"{top}: no sweep and no run here; by default they are in outputs/")
+        for path in sweeps:
+            planned += _planned(path)
+        loose += [load_run(folder) for folder in alone]
+    return _labelled(planned, loose)
+
+
+@final
+@dataclass(frozen=True)
+class _Planned:
+    """A setting of a sweep that has no label yet."""
+
+    words: tuple[str, ...]  # without the seed
+    fallback: str
+    runs: tuple[Run, ...]
+    seeds: tuple[str, ...]
+    copies: tuple[Path, ...]
+
+
+def _planned(path: Path) -> Iterator[_Planned]:
+    try:
+        yield from _grouped(sweep_cells(path.parent))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"{path}: cannot be read as a sweep ({error}); it may be incomplete") from None
+
+
+def sweep_cells(folder: Path) -> list[Cell]:
+    """The cells of a sweep's folder, each with its run. Raises OSError or ValueError if sweep.json is unreadable."""
+    cells: list[dict[str, Any]] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))["cells"]
+    return [_cell(c, folder / "runs" / c["name"]) for c in cells]
+
+
+def _cell(stored: dict[str, Any], folder: Path) -> Cell:
+    run, runs = best_run(folder), _run_folders(folder)
+    copies = tuple(path for path in runs if run is not None and path != run.folder)
+    return Cell(stored["name"], stored["label"], tuple(stored["overrides"]), run, copies)
+
+
+def _grouped(cells: Sequence[Cell]) -> Iterator[_Planned]:
+    """Groups of cells that differ only by seed."""
+    grouped: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in cells:
+        words = tuple(word for word in cell.overrides if not word.startswith(_SEED))
+        grouped.setdefault(words, []).append(cell)
+    for words, members in grouped.items():
+        runs = tuple(cell.run for cell in members if cell.run)
+        plain = " ".join(word for word in members[0].label.split() if not word.startswith(_SEED))
+        seeds = tuple(
+            w.removeprefix(_SEED) for cell in members for w in cell.overrides if w.startswith(_SEED)
+        )
+        copies = tuple(path for cell in members for path in cell.copies)
+        yield _Planned(words, plain or " ".join(words), runs, seeds, copies)
+
+
+def best_run(folder: Path) -> Run | None:
+    """The finished run of a cell, else the one with most rounds; None if no run was started."""
+    runs = [load_run(path) for path in _run_folders(folder)]
+    return max(runs, key=lambda run: (run.finished is not None, run.rounds_done), default=None)
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    return [path.parent for path in sorted(folder.glob(f"[!.]*/{METRICS}"))]
+
+
+def _labelled(planned: Sequence[_Planned], loose: Sequence[Run]) -> list[Setting]:
+    firsts = [group.runs[0] for group in planned if group.runs]
+    group_labels = iter(labels([*firsts, *loose]))  # all at once, so that labels contain all differences
+    found = []
+    for group in planned:
+        label = next(group_labels) if group.runs else group.fallback
+        asked = max(len(group.seeds), 1)
+        name = method(group.runs[0]) if group.runs else ""
+        found.append(
+            Setting(label, name, group.runs, asked, _command(group.words, group.seeds), group.copies)
+        )
+    grouped: dict[str, list[Run]] = {}
+    for run, label in zip(loose, group_labels):
+        grouped.setdefault(label, []).append(run)
+    for label, every in grouped.items():
+        members, copies = one_a_seed(every)
+        seeds = tuple(str(seed(run)) for run in members)
+        command = _command(_words(members[0]), tuple(dict.fromkeys(seeds)))
+        found.append(
+            Setting(
+                label,
+                method(members[0]),
+                tuple(members),
+                len(members),
+                command,
+                tuple(run.folder for run in copies),
+            )
+        )
+    return found
+
+
+def _words(run: Run) -> tuple[str, ...]:
+    """The arguments of the command that made a run, from its environment.json, without the seed."""
+    command = run.environment.get("command")
+    words = [str(word) for word in command] if isinstance(command, list) else []
+    left_out = (_SEED, *_OF_A_RUN)
+    return tuple(word for word in words[1:] if "=" in word and not word.startswith(left_out))
+
+
+def _command(words: Sequence[str], seeds: Sequence[str]) -> str:
+    """The shell command that makes the runs of one setting."""
+    if not words:
+        return ""
+    verb = "sweep" if len(seeds) > 1 else "run"
+    all_words = [*words, *([_SEED + ",".join(seeds)] if seeds else [])]
+    return " ".join(["ssfl", verb, *map(_quoted, all_words)])
+
+
+def _quoted(word: str) -> str:
+    key, _, value = word.partition("=")
+    if key == "dataset.data_dir" and (value.startswith("$") or Path(value.strip("'")).is_absolute()):
+        return f'"{key}=$SSFL_DATA_DIR"'  # differs between machines; the shell inserts it
+    return shlex.quote(word)
+
+
+def _hidden(path: Path, top: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(top).parts)

@@ -1,0 +1,1 @@
+"""Tables of runs: single runs, means over seeds, and comparison with published numbers."""

@@ -1,0 +1,178 @@
+"""Many runs, each in its own process, one after another or several at a time; one table and one plot at the end.
+
+One process per cell isolates the cells (memory, threads, crashes), and a cell is an ordinary run. A sweep folder
+contains `sweep.json` (the cells), `runs/NAME/TIME` (run folders) and `logs/NAME.txt`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from ssfl import run_folder
+from ssfl.config import load_config
+from ssfl.config.combinations import Combination
+from ssfl.output import output_error
+from ssfl.sweep.cells import SweepCell, cell_names, cells_of
+from ssfl.sweep.choose import Search, judged, keep, search_of, widened
+from ssfl.sweep.folder import (
+    cell_is_finished,
+    log_of,
+    new_folder,
+    read_cells,
+    read_choose,
+    read_words,
+    run_folders,
+    this_folder,
+    write_cells,
+)
+from ssfl.sweep.launchers.launcher import check_launcher, launcher
+from ssfl.sweep.runner import Runner
+
+INTERRUPTED = 130
+SSFL = (sys.executable, "-m", "ssfl")
+
+
+@final
+@dataclass(frozen=True)
+class Placement:
+    """Where the cells run, and how many at a time."""
+
+    launcher: str = "local"  # local | submitit | ray
+    jobs: int | None = None  # None: one on this machine, all of them on a cluster
+    options: tuple[str, ...] = ()  # KEY=VALUE, for the cluster
+
+
+def start_sweep(
+    words: Sequence[str],
+    command: Sequence[str] = SSFL,
+    place: Placement = Placement(),
+    into: Path | None = None,
+    lines: Sequence[Sequence[str]] = (),
+    choose: tuple[str, str] | None = None,
+) -> int:
+    """Check every cell, create the folder, run all cells. Exit code: 0, or 1 if a cell failed twice.
+
+    Args:
+        words: as for `combinations`.
+        command: starts the program that runs a cell (tests replace it).
+        place: where cells run, and how many at a time.
+        into: the folder: created if it does not exist; if it has the same sweep, that is continued. None: a new folder
+            OUTPUT_DIR/EXP_NAME/sweep-TIME.
+        lines: several products in one sweep: each line's words follow the common `words`. For combinations that are
+            not one product, such as a different learning rate for each method.
+        choose: a key with several values (or its last part) and an accuracy on held-out rows: the best value of the
+            key is found for every setting and recorded (`ssfl.sweep.choose`).
+
+    Raises:
+        ConfigError: a cell is impossible, no key has several values, or `into` has other content; no file was written.
+        LauncherError: the launcher is not available; no file was written.
+    """
+    check_launcher(place.launcher, place.options)
+    found, notes = cells_of(words, lines)
+    search = None if choose is None else search_of(*choose, found)
+    asked = [*words, *(" ".join(line) for line in lines)]
+    names = cell_names([cell.label for cell in found])
+    cells = [
+        SweepCell(name, cell.label, cell.overrides, cell.config.training.comm_round)
+        for name, cell in zip(names, found)
+    ]
+    for note in notes:
+        print(f"note: {note}")
+    folder = new_folder(found[0].config) if into is None else this_folder(into, asked)
+    with run_folder.owned(folder):
+        if into is not None:
+            this_folder(into, asked)  # another sweep may have started in it since
+        if search is not None:
+            return _choose(folder, asked, cells, command, place, search)
+        write_cells(folder, asked, cells)
+        return _run_cells(folder, cells, command, place)
+
+
+def _choose(
+    folder: Path,
+    asked: Sequence[str],
+    cells: Sequence[SweepCell],
+    command: Sequence[str],
+    place: Placement,
+    search: Search,
+) -> int:
+    """Run the cells, evaluate them, extend the grid while an edge is best; also writes the record if cells failed."""
+    for widening in range(search.widenings + 1):
+        write_cells(folder, asked, cells, (search.key, search.by))
+        code = _run_cells(folder, cells, command, place)
+        if code == INTERRUPTED:
+            return code
+        choice = judged(search, folder, cells)
+        more = widened(search, choice, cells)
+        if len(more) == len(cells) or widening == search.widenings:
+            break
+        cells = more
+    keep(choice, folder)
+    return code
+
+
+def resume_sweep(folder: Path, command: Sequence[str] = SSFL, place: Placement = Placement()) -> int:
+    """Continue with the cells of a sweep folder that have not ended.
+
+    Raises:
+        ConfigError: the folder is not a sweep's folder.
+        LauncherError: the launcher is not available.
+    """
+    check_launcher(place.launcher, place.options)
+    read_cells(folder)  # raises before files are written there
+    with run_folder.owned(folder):
+        cells, choose = read_cells(folder), read_choose(folder)
+        if choose is not None:
+            search = search_of(
+                *choose, [Combination(c.label, c.overrides, load_config(c.overrides)) for c in cells]
+            )
+            return _choose(folder, read_words(folder), cells, command, place, search)
+        return _run_cells(folder, cells, command, place)
+
+
+def compare(folders: Sequence[Path], out: Path) -> int:
+    """Write the comparison of all runs in `folders` to `out` and print its table."""
+    from ssfl.report.write import write_report
+
+    print(write_report(folders, out))
+    return 0
+
+
+def _run_cells(folder: Path, cells: Sequence[SweepCell], command: Sequence[str], place: Placement) -> int:
+    again = f"ssfl sweep --resume {shlex.quote(str(folder))}"
+    todo = [cell for cell in cells if not cell_is_finished(folder, cell)]
+    jobs = place.jobs or (1 if place.launcher == "local" else len(cells))
+    runner = Runner(folder, command, launcher(place.launcher, folder, jobs, place.options), jobs)
+    try:
+        failed = runner.run(todo)
+    except KeyboardInterrupt:
+        print(f"stopped; continue with: {again}", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        reason = output_error(error)
+        if reason is None:
+            raise
+        print(f"ssfl: {reason}; continue with: {again}", file=sys.stderr)
+        return 1
+    if len(todo) < len(cells):
+        print(f"{len(cells) - len(todo)} of {len(cells)} cells had ended before")
+    for cell in failed:
+        print(f"failed twice: {cell.label}; see {log_of(folder, cell)}", file=sys.stderr)
+    if len(failed) < len(cells):
+        runs = [run for cell in cells for run in run_folders(folder, cell) if run_folder.is_finished(run)]
+        try:
+            compare(runs, folder / "report")
+        except OSError as error:
+            reason = output_error(error)
+            if reason is None:
+                raise
+            print(f"ssfl: the cells have ended, but their report is not written: {reason}", file=sys.stderr)
+            print(f"write it with: {again}", file=sys.stderr)
+            return 1
+    print(f"sweep folder: {folder}; means over seeds, and the paper's: ssfl table {shlex.quote(str(folder))}")
+    return 1 if failed else 0

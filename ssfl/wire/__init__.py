@@ -1,0 +1,1 @@
+"""Codecs, coded parts, messages, and the stack of transforms between an algorithm and the network."""

@@ -1,0 +1,1 @@
+"""ssfl between sites."""

@@ -1,0 +1,52 @@
+"""The bundle for `flwr run`: every key of main.py, and the checkout is such a bundle too."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssfl.deploy.federation.app_bundle import config_keys, project_text, write_app
+from tests.support.paths import ROOT
+
+pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
+if sys.version_info < (3, 11):
+    pytest.skip("needs Python 3.11", allow_module_level=True)
+
+import tomllib
+
+from ssfl.config import load_config
+from ssfl.deploy.server_app import words_from
+
+
+def test_the_bundle_takes_every_key_and_sets_none(tmp_path: Path) -> None:
+    config = tomllib.loads(project_text())["tool"]["flwr"]["app"]["config"]
+    assert set(config_keys()) < set(config)
+    assert {"training.comm_round", "model.dense_ratio", "deploy.quorum", "experiment.seed"} <= set(config)
+    assert set(config.values()) == {""}
+    assert words_from(config) == []
+
+
+def test_keys_become_the_words_of_main() -> None:
+    run_config = {
+        "words": "preset=digits 'dataset.name=a b'",
+        "training.comm_round": 5,
+        "deploy.server_data": True,
+        "resume": "",
+    }
+    words = words_from(run_config)
+    assert words == ["preset=digits", "dataset.name=a b", "training.comm_round=5", "deploy.server_data=true"]
+    assert load_config(["preset=digits", words[2]]).training.comm_round == 5
+
+
+def test_the_checkout_is_the_same_app(tmp_path: Path) -> None:
+    written = write_app(tmp_path)
+    for path in (written / "ssfl_app").iterdir():
+        assert (ROOT / "ssfl_app" / path.name).read_text() == path.read_text()
+    ours, theirs = (
+        tomllib.loads((root / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+        for root in (ROOT, written)
+    )
+    assert ours["components"] == theirs["components"]
+    assert set(ours["config"]) < set(theirs["config"])

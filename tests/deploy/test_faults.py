@@ -1,0 +1,409 @@
+"""Sites that die, hang, send wrong replies, return or join late: the run goes on with the valid replies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssfl.core.layout import Layout
+from ssfl.core.payloads import DenseValues, MaskBits, MaskedValues, Payload
+from ssfl.deploy.protocol import messages
+from ssfl.deploy.server.exchange import QuorumError
+from ssfl.deploy.settings import DeploySettings
+from ssfl.deploy.transport.port import Failure, Message
+from ssfl.engine.accounting.ledger import Meter
+from ssfl.wire.message import decode, encode
+from tests.contract.table import ROUNDS, SIZES, new_rig
+from tests.deploy.fake_fleet import Bench, FakeSite, Fault, make_bench, trainer_of
+from tests.deploy.oracle import Missing, without
+from tests.support.rigs import tiny_net
+
+LAYOUT = Layout.of(tiny_net())
+
+
+def simulated(name: str, missing: Missing, rounds: int = ROUNDS) -> Tensor:
+    rig = new_rig(name, "group")
+    rig.loop.exchange = without(rig.recorder.inner, missing)
+    progress = rig.loop.run(rig.loop.start(rig.theta, rounds))
+    weights = rig.algorithm.weights_to_evaluate(progress.state, rig.context)
+    assert weights is not None
+    return weights
+
+
+def deployed(bench: Bench, rounds: int = ROUNDS) -> Tensor:
+    progress = bench.run(rounds)
+    weights = bench.algorithm.weights_to_evaluate(progress.state, bench.loop.context)
+    assert weights is not None
+    return weights
+
+
+def in_work(phase: str, round_: int, change: Callable[[Message, messages.Done], Any]) -> Fault:
+    """A fault in the reply to one work, once; honest otherwise."""
+    done: list[int] = []
+
+    def fault(message: Message, answer: Message | str) -> Any:
+        work = messages.unpack(message)
+        if isinstance(work, messages.Work) and (work.phase, work.round) == (phase, round_) and not done:
+            done.append(1)
+            assert isinstance(answer, Message)
+            reply = messages.unpack(answer)
+            assert isinstance(reply, messages.Done)
+            return change(answer, reply)
+        return answer
+
+    return fault
+
+
+def edited(answer: Message, **fields: Any) -> Message:
+    """The answer with other fields in its head: what an honest `pack` would refuse to write."""
+    head = json.loads(answer.head)
+    for key, value in fields.items():
+        if key in ("examples", "train_loss"):
+            head["report"][key] = value
+        else:
+            head[key] = value
+    return Message(json.dumps(head).encode(), answer.body)
+
+
+def with_payload(reply: messages.Done, payload: Payload) -> Message:
+    return messages.pack(replace(reply, payload=encode(payload, LAYOUT)))
+
+
+def nan_values(answer: Message, reply: messages.Done) -> Message:
+    payload = decode(reply.payload, LAYOUT)
+    part = payload.parts["w"]
+    assert isinstance(part, MaskedValues)
+    values = part.values.clone()
+    values[3] = torch.nan
+    return with_payload(reply, Payload({"w": MaskedValues(values, part.support)}, payload.sender))
+
+
+def other_mask(answer: Message, reply: messages.Done) -> Message:
+    payload = decode(reply.payload, LAYOUT)
+    part = payload.parts["w"]
+    assert isinstance(part, MaskedValues)
+    return with_payload(reply, Payload({"w": MaskedValues(part.values, bytes(8))}, payload.sender))
+
+
+def other_length(answer: Message, reply: messages.Done) -> Message:
+    payload = decode(reply.payload, LAYOUT)
+    return with_payload(reply, Payload({"w": DenseValues(torch.zeros(17))}, payload.sender))
+
+
+def fewer(answer: Message, reply: messages.Done) -> Message:
+    payload = decode(reply.payload, LAYOUT)
+    part = payload.parts["w"]
+    assert isinstance(part, MaskedValues)
+    return with_payload(reply, Payload({"w": MaskedValues(part.values[1:], part.support)}, payload.sender))
+
+
+def mask_for_values(answer: Message, reply: messages.Done) -> Message:
+    return with_payload(reply, Payload({"w": MaskBits(torch.ones(9, dtype=torch.bool))}, 0))
+
+
+def other_sender(answer: Message, reply: messages.Done) -> Message:
+    payload = decode(reply.payload, LAYOUT)
+    return with_payload(reply, Payload(payload.parts, 4))
+
+
+FAULTS: Mapping[str, tuple[Callable[[Message, messages.Done], Any], str]] = {
+    "examples_negative": (lambda a, r: edited(a, examples=-5), "examples must be a whole number"),
+    "examples_absurd": (lambda a, r: edited(a, examples=1 << 50), "examples must be a whole number"),
+    "examples_changed": (lambda a, r: edited(a, examples=12), "reports 12 examples, joined with 11"),
+    "client_id": (lambda a, r: edited(a, client=3), "answers as client 3"),
+    "run": (lambda a, r: edited(a, run="another"), "of run another"),
+    "nan": (nan_values, "not finite"),
+    "mask": (other_mask, "values on mask 0000000000000000"),
+    "no_mask": (other_length, "values on no known mask, expected on mask"),
+    "fewer_values": (fewer, "values, expected"),
+    "no_weights": (lambda a, r: with_payload(r, Payload({}, 0)), "part w is missing"),
+    "mask_for_values": (mask_for_values, "a mask instead of values"),
+    "sender": (other_sender, "comes from client 4"),
+    "garbage": (lambda a, r: Message(b"\xff\x00garbage", b"x" * 100), "not JSON"),
+    "damaged": (lambda a, r: Message(a.head, a.body[:-9] + b"!" + a.body[-8:]), "checksum"),
+    "truncated": (lambda a, r: Message(a.head, a.body[:-5]), "announced"),
+    "huge": (lambda a, r: Message(a.head, bytes(20_000_000)), "more than 10000000 bytes"),
+    "another_kind": (lambda a, r: messages.pack(messages.Pong("")), "a Pong in answer to a work"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_reply_is_refused_with_its_reason_and_the_round_goes_on(fault: str) -> None:
+    change, reason = FAULTS[fault]
+    bench = make_bench("ssfl")
+    plan_clients = cohort(bench, 2)
+    assert 0 in plan_clients, "the table's seed puts client 0 into round 2"
+    bench.site(0).fault = in_work("train", 2, change)
+    weights = deployed(bench)
+    assert reason in bench.logged("answer_refused")[0]["text"]
+    assert bench.logged("answer_refused")[0]["client"] == 0
+    assert weights.equal(simulated("ssfl", {("train", 2): [0]}))
+    assert [e["clients"] for e in bench.events if e["event"] == "round"][1] == len(plan_clients) - 1
+
+
+def cohort(bench: Bench, round_: int) -> list[int]:
+    """Who trains in a round: sampled by the seed, equal in every runtime."""
+    rig = new_rig("ssfl", "group")
+    rig.loop.run(rig.loop.start(rig.theta, ROUNDS))
+    plans = [plan for plan, _ in rig.recorder.passed if plan.clock.round == round_ and plan.timed]
+    return [i.client for i in plans[0].instructions]
+
+
+def test_a_site_with_three_refused_answers_is_excluded() -> None:
+    bench = make_bench("fedavg", sizes=(9, 9, 9))
+    bench.site(1).fault = lambda message, answer: (
+        edited(answer, examples=99)
+        if isinstance(answer, Message) and isinstance(messages.unpack(answer), messages.Done)
+        else answer
+    )
+    bench.run(6)
+    assert len(bench.logged("answer_refused")) == 3
+    works = [m for n, m in bench.fleet.sent if n == 101 and isinstance(m, messages.Work)]
+    assert len(works) == 3
+
+
+def test_a_site_that_never_answers_costs_a_deadline_and_is_asked_again_only_after_its_pong() -> None:
+    bench = make_bench("ssfl")
+    assert 0 in cohort(bench, 2)
+    bench.site(0).fault = in_work("train", 2, lambda answer, reply: None)
+    weights = deployed(bench)
+    rounds = {e["round"]: e for e in bench.events if e["event"] == "round"}
+    assert rounds[2]["clients"] == len(cohort(bench, 2)) - 1
+    assert 30 <= bench.fleet.time < 40
+    assert weights.equal(simulated("ssfl", {("train", 2): [0]}))
+    assert "no answer before the deadline" in bench.logged("missing_replies")[0]["text"]
+
+
+def test_a_slow_site_gets_no_stale_work_queued() -> None:
+    bench = make_bench("fedavg", sizes=(9, 9, 9, 9))
+    slow = bench.site(2)
+    bench.join_all()
+    slow.seconds = 100.0
+    bench.run(4)
+    works = [m for n, m in bench.fleet.sent if n == 102 and isinstance(m, messages.Work)]
+    assert len(works) == 1, "work was sent to a site that still owed an answer"
+
+
+def test_a_dead_site_does_not_hold_the_others_up() -> None:
+    bench = make_bench("ssfl")
+    trained = set(cohort(bench, 1))
+    bench.join_all()
+    start = bench.fleet.time
+
+    def die(message: Message, answer: Message | str) -> Message | str | Failure:
+        if isinstance(work := messages.unpack(message), messages.Work) and work.phase == "train":
+            site.online = False
+            return Failure("", "offline", "Node Unavailable")
+        return answer
+
+    site = bench.site(min(trained))
+    site.fault = die
+    weights = deployed(bench)
+    assert bench.fleet.time - start < 20
+    gone = {("train", r): [min(trained)] for r in range(1, ROUNDS + 1)}
+    assert weights.equal(simulated("ssfl", gone))
+
+
+def test_a_restarted_site_without_memory_gets_its_mask_with_the_next_message() -> None:
+    bench = make_bench("ssfl")
+
+    def restart(answer: Message, reply: messages.Done) -> Failure:
+        node = 100
+        fresh = FakeSite(trainer_of("ssfl", "group", bench.data, 0), "key-0", session="2")
+        bench.fleet.sites_by_node[node] = fresh
+        return Failure("", "offline", "restarting")
+
+    bench.site(0).fault = in_work("train", 2, restart)
+    weights = deployed(bench)
+    works = [
+        m for n, m in bench.fleet.sent if n == 100 and isinstance(m, messages.Work) and m.phase == "train"
+    ]
+    assert any(w.missed for w in works), "the mask was not sent again"
+    assert weights.equal(simulated("ssfl", {}))  # it came back in time: nothing is missing
+
+
+def test_a_restarted_site_with_its_memory_on_disk_needs_no_mask(tmp_path: Path) -> None:
+    bench = make_bench("ssfl", folder=tmp_path)
+
+    def restart(answer: Message, reply: messages.Done) -> Failure:
+        trainer = trainer_of("ssfl", "group", bench.data, 0, tmp_path / "0")
+        bench.fleet.sites_by_node[100] = FakeSite(trainer, "key-0", session="2")
+        return Failure("", "offline", "restarting")
+
+    bench.site(0).fault = in_work("train", 2, restart)
+    weights = deployed(bench)
+    assert not any(m.missed for _, m in bench.fleet.sent if isinstance(m, messages.Work))
+    assert weights.equal(simulated("ssfl", {}))
+
+
+@pytest.mark.parametrize("name", ["dispfl_full", "random_clientwise"])
+def test_personal_state_survives_a_restart(name: str, tmp_path: Path) -> None:
+    plain, bench = make_bench(name, folder=tmp_path / "a"), make_bench(name, folder=tmp_path / "b")
+    plain.run(ROUNDS)
+
+    def restart(message: Message, answer: Message | str) -> Any:
+        if isinstance(work := messages.unpack(message), messages.Work) and work.round == 3:
+            trainer = trainer_of(name, "group", bench.data, 2, tmp_path / "b" / "2")
+            bench.fleet.sites_by_node[102] = FakeSite(trainer, "key-2", session="2")
+            return Failure("", "offline", "restarting")
+        return answer
+
+    bench.site(2).fault = restart
+    bench.run(ROUNDS)
+    ours, theirs = (
+        b.site(2).trainer.session.states.before(1 << 40).state  # type: ignore[union-attr]
+        for b in (bench, plain)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(ours[key].equal(theirs[key]) for key in ours)
+
+
+def test_a_site_that_lost_its_mask_though_the_server_thinks_it_has_it() -> None:
+    bench = make_bench("ssfl")
+    lost: list[int] = []
+
+    def forget(message: Message, answer: Message | str) -> Message | str:
+        if isinstance(work := messages.unpack(message), messages.Work) and work.phase == "train" and not lost:
+            lost.append(1)
+            trainer = bench.site(0).trainer
+            assert trainer.session is not None
+            trainer.session.states.forget()
+            return trainer.handle(message)
+        return answer
+
+    bench.site(0).fault = forget
+    weights = deployed(bench)
+    assert bench.logged("broadcast_again")
+    assert weights.equal(simulated("ssfl", {}))
+
+
+def test_too_few_for_too_long_stops_the_run() -> None:
+    settings = DeploySettings(deadline_seconds=10, patience_seconds=50, quorum=1.0)
+    bench = make_bench("fedavg", settings=settings)
+    bench.join_all()
+    for client in (1, 2, 3):
+        bench.site(client).online = False
+    with pytest.raises(QuorumError, match=r"quorum=1\b"):
+        bench.run(2)
+    assert bench.logged("below_quorum")
+
+
+def test_scoring_goes_on_with_a_quorum_and_says_so() -> None:
+    bench = make_bench("ssfl")
+    bench.site(3).fault = in_work("score", 1, lambda answer, reply: "cannot score")
+    weights = deployed(bench)
+    (line,) = [line for line in bench.logged("missing_replies") if line["phase"] == "score"]
+    assert "renormalised" in line["text"]
+    assert "4 of 5" in line["text"]
+    assert weights.equal(simulated("ssfl", {("score", 1): [3]}))
+
+
+def test_scoring_of_all_waits_for_the_last_one() -> None:
+    settings = DeploySettings(deadline_seconds=10, patience_seconds=500, scoring="all")
+    bench = make_bench("ssfl", settings=settings)
+    bench.site(3).fault = in_work("score", 1, lambda answer, reply: None)
+    assert deployed(bench).equal(simulated("ssfl", {}))
+    assert bench.fleet.time > 10
+
+
+def test_a_key_that_is_not_on_the_roster_gets_nothing() -> None:
+    bench = make_bench("ssfl")
+    stranger = trainer_of("ssfl", "group", bench.data, 0)
+    bench.fleet.sites_by_node[200] = FakeSite(stranger, "unknown-key")
+    deployed(bench)
+    assert bench.logged("site_refused")[0]["key"] == "unknown-key"
+    assert not [m for node, m in bench.fleet.sent if node == 200]
+
+
+def test_a_site_under_a_new_node_takes_its_clients_place() -> None:
+    """A key that was lost is replaced on the roster: the same client, another node."""
+    bench = make_bench("ssfl")
+    bench.join_all()
+    old = bench.fleet.sites_by_node.pop(102)
+    bench.fleet.sites_by_node[300] = FakeSite(trainer_of("ssfl", "group", bench.data, 2), old.key)
+    assert deployed(bench).equal(simulated("ssfl", {}))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda j: replace(j, layout="00" * 8), "layout 00000000"),
+        (lambda j: replace(j, client=4), "joins as client 4"),
+        (lambda j: replace(j, protocol=99), "uses protocol 99"),
+    ],
+)
+def test_a_site_that_does_not_fit_is_refused_when_it_joins(change: Any, reason: str) -> None:
+    bench = make_bench("fedavg")
+    bench.site(2).fault = lambda message, answer: (
+        messages.pack(change(joined))
+        if isinstance(answer, Message) and isinstance(joined := messages.unpack(answer), messages.Joined)
+        else answer
+    )
+    for _ in range(400):
+        bench.registry.poll()
+        bench.fleet.sleep(0.5)
+    assert reason in bench.logged("answer_refused")[0]["text"]
+    assert sorted(bench.registry.clients) == [0, 1, 3, 4]
+    bench.run(1)
+
+
+def test_a_stale_answer_is_dropped() -> None:
+    bench = make_bench("fedavg", sizes=(9, 9))
+    first: list[Message] = []
+
+    def replay(message: Message, answer: Message | str) -> Message | str:
+        if isinstance(answer, Message) and isinstance(done := messages.unpack(answer), messages.Done):
+            first.append(answer)
+            return first[0] if done.exchange == 2 else answer
+        return answer
+
+    bench.site(1).fault = replay
+    bench.run(3)
+    (line,) = bench.logged("stale_answer")
+    assert line["exchange"] == 1
+    assert [e["clients"] for e in bench.events] == [2, 1, 2]
+
+
+def test_the_server_resumes_and_the_sites_do_an_exchange_again(tmp_path: Path) -> None:
+    """A server that dies after an exchange whose checkpoint was not written asks for it again: the same bits."""
+    bench = make_bench("dispfl_full", folder=tmp_path)
+    kept: list[Any] = []
+
+    def keep(progress: object) -> float:
+        kept.append((progress, bench.exchange.number, dict(bench.exchange.published.versions)))
+        return 0.0
+
+    bench.loop.save = keep
+    bench.run(ROUNDS)
+    whole = [b.trainer.session.states.before(1 << 40).state for b in bench.fleet.sites_by_node.values()]  # type: ignore[union-attr]
+    progress, number, versions = kept[0]
+    bench.exchange.published.restore(versions)
+    bench.exchange.number = number
+    bench.loop.save = lambda progress: 0.0
+    bench.loop.run(progress)
+    again = [b.trainer.session.states.before(1 << 40).state for b in bench.fleet.sites_by_node.values()]  # type: ignore[union-attr]
+    for ours, theirs in zip(again, whole, strict=True):
+        assert all(ours[key].equal(theirs[key]) for key in theirs)
+
+
+def test_replies_come_in_the_order_of_clients_however_they_arrive() -> None:
+    bench = make_bench("fedavg", sizes=(9, 9, 9))
+    bench.join_all()
+    for client, seconds in ((0, 5.0), (1, 3.0), (2, 0.5)):
+        bench.site(client).seconds = seconds
+    progress = bench.loop.start(bench.theta, 1)
+    plan = bench.algorithm.configure_round(progress.state, progress.clock, bench.loop.context)
+    assert plan is not None
+    assert [reply.client for reply in bench.exchange(plan, Meter())] == [0, 1, 2]
+
+
+def test_seeds_of_the_table_have_what_the_tests_need() -> None:
+    assert len(SIZES) == 5
+    assert 0 in cohort(make_bench("ssfl"), 2)

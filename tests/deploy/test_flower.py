@@ -1,0 +1,167 @@
+"""Real processes on loopback with TLS and node keys: the simulator's bits, kills of everything, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
+
+from ssfl.deploy.federation.folders import make_federation
+from ssfl.deploy.federation.keys import make_site_keys
+from ssfl.deploy.processes.reaper import MARK, marked
+from ssfl.deploy.transport.fleet import Credentials, FleetPort
+from ssfl.deploy.transport.port import LinkError
+from tests.deploy.live import DEPLOY, SITES, WORDS, Live, live_federation, start_run
+from tests.deploy.oracle import check_ledger, missing_of, simulated_model
+from tests.support.paths import ROOT
+
+
+def run_process(live: Live) -> int:
+    record = live.record()
+    assert record is not None
+    return record.pid
+
+
+def survive(live: Live, rounds: int, kills: int, seed: int) -> None:
+    """A run through seeded kills of sites, ServerApp and SuperLink; ends as a run with the same replies missing."""
+    words = start_run(live, rounds)
+    draw = random.Random(seed)
+    at = sorted(draw.sample(range(1, rounds - 1), kills))
+    victims = [("site-0", "serverapp", "superlink", "site-1")[n % 4] for n in range(kills)]
+    for after, victim in zip(at, victims, strict=True):
+        live.wait(lambda after=after: live.rounds() >= after or live.finished(), 240, f"no round {after}")  # type: ignore[misc]
+        if victim == "serverapp":
+            live.kill(run_process(live))
+        elif victim == "superlink":
+            assert live.server.superlink is not None
+            live.kill(live.server.superlink.pid)
+        else:
+            live.kill(live.sites[victim].pid)
+    live.wait(live.finished, 240, "the run has not finished")
+    events = live.events()
+    check_ledger(events, rounds)
+    assert live.model().equal(simulated_model(words, SITES, missing_of(events)))
+
+
+def test_kills_of_site_serverapp_and_superlink(tmp_path: Path) -> None:
+    with live_federation(tmp_path, [*WORDS], SITES) as live:
+        a_stranger_is_refused(live, tmp_path)
+        survive(live, rounds=8, kills=3, seed=1)
+        record = live.record()
+        assert record is not None
+        assert record.restarts >= 2
+
+
+@pytest.mark.slow
+def test_a_soak_of_200_rounds_with_seeded_kills(tmp_path: Path) -> None:
+    with live_federation(tmp_path, [*WORDS], SITES) as live:
+        survive(live, rounds=200, kills=20, seed=2)
+
+
+@pytest.mark.slow
+def test_flowers_own_command_starts_a_run(tmp_path: Path) -> None:
+    """`flwr run` with the checkout as the app, and with the bundle that takes every key."""
+    with live_federation(tmp_path, [*WORDS], SITES) as live:
+        common = f"experiment.output_dir={live.root / 'outputs'}"
+        flwr = [str(Path(sys.executable).parent / "flwr"), "run"]
+        environment = {**os.environ, "FLWR_HOME": str(live.root / "server" / "flwr")}
+        words = " ".join((*WORDS, *DEPLOY, common, "training.comm_round=2"))
+        keyed = f'words="{" ".join((*WORDS, *DEPLOY, common))}" training.comm_round=3 model.dense_ratio=0.2'
+        for app, config, rounds in (
+            (ROOT, f'words="{words}"', 2),
+            (live.root / "researcher" / "app", keyed, 3),
+        ):
+            command_words = [*flwr, str(app), "ssfl", "--run-config", config]
+            done = subprocess.run(
+                command_words, env=environment, capture_output=True, text=True, timeout=120, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            live.wait(lambda rounds=rounds: live.finished() and live.rounds() == rounds, 180, "the run")  # type: ignore[misc]
+        assert live.events()[0]["density"] == 0.2
+
+
+def a_stranger_is_refused(live: Live, folder: Path) -> None:
+    """A key that is not registered."""
+    make_site_keys(folder, "stranger")
+    options = live.server.options
+    port = FleetPort(Credentials(options.local_address, options.root_certificates, folder / "site.key"))
+    with pytest.raises(LinkError, match="not registered"):
+        port.connect()
+    port.close()
+
+
+def test_a_private_file_is_demanded(tmp_path: Path) -> None:
+    make_federation(tmp_path / "f", ["a"], "127.0.0.1:8000")
+    key = tmp_path / "f" / "sites" / "a" / "site.key"
+    key.chmod(0o644)
+    done = subprocess.run(
+        command("site", "--folder", str(key.parent), "--data", "nowhere.npz"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "chmod 600" in done.stderr
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "ssfl", "deploy", *words]
+
+
+def marks_of(parent: int) -> set[str]:
+    """The marks that the children of a command carry."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            status = (entry / "stat").read_text().rpartition(")")[2].split()
+            environment = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if int(status[1]) == parent:
+            found |= {v.decode().partition("=")[2] for v in environment if v.startswith(MARK.encode() + b"=")}
+    return found
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_local_leaves_nothing_behind_however_it_ends(how: signal.Signals, tmp_path: Path) -> None:
+    before = set(Path("/tmp").glob("ssfl-local-*"))
+    child = subprocess.Popen(
+        command("local", "--sites", "2", "--console", "plain", *WORDS, "training.comm_round=500"),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        marks: set[str] = set()
+        end = time.monotonic() + 60
+        while (not marks or sum(len(marked(m)) for m in marks) < 4) and time.monotonic() < end:
+            marks = marks_of(child.pid)
+            time.sleep(0.2)
+        assert marks, child.stderr.read().decode() if child.stderr else ""
+        os.kill(child.pid, how)
+        child.wait(30)
+    finally:
+        if child.poll() is None:
+            child.kill()
+        child.communicate()
+    end = time.monotonic() + 20
+    while any(marked(m) for m in marks) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(marked(m) for m in marks)
+    while set(Path("/tmp").glob("ssfl-local-*")) - before and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not set(Path("/tmp").glob("ssfl-local-*")) - before, "a folder with secrets is left"
+    if how is signal.SIGINT:
+        assert child.returncode == 130

@@ -1,0 +1,96 @@
+"""A site's memory on disk: back after a restart, a step back for a server that went back, harmless when damaged."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssfl.deploy.site.kept_states import KEPT, KeptStates, Memory, is_run_name
+
+
+def memory(exchange: int, value: float) -> Memory:
+    return Memory(exchange, {"mask": torch.full((3,), value)}, {"ab": 1})
+
+
+def value(found: Memory) -> float:
+    return float(found.state["mask"][0])
+
+
+def test_what_was_remembered_comes_back_in_a_new_process(tmp_path: Path) -> None:
+    first = KeptStates(tmp_path, "run")
+    for exchange in range(1, 9):
+        assert first.put(memory(exchange, exchange)) is None
+    again = KeptStates(tmp_path, "run")
+    assert value(again.before(99)) == 8
+    assert value(again.before(8)) == 7
+    assert again.before(99).holds == {"ab": 1}
+    assert len(list((tmp_path / "run").glob("*.safetensors"))) == KEPT
+
+
+def test_an_exchange_done_again_forgets_what_followed(tmp_path: Path) -> None:
+    states = KeptStates(tmp_path, "run")
+    for exchange in range(1, 5):
+        states.put(memory(exchange, exchange))
+    states.put(memory(3, 30))
+    for other in (states, KeptStates(tmp_path, "run")):
+        assert value(other.before(99)) == 30
+        assert value(other.before(3)) == 2
+
+
+def test_a_file_that_a_crash_cut_short_is_passed_over(tmp_path: Path) -> None:
+    states = KeptStates(tmp_path, "run")
+    states.put(memory(1, 1))
+    states.put(memory(2, 2))
+    newest = max((tmp_path / "run").glob("*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:40])
+    assert value(KeptStates(tmp_path, "run").before(99)) == 1
+
+
+def test_state_without_change_writes_nothing(tmp_path: Path) -> None:
+    states = KeptStates(tmp_path, "run")
+    first = memory(1, 1)
+    states.put(first)
+    before = sorted((tmp_path / "run").iterdir())
+    states.put(Memory(2, first.state, first.holds))
+    assert sorted((tmp_path / "run").iterdir()) == before
+    assert value(KeptStates(tmp_path, "run").before(3)) == 1
+
+
+def test_forgetting_removes_the_folder(tmp_path: Path) -> None:
+    states = KeptStates(tmp_path, "run")
+    states.put(memory(1, 1))
+    states.forget()
+    assert not (tmp_path / "run").exists()
+    assert states.before(9) == Memory()
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "a/b", "", ".hidden", "a" * 200, "a\0b"])
+def test_an_invalid_run_name_is_refused(name: str, tmp_path: Path) -> None:
+    assert not is_run_name(name)
+    with pytest.raises(ValueError, match="not a valid run name"):
+        KeptStates(tmp_path, name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_keeps_the_state_in_memory_and_says_so(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"mount is not allowed here: {mounted.stderr.decode()}")
+    try:
+        states = KeptStates(disk, "run")
+        large = Memory(1, {"mask": torch.zeros(100_000)}, {})
+        fault = states.put(large)
+        assert fault is not None
+        assert "No space left" in fault
+        assert states.before(2) is large
+        assert not list((disk / "run").glob(".*"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -1,0 +1,247 @@
+"""Sweeps, with a substitute for the program that runs a cell: it writes the files of a run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from ssfl.config import ConfigError
+from ssfl.run_folder import FolderError, owned
+from ssfl.sweep import sweep
+
+STAND_IN = """
+import json, pathlib, sys
+verb, *words = sys.argv[1:]
+calls = pathlib.Path("calls.txt")
+with calls.open("a") as f: f.write(json.dumps([verb, *words]) + "\\n")
+mode = pathlib.Path("mode.txt").read_text() if pathlib.Path("mode.txt").exists() else ""
+if verb == "run":
+    given = {w.partition("=")[0]: w.partition("=")[2].strip("'") for w in words}
+    folder = pathlib.Path(given["experiment.output_dir"]) / given["wandb.exp_name"] / "20300101-000000"
+else:
+    folder = pathlib.Path(words[0])
+if mode.startswith("bad ") and mode[4:] in str(folder): sys.exit(2)
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "config.yaml").write_text("")
+print("a line that is no JSON")
+print(json.dumps({"event": "round", "round": 1, "global_accuracy": 0.5}))
+if mode == "fail once" and verb == "run": sys.exit(1)
+if mode == "fail always": sys.exit(1)
+(folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+"""
+
+WORDS = ["preset=digits", "algorithm=ssfl,fedavg", "model.dense_ratio=0.5,0.1"]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The substitute program, in a new working directory, without the comparison."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cell.py").write_text(STAND_IN)
+    return [sys.executable, "cell.py"]
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], Path]]:
+    """The arguments of the report."""
+    seen: list[tuple[list[str], Path]] = []
+
+    def compare(folders: Sequence[Path], out: Path) -> int:
+        seen.append(([folder.parent.name for folder in folders], out))
+        return 0
+
+    monkeypatch.setattr(sweep, "compare", compare)
+    return seen
+
+
+def _calls() -> list[list[str]]:
+    return [json.loads(line) for line in Path("calls.txt").read_text().splitlines()]
+
+
+def _folder() -> Path:
+    (folder,) = Path("outputs/digits").glob("sweep-*")
+    return folder
+
+
+def test_every_cell_runs_once(
+    command: list[str], compared: list[tuple[list[str], Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep.start_sweep(WORDS, command) == 0
+    names = ["ssfl_dense_ratio0.5", "ssfl_dense_ratio0.1", "fedavg"]
+    assert [call[0] for call in _calls()] == ["run"] * 3
+    assert compared == [(names, _folder() / "report")]
+    printed = capsys.readouterr().out
+    assert "[3/3] algorithm=fedavg: done" in printed
+    assert "run once" in printed
+    assert "0.500" in printed
+    assert (_folder() / "logs" / "fedavg.txt").read_text().startswith("a line that is no JSON")
+
+
+def test_a_failed_cell_is_resumed_once(
+    command: list[str], compared: list[tuple[list[str], Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mode.txt").write_text("fail once")
+    assert sweep.start_sweep(WORDS, command) == 0
+    assert [call[0] for call in _calls()] == ["run", "resume"] * 3
+    assert "trying once more" in capsys.readouterr().err
+
+
+def test_cells_that_fail_twice_are_named_and_taken_up_again(
+    command: list[str], compared: list[tuple[list[str], Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mode.txt").write_text("fail always")
+    assert sweep.start_sweep(WORDS, command) == 1
+    assert capsys.readouterr().err.count("failed twice: ") == 3
+    assert compared == []
+    Path("mode.txt").write_text("")
+    assert sweep.resume_sweep(_folder(), command) == 0
+    assert [call[0] for call in _calls()[-3:]] == ["resume"] * 3
+    before = len(_calls())
+    assert sweep.resume_sweep(_folder(), command) == 0  # all cells have ended, so none runs
+    assert len(_calls()) == before
+    assert len(compared) == 2
+
+
+def test_bad_input_is_not_tried_again(command: list[str], compared: list[tuple[list[str], Path]]) -> None:
+    Path("mode.txt").write_text("bad fedavg")
+    assert sweep.start_sweep(WORDS, command) == 1
+    assert len(_calls()) == 3
+    assert len(compared[0][0]) == 2
+
+
+def test_nothing_is_written_for_an_impossible_sweep(command: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        sweep.start_sweep(["model.dense_ratio=0.5,7"], command)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_folder_that_is_no_sweep(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no readable sweep\.json"):
+        sweep.resume_sweep(tmp_path)
+
+
+def test_two_sweeps_never_share_a_folder(command: list[str], compared: list[tuple[list[str], Path]]) -> None:
+    for _ in range(2):
+        assert sweep.start_sweep(["preset=digits", "experiment.seed=1,2"], command) == 0
+    assert len(list(Path("outputs/digits").glob("sweep-*"))) == 2
+
+
+SLOW_CELL = """
+import pathlib, signal, sys, time
+pathlib.Path("started.txt").write_text(str(__import__("os").getpid()))
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    pathlib.Path("ended.txt").write_text("cleanly")
+    sys.exit(130)
+"""
+
+
+def test_ctrl_c_ends_the_cell_too(tmp_path: Path) -> None:
+    (tmp_path / "cell.py").write_text(SLOW_CELL)
+    code = (
+        "import sys; from ssfl.sweep.sweep import start_sweep; "
+        "sys.exit(start_sweep(['preset=digits', 'experiment.seed=1,2'], [sys.executable, 'cell.py']))"
+    )
+    paths = os.pathsep.join(
+        filter(None, [str(Path(sweep.__file__).parents[2]), os.environ.get("PYTHONPATH")])
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 30
+    while not (tmp_path / "started.txt").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    os.killpg(parent.pid, signal.SIGINT)  # to the whole process group, like a terminal
+    _, printed = parent.communicate(timeout=30)
+    assert parent.returncode == 130
+    assert "ssfl sweep --resume" in printed
+    assert "Traceback" not in printed
+    assert (tmp_path / "ended.txt").read_text() == "cleanly"
+
+
+# ── two sweeps at once, and runs left by a sweep that died ───────────────────────────────────────────────────────────
+WHOLE_MODEL = (2).to_bytes(8, "little") + b"{}"
+
+
+def test_a_folder_belongs_to_one_sweep_at_a_time(
+    command: list[str], compared: list[tuple[list[str], Path]], tmp_path: Path
+) -> None:
+    into = tmp_path / "mine"
+    (into / "logs").mkdir(parents=True)
+    with owned(into):
+        with pytest.raises(FolderError, match="another process is running this"):
+            sweep.start_sweep(WORDS, command, into=into)
+        assert not Path("calls.txt").exists()
+    assert sweep.start_sweep(WORDS, command, into=into) == 0
+    with owned(into), pytest.raises(FolderError, match="another process"):
+        sweep.resume_sweep(into, command)
+    assert sweep.resume_sweep(into, command) == 0
+
+
+def left_at_work(into: Path, command: Sequence[str]) -> Path:
+    """A sweep with one open cell; returns the folder of its run, which another process still computes."""
+    assert sweep.start_sweep(WORDS, command, into=into) == 0
+    Path("calls.txt").unlink()
+    folder = next(into.glob("runs/fedavg/*"))
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("ends", ["well", "killed"])
+def test_a_cell_that_still_computes_is_waited_for(
+    ends: str,
+    command: list[str],
+    compared: list[tuple[list[str], Path]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = left_at_work(tmp_path / "mine", command)
+    with ExitStack() as lock:
+        lock.enter_context(owned(folder))
+
+        def end() -> None:
+            if ends == "well":
+                (folder / "model.safetensors").write_bytes(WHOLE_MODEL)
+            lock.close()
+
+        timer = threading.Timer(0.5, end)
+        timer.start()
+        assert sweep.resume_sweep(tmp_path / "mine", command) == 0
+        timer.join()
+    assert "FAILED" not in capsys.readouterr().out
+    if ends == "well":
+        assert not Path("calls.txt").exists()
+    else:  # it wrote at most a checkpoint
+        assert [call[:2] for call in _calls()] == [["resume", str(folder)]]
+
+
+def test_no_room_for_the_report_is_one_line(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(folders: Sequence[Path], out: Path) -> int:
+        raise OSError(28, os.strerror(28), str(out))
+
+    monkeypatch.setattr(sweep, "compare", full)
+    into = tmp_path / "mine"
+    assert sweep.start_sweep(WORDS, command, into=into) == 1
+    err = capsys.readouterr().err
+    assert f"{into / 'report'}: No space left on device" in err
+    assert f"ssfl sweep --resume {into}" in err
