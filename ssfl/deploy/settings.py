@@ -34,7 +34,7 @@ class DeploySettings:
     patience_seconds: float = 3600.0
     """How long an exchange waits for a quorum; then the run stops and can be resumed."""
     scoring: Scoring = "quorum"
-    """Scoring without some sites: quorum (continue, weights renormalised) or all (wait; stop after patience_seconds)."""
+    """Scoring without some sites: quorum (continue, renormalised) or all (wait; stop after patience_seconds)."""
     scaling: ScalingSource = "server"
     """Who sets mean and deviation of the inputs: server (published or measured on its own copy of dataset.name;
     the site, where the server has none) or site (each on its own rows)."""
