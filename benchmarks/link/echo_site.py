@@ -19,7 +19,7 @@ from ssfl.algorithms.base import ClientReport
 from ssfl.core.payloads import Payload
 from ssfl.deploy.federation.folders import read_site_folder
 from ssfl.deploy.log import EventLog
-from ssfl.deploy.protocol import messages
+from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.protocol.payloads import from_bytes, to_bytes
 from ssfl.deploy.site.loop import serve
 from ssfl.deploy.transport.fleet import Credentials, FleetPort
@@ -38,16 +38,16 @@ class EchoSite:
         """Codec states by profile."""
 
     def __call__(self, message: Message) -> Message | str:
-        request = messages.unpack(message)
+        request = message_bytes.unpack(message)
         if isinstance(request, messages.Ping):
-            return messages.pack(messages.Pong(request.run))
+            return message_bytes.pack(messages.Pong(request.run))
         if isinstance(request, messages.Join):
-            return messages.pack(messages.Joined(request.run, request.client, 1, 0, 2, (1,), LAYOUT, ""))
+            return message_bytes.pack(messages.Joined(request.run, request.client, 1, 0, 2, (1,), LAYOUT, ""))
         if isinstance(request, messages.Finish):
-            return messages.pack(messages.Finished(request.run))
+            return message_bytes.pack(messages.Finished(request.run))
         assert isinstance(request, messages.Work)
         reply = to_bytes(self._answer(request), layout())
-        return messages.pack(
+        return message_bytes.pack(
             messages.Done(request.run, request.client, request.exchange, ClientReport(1), reply)
         )
 

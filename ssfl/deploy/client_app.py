@@ -36,19 +36,19 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _answer(message: Any, context: Context) -> Any:
-    from ssfl.deploy.protocol import messages
+    from ssfl.deploy.protocol import message_bytes, messages
 
-    request = messages.unpack(message)
+    request = message_bytes.unpack(message)
     folder = _folder(context)
     key = (context.run_id, context.node_id)
     if isinstance(request, messages.Ping):
         joined = _TRAINERS[key].run if key in _TRAINERS else ""
-        return messages.pack(messages.Pong(joined, int(context.node_config.get("partition-id", -1))))
+        return message_bytes.pack(messages.Pong(joined, int(context.node_config.get("partition-id", -1))))
     if isinstance(request, messages.Join):
         _TRAINERS[key] = _trainer(request, context.node_config, folder)
         _keep(folder / "join.json", message.head)
     elif key not in _TRAINERS and (folder / "join.json").is_file():
-        join = messages.unpack(type(message)((folder / "join.json").read_bytes()))
+        join = message_bytes.unpack(type(message)((folder / "join.json").read_bytes()))
         assert isinstance(join, messages.Join)
         _TRAINERS[key] = _trainer(join, context.node_config, folder)
         _TRAINERS[key].join(join)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ssfl.algorithms.base import Algorithm, ServerContext
 from ssfl.deploy.federation.roster import Member
 from ssfl.deploy.log import EventLog
-from ssfl.deploy.protocol import messages
+from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.server.exchange import FleetExchange
 from ssfl.deploy.server.site_registry import SiteRegistry
 from ssfl.deploy.settings import DeploySettings
@@ -86,7 +86,7 @@ class FakeFleet:
     ) -> tuple[str | None, ...]:
         out: list[str | None] = []
         for node, message in outgoing:
-            self.sent.append((node, messages.unpack(message)))
+            self.sent.append((node, message_bytes.unpack(message)))
             if node not in self.sites_by_node:
                 out.append(None)
                 continue
@@ -115,7 +115,7 @@ class FakeFleet:
         return tuple(found)
 
     def _served(self, site: FakeSite, ticket: str, message: Message, most: int) -> Answer | Failure | None:
-        site.served.append(messages.unpack(message))
+        site.served.append(message_bytes.unpack(message))
         answer = site.fault(message, site.trainer.handle(message))
         if answer is None:
             self.tickets[ticket] = (*self.tickets[ticket][:2], float("inf"), self.tickets[ticket][3])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssfl.core.layout import Layout
 from ssfl.core.payloads import DenseValues, MaskBits, MaskedValues, Payload
-from ssfl.deploy.protocol import messages
+from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.server.exchange import QuorumError
 from ssfl.deploy.settings import DeploySettings
 from ssfl.deploy.transport.port import Failure, Message
@@ -49,11 +49,11 @@ def in_work(phase: str, round_: int, change: Callable[[Message, messages.Done], 
     done: list[int] = []
 
     def fault(message: Message, answer: Message | str) -> Any:
-        work = messages.unpack(message)
+        work = message_bytes.unpack(message)
         if isinstance(work, messages.Work) and (work.phase, work.round) == (phase, round_) and not done:
             done.append(1)
             assert isinstance(answer, Message)
-            reply = messages.unpack(answer)
+            reply = message_bytes.unpack(answer)
             assert isinstance(reply, messages.Done)
             return change(answer, reply)
         return answer
@@ -73,7 +73,7 @@ def edited(answer: Message, **fields: Any) -> Message:
 
 
 def with_payload(reply: messages.Done, payload: Payload) -> Message:
-    return messages.pack(replace(reply, payload=encode(payload, LAYOUT)))
+    return message_bytes.pack(replace(reply, payload=encode(payload, LAYOUT)))
 
 
 def nan_values(answer: Message, reply: messages.Done) -> Message:
@@ -130,7 +130,7 @@ FAULTS: Mapping[str, tuple[Callable[[Message, messages.Done], Any], str]] = {
     "damaged": (lambda a, r: Message(a.head, a.body[:-9] + b"!" + a.body[-8:]), "checksum"),
     "truncated": (lambda a, r: Message(a.head, a.body[:-5]), "announced"),
     "huge": (lambda a, r: Message(a.head, bytes(20_000_000)), "more than 10000000 bytes"),
-    "another_kind": (lambda a, r: messages.pack(messages.Pong("")), "a Pong in answer to a work"),
+    "another_kind": (lambda a, r: message_bytes.pack(messages.Pong("")), "a Pong in answer to a work"),
 }
 
 
@@ -160,7 +160,7 @@ def test_a_site_with_three_refused_answers_is_excluded() -> None:
     bench = make_bench("fedavg", sizes=(9, 9, 9))
     bench.site(1).fault = lambda message, answer: (
         edited(answer, examples=99)
-        if isinstance(answer, Message) and isinstance(messages.unpack(answer), messages.Done)
+        if isinstance(answer, Message) and isinstance(message_bytes.unpack(answer), messages.Done)
         else answer
     )
     bench.run(6)
@@ -198,7 +198,7 @@ def test_a_dead_site_does_not_hold_the_others_up() -> None:
     start = bench.fleet.time
 
     def die(message: Message, answer: Message | str) -> Message | str | Failure:
-        if isinstance(work := messages.unpack(message), messages.Work) and work.phase == "train":
+        if isinstance(work := message_bytes.unpack(message), messages.Work) and work.phase == "train":
             site.online = False
             return Failure("", "offline", "Node Unavailable")
         return answer
@@ -249,7 +249,7 @@ def test_personal_state_survives_a_restart(name: str, tmp_path: Path) -> None:
     plain.run(ROUNDS)
 
     def restart(message: Message, answer: Message | str) -> Any:
-        if isinstance(work := messages.unpack(message), messages.Work) and work.round == 3:
+        if isinstance(work := message_bytes.unpack(message), messages.Work) and work.round == 3:
             trainer = trainer_of(name, "group", bench.data, 2, tmp_path / "b" / "2")
             bench.fleet.sites_by_node[102] = FakeSite(trainer, "key-2", session="2")
             return Failure("", "offline", "restarting")
@@ -270,7 +270,11 @@ def test_a_site_that_lost_its_mask_though_the_server_thinks_it_has_it() -> None:
     lost: list[int] = []
 
     def forget(message: Message, answer: Message | str) -> Message | str:
-        if isinstance(work := messages.unpack(message), messages.Work) and work.phase == "train" and not lost:
+        if (
+            isinstance(work := message_bytes.unpack(message), messages.Work)
+            and work.phase == "train"
+            and not lost
+        ):
             lost.append(1)
             trainer = bench.site(0).trainer
             assert trainer.session is not None
@@ -342,8 +346,8 @@ def test_a_site_under_a_new_node_takes_its_clients_place() -> None:
 def test_a_site_that_does_not_fit_is_refused_when_it_joins(change: Any, reason: str) -> None:
     bench = make_bench("fedavg")
     bench.site(2).fault = lambda message, answer: (
-        messages.pack(change(joined))
-        if isinstance(answer, Message) and isinstance(joined := messages.unpack(answer), messages.Joined)
+        message_bytes.pack(change(joined))
+        if isinstance(answer, Message) and isinstance(joined := message_bytes.unpack(answer), messages.Joined)
         else answer
     )
     for _ in range(400):
@@ -359,7 +363,7 @@ def test_a_stale_answer_is_dropped() -> None:
     first: list[Message] = []
 
     def replay(message: Message, answer: Message | str) -> Message | str:
-        if isinstance(answer, Message) and isinstance(done := messages.unpack(answer), messages.Done):
+        if isinstance(answer, Message) and isinstance(done := message_bytes.unpack(answer), messages.Done):
             first.append(answer)
             return first[0] if done.exchange == 2 else answer
         return answer

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ssfl.core import aggregate
 from ssfl.core.payloads import Payload
-from ssfl.deploy.protocol import messages
+from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.protocol.payloads import _all_finite, from_bytes
-from ssfl.deploy.server import exchange, pending_replies
+from ssfl.deploy.server import exchange, outgoing_work, pending_replies
 from ssfl.deploy.server.published import Published
 from ssfl.deploy.transport.port import Answer, Failure, Message
 from tests.contract.table import SIZES, new_rig
@@ -40,7 +40,7 @@ def test_no_reply_is_in_memory_while_the_next_one_is_received(
     """Every reply is large here, and arrives alone: in the order of clients, or in the opposite one."""
     monkeypatch.setattr(aggregate, "LARGE_BYTES", 0)
     monkeypatch.setattr(pending_replies, "HELD_IN_MEMORY_BYTES", 0)
-    decode, receive, unpack = from_bytes, FakeFleet.receive, messages.unpack
+    decode, receive, unpack = from_bytes, FakeFleet.receive, message_bytes.unpack
     replies: list[weakref.ref[Tensor | messages.AnyMessage]] = []
     most_alive, decoded = 0, 0
 
@@ -63,7 +63,7 @@ def test_no_reply_is_in_memory_while_the_next_one_is_received(
         return receive(fleet, tickets, most)
 
     monkeypatch.setattr(exchange, "from_bytes", recorded)
-    monkeypatch.setattr(messages, "unpack", unpacked)
+    monkeypatch.setattr(message_bytes, "unpack", unpacked)
     monkeypatch.setattr(FakeFleet, "receive", counted)
     bench = make_bench(name)
     for client in range(len(SIZES)):
@@ -83,7 +83,7 @@ def test_messages_are_kept_as_bytes_only_until_all_are_sent(
 
     def watched(self: Any, state: Any, start: float) -> Iterator[bool]:
         for over in steps(self, state, start):
-            seen.append(len(state.encoded))
+            seen.append(len(state.outgoing.encoded))
             yield over
 
     monkeypatch.setattr(exchange.FleetExchange, "_steps", watched)
@@ -98,12 +98,12 @@ def test_large_messages_that_differ_are_sent_one_after_the_other(
 ) -> None:
     """A broadcast is one upload however large; models of peers are not in memory for all clients at once."""
     expected = weights_by_exchange(new_rig(name, "group"))
-    monkeypatch.setattr(exchange, "SENT_TOGETHER_BYTES", 1)
+    monkeypatch.setattr(outgoing_work, "SENT_TOGETHER_BYTES", 1)
     sent: list[int] = []
     send = FakeFleet.send
 
     def counted(fleet: FakeFleet, outgoing: Any, seconds: float) -> tuple[str | None, ...]:
-        works = [m for _, m in outgoing if isinstance(messages.unpack(m), messages.Work)]
+        works = [m for _, m in outgoing if isinstance(message_bytes.unpack(m), messages.Work)]
         sent.extend([len(works)] if works else [])
         return send(fleet, outgoing, seconds)
 
@@ -121,7 +121,7 @@ def offline_once(phase: str, round_: int) -> Fault:
     seen: list[int] = []
 
     def fault(message: Message, answer: Message | str) -> Any:
-        work = messages.unpack(message)
+        work = message_bytes.unpack(message)
         if isinstance(work, messages.Work) and (work.phase, work.round) == (phase, round_) and not seen:
             seen.append(1)
             return Failure("", "offline", "Node Unavailable")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ssfl.algorithms.base import ClientReport, TrainLoss
 from ssfl.core.metrics import Tally
-from ssfl.deploy.protocol import messages
+from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.transport.port import MAX_HEAD_BYTES, Message
 
 TALLY = Tally(torch.tensor([3, 0, 1]), torch.tensor([4, 0, 2]), 2.5)
@@ -35,7 +35,7 @@ MESSAGES: tuple[messages.AnyMessage, ...] = (
         (b"abc", b""),
         True,
         ("ef" * 8,),
-        (messages.Broadcast("ef" * 8, "store_mask", 1, (b"mask",)),),
+        (messages.HeldBroadcast("ef" * 8, "store_mask", 1, (b"mask",)),),
     ),
     messages.Work("run-1", 0, 1, "score", 1, 9, ()),
     messages.Done("run-1", 3, 7, REPORT, b"payload", ("ef" * 8,)),
@@ -49,7 +49,7 @@ MESSAGES: tuple[messages.AnyMessage, ...] = (
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
 def test_a_message_comes_back_as_it_was(message: messages.AnyMessage) -> None:
-    back = messages.unpack(messages.pack(message))
+    back = message_bytes.unpack(message_bytes.pack(message))
     if isinstance(message, messages.Done):
         assert isinstance(back, messages.Done)
         ours, theirs = back.report.tallies.pop("trained"), message.report.tallies["trained"]  # type: ignore[attr-defined]
@@ -65,12 +65,12 @@ def test_a_message_comes_back_as_it_was(message: messages.AnyMessage) -> None:
 def test_the_bodies_of_a_broadcast_are_equal_bytes() -> None:
     """What all sites get is one object to the engine: it is uploaded once."""
     works = [messages.Work("r", c, 7, "train", 2, 9, (b"x" * 100,), False, ("ef" * 8,)) for c in range(3)]
-    assert len({messages.pack(w).body for w in works}) == 1
-    assert len({messages.pack(w).head for w in works}) == 3
+    assert len({message_bytes.pack(w).body for w in works}) == 1
+    assert len({message_bytes.pack(w).head for w in works}) == 3
 
 
 def changed(message: messages.AnyMessage, **fields: Any) -> Message:
-    packed = messages.pack(message)
+    packed = message_bytes.pack(message)
     head = json.loads(packed.head)
     return Message(json.dumps(head | fields).encode(), packed.body)
 
@@ -118,7 +118,7 @@ HOSTILE: dict[str, Callable[[], Message]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_no_message_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(messages.MessageError) as caught:
-        messages.unpack(HOSTILE[name]())
+        message_bytes.unpack(HOSTILE[name]())
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
 
@@ -126,7 +126,7 @@ def test_what_is_no_message_is_refused_in_one_line(name: str) -> None:
 @given(st.binary(max_size=300), st.binary(max_size=50))
 def test_random_bytes_are_refused(head: bytes, body: bytes) -> None:
     with pytest.raises(messages.MessageError):
-        messages.unpack(Message(head, body))
+        message_bytes.unpack(Message(head, body))
 
 
 json_values = st.recursive(
@@ -138,8 +138,8 @@ json_values = st.recursive(
 
 @given(st.sampled_from(MESSAGES), st.data())
 def test_any_value_in_any_field_is_read_or_refused(message: messages.AnyMessage, data: st.DataObject) -> None:
-    packed = messages.pack(message)
+    packed = message_bytes.pack(message)
     head = json.loads(packed.head)
     head[data.draw(st.sampled_from(sorted(head)))] = data.draw(json_values)
     with contextlib.suppress(messages.MessageError):  # the only error that there may be
-        messages.unpack(Message(json.dumps(head).encode(), packed.body))
+        message_bytes.unpack(Message(json.dumps(head).encode(), packed.body))

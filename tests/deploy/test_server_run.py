@@ -27,7 +27,7 @@ from ssfl.config import ConfigError, load_config
 from ssfl.deploy.commands.follow import follow
 from ssfl.deploy.errors import DeployError
 from ssfl.deploy.log import EventLog
-from ssfl.deploy.protocol import messages
+from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.server.exchange import QuorumError
 from ssfl.deploy.server.run import run_words
 from ssfl.deploy.server.run_record import HOME_VARIABLE, Status, load_records, save_record
@@ -197,7 +197,7 @@ def crash_at(fleet: FakeFleet, round_: int) -> None:
     def dying(outgoing: Any, deadline_seconds: float) -> Any:
         tickets = send(outgoing, deadline_seconds)
         for _, message in outgoing:
-            work = messages.unpack(message)
+            work = message_bytes.unpack(message)
             if isinstance(work, messages.Work) and work.phase == "train" and work.round == round_:
                 for node, m in outgoing:  # the sites do the work all the same
                     fleet.sites_by_node[node].trainer.handle(m)
@@ -296,7 +296,7 @@ def test_a_late_site_takes_part_from_the_next_round_on(tmp_path: Path, home: Pat
     late.online = False
 
     def come(message: Message, answer: Message | str) -> Message | str:
-        work = messages.unpack(message)
+        work = message_bytes.unpack(message)
         if isinstance(work, messages.Work) and work.round == 2:
             late.online = True
             time.sleep(1.2)  # the server looks for sites once a second
@@ -354,7 +354,7 @@ def test_a_full_disk_is_waited_for(tmp_path: Path, home: Path) -> None:
         fleet = fleet_of(tmp_path)
 
         def fill(message: Message, answer: Message | str) -> Message | str:
-            work = messages.unpack(message)
+            work = message_bytes.unpack(message)
             if isinstance(work, messages.Work) and work.round == 3 and not filler.exists():
                 with filler.open("wb", buffering=0) as file:
                     try:
@@ -383,7 +383,7 @@ def test_prometheus_can_scrape_a_run(tmp_path: Path, home: Path) -> None:
     send = fleet.send
 
     def scraping(outgoing: Any, deadline_seconds: float) -> Any:
-        if any(isinstance(w := messages.unpack(m), messages.Work) and w.round == 4 for _, m in outgoing):
+        if any(isinstance(w := message_bytes.unpack(m), messages.Work) and w.round == 4 for _, m in outgoing):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
                 found.append(answer.read().decode())
         return send(outgoing, deadline_seconds)

@@ -10,7 +10,7 @@ import pytest
 
 from ssfl.config import config_to_yaml, load_config
 from ssfl.deploy.log import EventLog
-from ssfl.deploy.protocol import messages
+from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.site.data import load_site_data
 from ssfl.deploy.site.sessions import SiteOptions, builder_of
 from ssfl.deploy.site.trainer import Trainer
@@ -39,8 +39,8 @@ def text(*words: str) -> str:
 
 
 def join(trainer: Trainer, config: str, run: str = "run-1") -> messages.AnyMessage | str:
-    answer = trainer.handle(messages.pack(messages.Join(run, 0, config)))
-    return answer if isinstance(answer, str) else messages.unpack(answer)
+    answer = trainer.handle(message_bytes.pack(messages.Join(run, 0, config)))
+    return answer if isinstance(answer, str) else message_bytes.unpack(answer)
 
 
 def test_a_run_that_fits_is_joined(trainer: Trainer) -> None:
@@ -117,7 +117,7 @@ def test_an_error_that_may_quote_data_stays_at_the_site(
         raise RuntimeError("patient 4711: value 0.123")
 
     monkeypatch.setattr(trainer, "work", fail)
-    answer = trainer.handle(messages.pack(messages.Work("run-1", 0, 1, "score", 1, 3, ())))
+    answer = trainer.handle(message_bytes.pack(messages.Work("run-1", 0, 1, "score", 1, 3, ())))
     assert answer == "RuntimeError at the site; see the site's log"
     assert "4711" in (tmp_path / "site.jsonl").read_text()
 
@@ -130,19 +130,20 @@ def test_an_error_that_may_quote_data_stays_at_the_site(
         ({"phase": "__class__"}, "this method has no such phase"),
         ({"inbox": (b"garbage",)}, "too few for a message"),
         ({"holds": ("ab" * 8,)}, "lacks broadcasts: abababab"),
-        ({"missed": (messages.Broadcast("ab" * 8, "train", 1, (b"x",)),)}, "not a broadcast of this run"),
+        ({"missed": (messages.HeldBroadcast("ab" * 8, "train", 1, (b"x",)),)}, "not a broadcast of this run"),
     ],
 )
 def test_work_that_does_not_fit_is_refused(trainer: Trainer, change: dict[str, object], reason: str) -> None:
     join(trainer, text())
     work = replace(messages.Work("run-1", 0, 1, "score", 1, 3, ()), **change)  # type: ignore[arg-type]
-    answer = trainer.handle(messages.pack(work))
+    answer = trainer.handle(message_bytes.pack(work))
     assert isinstance(answer, str)
     assert reason in answer
 
 
 def test_a_message_for_servers_is_refused(trainer: Trainer) -> None:
     assert (
-        trainer.handle(messages.pack(messages.Pong("", 1))) == "not understood: only a server accepts a Pong"
+        trainer.handle(message_bytes.pack(messages.Pong("", 1)))
+        == "not understood: only a server accepts a Pong"
     )
     assert trainer.handle(Message(b"\x80\x04cos\nsystem")) == "not understood: the head is not JSON"

@@ -20,8 +20,9 @@ from ssfl.assemble.lifecycle import finished_event, started_event
 from ssfl.assemble.loop import central_test_of
 from ssfl.config import cohort_size
 from ssfl.deploy.errors import DeployError
+from ssfl.deploy.protocol.messages import HeldBroadcast
 from ssfl.deploy.protocol.payloads import digest_of
-from ssfl.deploy.server.exchange import FleetExchange, QuorumError, StoredBroadcast
+from ssfl.deploy.server.exchange import FleetExchange, QuorumError
 from ssfl.deploy.server.metrics import Metrics
 from ssfl.deploy.server.server_run import ServerRun
 from ssfl.deploy.server.setup import ServerData, ServerTest
@@ -115,7 +116,7 @@ class _Driver:
         self.retry_while_disk_full(lambda: self.checkpoints.save(progress, extra))
         self.metrics.saved()
 
-    def keep_broadcast(self, broadcast: StoredBroadcast) -> None:
+    def keep_broadcast(self, broadcast: HeldBroadcast) -> None:
         """Write a broadcast to disk, before the checkpoint that names it."""
         folder = self.folder / BROADCASTS
         self.retry_while_disk_full(lambda: folder.mkdir(exist_ok=True))
@@ -215,7 +216,7 @@ def _loop(setup: RunSetup, exchange: FleetExchange, data: ServerData) -> RoundLo
     )
 
 
-def _broadcasts(folder: Path, entries: Sequence[Sequence[Any]]) -> dict[str, StoredBroadcast]:
+def _broadcasts(folder: Path, entries: Sequence[Sequence[Any]]) -> dict[str, HeldBroadcast]:
     """Load the broadcasts that a checkpoint names. Raises DeployError when a file is missing or damaged."""
     found = {}
     for digest, phase, round_ in entries:
@@ -225,5 +226,5 @@ def _broadcasts(folder: Path, entries: Sequence[Sequence[Any]]) -> dict[str, Sto
             raise DeployError(
                 f"{folder / BROADCASTS}: broadcast {digest} is missing or damaged; start a new run"
             )
-        found[digest] = StoredBroadcast(digest, phase, round_, blobs)
+        found[digest] = HeldBroadcast(digest, phase, round_, blobs)
     return found

@@ -7,27 +7,25 @@ before its turn is stored as bytes, a large one in an unlinked file: memory does
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import final
 
-from ssfl.algorithms.base import ClientReply, ClientTask, PeerModel, RoundPlan
+from ssfl.algorithms.base import ClientReply, ClientTask, RoundPlan
 from ssfl.core.layout import Layout
-from ssfl.core.payloads import SERVER, Payload, Traffic
+from ssfl.core.payloads import Payload, Traffic
 from ssfl.deploy.log import EventLog
 from ssfl.deploy.protocol import messages
-from ssfl.deploy.protocol.messages import LACKS
+from ssfl.deploy.protocol.messages import LACKS, HeldBroadcast
 from ssfl.deploy.protocol.payloads import (
     digest_of,
     from_bytes,
     is_broadcast,
     is_scoring,
     refusal_reason,
-    resolved,
-    to_bytes,
 )
+from ssfl.deploy.server.outgoing_work import OutgoingWork
 from ssfl.deploy.server.pending_replies import PendingReplies
 from ssfl.deploy.server.published import Published
 from ssfl.deploy.server.site_registry import LATE, SiteRegistry, WorkOutcome
@@ -42,24 +40,10 @@ FAST_POLL_SECONDS = 0.05
 SLOW_POLL_SECONDS = 0.25
 FAST_FOR_SECONDS = 5.0
 """Answers are polled often at first, then less often: each poll costs CPU time on the server."""
-SENT_TOGETHER_BYTES = 32_000_000
-"""Messages above this size are sent one after the other, except if they are the same for several clients."""
-_Traffic = dict[int, list[tuple[int, Traffic]]]
-"""Client -> for each message to it, its sender and what it counts."""
 
 
 class QuorumError(UserError):
     """Fewer sites than the quorum answered within patience_seconds: the run stops and can be resumed."""
-
-
-@dataclass(frozen=True)
-class StoredBroadcast:
-    """A broadcast (a mask) that every client must hold, as it was sent."""
-
-    digest: str
-    phase: str
-    round: int
-    blobs: tuple[bytes, ...]
 
 
 @dataclass
@@ -78,15 +62,10 @@ class _ExchangeState:
 
     plan: RoundPlan
     meter: Meter
-    published: Callable[[int], bytes | None]
-    """What a client had published when the exchange began."""
-    inboxes: Mapping[int, tuple[Payload | PeerModel, ...]]
-    """What each client is sent."""
+    outgoing: OutgoingWork
     waiting: set[int]
     """Clients whose answer has not arrived and is still expected."""
     arrived: PendingReplies
-    encoded: dict[int, bytes] = field(default_factory=dict)
-    """Messages of the plan as bytes, by the id of the payload, as long as clients wait for them to be sent."""
     under_way: set[int] = field(default_factory=set)
     given_up: dict[int, str] = field(default_factory=dict)
     lost_at: dict[int, float] = field(default_factory=dict)
@@ -118,9 +97,9 @@ class FleetExchange:
         self.layout: Layout = wire.layout
         self.published = Published(None if scratch is None else scratch / "published")
         self.number = 0
-        self.broadcasts: dict[str, StoredBroadcast] = {}
+        self.broadcasts: dict[str, HeldBroadcast] = {}
         self.summary = ExchangeSummary()
-        self.on_broadcast: Callable[[StoredBroadcast], None] = lambda broadcast: None
+        self.on_broadcast: Callable[[HeldBroadcast], None] = lambda broadcast: None
         self._scratch, self._now, self._sleep = scratch, now, sleep
 
     # ── Exchange ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -132,11 +111,13 @@ class FleetExchange:
         plan = self.coder.begin(plan)
         self.number += 1
         self.summary = ExchangeSummary(asked=len(plan.instructions))
-        inboxes = {i.client: tuple(i.inbox) for i in plan.instructions}
+        outgoing = OutgoingWork(
+            plan, self.registry, self.number, self.layout, self.broadcasts, self.published
+        )
         arrived = PendingReplies(self._scratch, self._log_full_disk)
-        state = _ExchangeState(plan, meter, self.published.as_now(), inboxes, set(inboxes), arrived)
+        state = _ExchangeState(plan, meter, outgoing, set(outgoing.inboxes), arrived)
         start = self._now()
-        order = sorted(state.inboxes)
+        order = sorted(state.outgoing.inboxes)
         replied: list[int] = []
         at = 0
         for over in self._steps(state, start):
@@ -191,7 +172,7 @@ class FleetExchange:
 
     def _quorum(self, state: _ExchangeState) -> int:
         """Number of answers needed."""
-        task, asked = self.tasks[state.plan.phase], len(state.inboxes)
+        task, asked = self.tasks[state.plan.phase], len(state.outgoing.inboxes)
         if is_scoring(task) and self.settings.scoring == "all":
             return asked
         return max(1, -int(-asked * self.settings.quorum // 1))
@@ -201,7 +182,7 @@ class FleetExchange:
         to = sorted(c for c in state.waiting - state.under_way if self.registry.ready(c))
         if not to:
             return
-        for works, traffic in self._works(state, to):
+        for works, traffic in state.outgoing.groups(to):
             failed = self.registry.send_work(works, seconds)
             for client in traffic.keys() - set(failed):
                 state.under_way.add(client)
@@ -209,70 +190,7 @@ class FleetExchange:
                     state.meter.sent(sender, client, size)
             works.clear()  # before the next ones are made
         if state.waiting <= state.under_way:
-            state.encoded.clear()  # made again where a message must be repeated
-
-    def _works(
-        self, state: _ExchangeState, to: Sequence[int]
-    ) -> Iterator[tuple[list[messages.Work], _Traffic]]:
-        """Work for these clients, and what it counts; in groups with at most SENT_TOGETHER_BYTES to upload.
-
-        Every message counts that is sent, including repeats and masks that are sent again.
-        """
-        works: list[messages.Work] = []
-        traffic: _Traffic = {}
-        sizes: dict[int, int] = {}
-        for client in to:
-            blobs, counted = self._blobs(state, client)
-            new = {id(b): len(b) for b in blobs if id(b) not in sizes}  # equal messages are uploaded once
-            if works and new and sum(sizes.values()) + sum(new.values()) > SENT_TOGETHER_BYTES:
-                yield works, traffic
-                works, traffic, sizes = [], {}, {}
-            sizes |= new
-            works.append(self._work(state, client, blobs))
-            again = [from_bytes(blob, self.layout) for missed in works[-1].missed for blob in missed.blobs]
-            traffic[client] = counted + [(SERVER, Traffic.of(payload)) for payload in again]
-        if works:
-            yield works, traffic
-
-    def _blobs(
-        self, state: _ExchangeState, client: int
-    ) -> tuple[tuple[bytes, ...], list[tuple[int, Traffic]]]:
-        """What a client is sent, as bytes; who sends it and what it counts."""
-        blobs: list[bytes] = []
-        traffic = []
-        for message in state.inboxes[client]:
-            payload = resolved(message, state.plan, partial(self._peer, state))
-            known = state.encoded.get(id(payload))
-            blobs.append(to_bytes(payload, self.layout) if known is None else known)
-            if payload is message:  # the plan keeps it alive, so its id is unique
-                state.encoded[id(payload)] = blobs[-1]
-            traffic.append((payload.sender, Traffic.of(payload)))
-        return tuple(blobs), traffic
-
-    def _peer(self, state: _ExchangeState, client: int) -> Payload | None:
-        raw = state.published(client)
-        return None if raw is None else from_bytes(raw, self.layout)
-
-    def _work(self, state: _ExchangeState, client: int, blobs: tuple[bytes, ...]) -> messages.Work:
-        plan, site = state.plan, self.registry.clients[client]
-        missed = tuple(
-            messages.Broadcast(h.digest, h.phase, h.round, h.blobs)
-            for h in self.broadcasts.values()
-            if h.digest not in site.holds
-        )
-        clock = plan.clock
-        return messages.Work(
-            self.registry.run,
-            client,
-            self.number,
-            plan.phase,
-            clock.round,
-            clock.total,
-            blobs,
-            plan.publish,
-            tuple(self.broadcasts),
-            missed,
-        )
+            state.outgoing.encoded.clear()  # made again where a message must be repeated
 
     def _handle_outcomes(self, state: _ExchangeState) -> bool:
         """Process what has arrived since the last call; whether anything had. Keeps no reply while it waits."""
@@ -394,11 +312,11 @@ class FleetExchange:
             )
         if not is_broadcast(self.tasks[plan.phase]):
             return
-        sent = {self._blobs(state, client)[0] for client in state.inboxes}
+        sent = {state.outgoing.blobs(client)[0] for client in state.outgoing.inboxes}
         if len(sent) != 1:
             return
         (blobs,) = sent
-        broadcast = StoredBroadcast(digest_of(blobs), plan.phase, plan.clock.round, blobs)
+        broadcast = HeldBroadcast(digest_of(blobs), plan.phase, plan.clock.round, blobs)
         self.broadcasts[broadcast.digest] = broadcast
         self.on_broadcast(broadcast)
 
@@ -407,14 +325,14 @@ class FleetExchange:
         return FAST_POLL_SECONDS if fast else SLOW_POLL_SECONDS
 
     def _log_waiting(self, state: _ExchangeState, quorum: int) -> None:
-        text = f"{state.accepted} of {len(state.inboxes)} answered, {quorum} are needed; waiting for more"
+        text = f"{state.accepted} of {self.summary.asked} answered, {quorum} are needed; waiting for more"
         self.log.warning(
             "below_quorum", text, run=self.registry.run, round=state.plan.clock.round, phase=state.plan.phase
         )
 
     def _quorum_message(self, state: _ExchangeState, quorum: int) -> str:
         return (
-            f"round {state.plan.clock.round} ({state.plan.phase}): {state.accepted} of {len(state.inboxes)} sites "
+            f"round {state.plan.clock.round} ({state.plan.phase}): {state.accepted} of {self.summary.asked} sites "
             f"answered within {self.settings.patience_seconds:g} s, {quorum} are needed (deploy.quorum="
             f"{self.settings.quorum:g}); the last checkpoint is kept"
         )

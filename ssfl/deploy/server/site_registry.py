@@ -14,7 +14,7 @@ from typing import Literal, final
 
 from ssfl.deploy.federation.roster import Member
 from ssfl.deploy.log import EventLog
-from ssfl.deploy.protocol import messages
+from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.transport.port import Answer, Failure, ServerPort, SiteInfo
 
 SITES_POLL_SECONDS = 1.0
@@ -172,7 +172,7 @@ class SiteRegistry:
     ) -> list[Site]:
         if not outgoing:
             return []
-        tickets = self.port.send([(s.node, messages.pack(m)) for s, m in outgoing], seconds)
+        tickets = self.port.send([(s.node, message_bytes.pack(m)) for s, m in outgoing], seconds)
         failed = []
         for (site, _), ticket in zip(outgoing, tickets, strict=True):
             if ticket is None:
@@ -245,7 +245,7 @@ class SiteRegistry:
         if isinstance(found, Failure):
             return self._failed(pending, found)
         try:
-            message = messages.unpack(found.message)
+            message = message_bytes.unpack(found.message)
         except messages.MessageError as error:
             return self._refuse(pending, str(error))
         site.present = True

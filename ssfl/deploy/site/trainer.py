@@ -13,7 +13,7 @@ from safetensors.torch import save
 from ssfl.algorithms.base import Clock
 from ssfl.deploy.errors import DeployError
 from ssfl.deploy.log import EventLog
-from ssfl.deploy.protocol import messages
+from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.protocol.payloads import digest_of, from_bytes, is_broadcast, to_bytes
 from ssfl.deploy.site.kept_states import Memory
 from ssfl.deploy.site.sessions import Builder, Session
@@ -50,7 +50,7 @@ class Trainer:
     def handle(self, message: Message) -> Message | str:
         """The answer, or the reason why there is none. Never raises because of a message's contents."""
         try:
-            return messages.pack(self._answer(messages.unpack(message)))
+            return message_bytes.pack(self._answer(message_bytes.unpack(message)))
         except messages.MessageError as error:
             reason = f"not understood: {error}"
         except UserError as error:
