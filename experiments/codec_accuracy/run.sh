@@ -20,9 +20,9 @@ tenth="model.dense_ratio=0.1 optimizer.lr=$rate"
 twentieth="model.dense_ratio=0.05 optimizer.lr=$rate"
 sweep runs cifar10_converged 1 <<LINES
 $tenth communication.profile=small experiment.seed=$seeds
-$tenth communication.scores=factored experiment.seed=$seeds
 $half communication.profile=small experiment.seed=$seeds
 $twentieth communication.profile=small experiment.seed=$seeds
+$tenth communication.scores=factored experiment.seed=$seeds
 $tenth communication.profile=balanced experiment.seed=$seeds
 $tenth communication.scores=votes experiment.seed=$seeds
 $tenth algorithm.params.saliency_fraction=0.1 experiment.seed=$seeds
