@@ -67,9 +67,9 @@ def install(name: str) -> bool:
         environment.setdefault("UV_FIND_LINKS", environment["PIP_FIND_LINKS"].replace(" ", ","))
     pin = f"torch=={torch.__version__.partition('+')[0]}"
     for python in peer.pythons or (sys.executable,):
-        make = ["uv", "venv", "--quiet", "--no-python-downloads", "--python", python, str(folder)]
+        make = [_uv(), "venv", "--quiet", "--no-python-downloads", "--python", python, str(folder)]
         fill = [
-            "uv",
+            _uv(),
             "pip",
             "install",
             "--quiet",
@@ -85,6 +85,11 @@ def install(name: str) -> bool:
         reasons.append(f"Python {python}: {reason}")
     print(f"{name} is excluded: it cannot be installed\n" + "\n".join(reasons), file=sys.stderr)
     return False
+
+
+def _uv() -> str:
+    """uv on the path, or the one that setup.sh installs beside this Python."""
+    return shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
 
 
 def _failure(command: Sequence[str], environment: Mapping[str, str]) -> str | None:
