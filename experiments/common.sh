@@ -13,9 +13,11 @@ data=${SSFL_DATA_DIR:-./dataset}
 out=${OUT:-outputs/experiments}/$experiment
 results=${RESULTS:-experiments/$experiment}
 
-# sweep STAGE PRESET JOBS: all cells of the lines on standard input, as one sweep in $out/STAGE.
+# sweep STAGE PRESET JOBS: all cells of the lines on standard input, as one sweep in $out/STAGE, without those that have
+# finished in the committed results (runs.json), so that a study continues on another machine.
 sweep() {
   local stage=$1 preset=${PRESET:-$2} jobs=${JOBS:-$3} option options=()
+  if [ -e "$results/runs.json" ]; then options+=(--skip-finished "$results/runs.json"); fi
   for option in ${LAUNCHER_OPTIONS:-}; do options+=(--launcher-option "$option"); done
   mkdir -p "$out"
   cat >"$out/$stage.lines"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssfl.cli_parser import build_parser
+from ssfl.cli_parser import build_parser, parse
 from ssfl.errors import UserError
 from ssfl.stop_signals import STOPS, StopHandler
 from ssfl.sweep.launchers.lifeline import watch
@@ -33,10 +33,9 @@ FIRST_RANK_SECONDS = 20.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns its exit code; bad input gives one line on stderr and 2."""
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
+    arguments = parse(argv)
     if arguments.verb is None:
-        parser.print_help()
+        build_parser().print_help()
         return 2
     handler = StopHandler()
     try:
@@ -194,7 +193,20 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if arguments.resume is None:
         lines = _read_lines(arguments.lines) if arguments.lines else ()
         choose = None if arguments.choose is None else (arguments.choose, arguments.by)
-        return start_sweep(arguments.words, place=place, into=arguments.into, lines=lines, choose=choose)
+        if choose is not None and arguments.skip_finished is not None:
+            raise ConfigError(
+                "sweep", "--skip-finished cannot go with --choose: a search compares its own runs"
+            )
+        return start_sweep(
+            arguments.words,
+            place=place,
+            into=arguments.into,
+            lines=lines,
+            choose=choose,
+            skip_finished=arguments.skip_finished,
+        )
+    if arguments.skip_finished is not None:
+        raise ConfigError("sweep", "--skip-finished cannot go with --resume: the folder has the cells")
     if arguments.words or arguments.into or arguments.lines or arguments.choose:
         raise ConfigError(
             "sweep", "sweep --resume DIR takes no KEY=VALUE arguments: the folder contains them"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias, final
 
@@ -63,6 +64,18 @@ def build_parser() -> argparse.ArgumentParser:
     _add_planning(verbs)
     add_deploy(verbs)
     return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; settings may also stand after options. Bad input gives one line and exit code 2."""
+    parser = build_parser()
+    found, rest = parser.parse_known_args(argv)
+    settings = all("=" in word and not word.startswith("-") for word in rest)
+    if rest and settings and hasattr(found, "words"):
+        found.words = [*found.words, *rest]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return found
 
 
 def _add_training(verbs: _Verbs) -> None:
@@ -166,6 +179,12 @@ def _add_sweep_options(sweep: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="file with settings to add, one product per line (# starts a comment)",
+    )
+    sweep.add_argument(
+        "--skip-finished",
+        type=Path,
+        metavar="PATH",
+        help="leave out runs that have finished in this folder or packed file (runs.json)",
     )
     sweep.add_argument(
         "--choose",

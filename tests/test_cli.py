@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ssfl import __version__, cli
+from ssfl.cli_parser import parse
 from ssfl.config import Config
 from ssfl.errors import UserError
 from tests.support.paths import ROOT
@@ -176,10 +177,26 @@ def test_ctrl_c_is_130(calls: list[tuple[object, ...]], monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["sweep", "preset=digits", "experiment.seed=1,2", "--jobs", "2"],
+        ["sweep", "preset=digits", "--jobs", "2", "experiment.seed=1,2"],
+        ["sweep", "--jobs", "2", "preset=digits", "experiment.seed=1,2"],
+    ],
+)
+def test_settings_may_stand_before_and_after_options(words: list[str]) -> None:
+    found = parse(words)
+    assert found.words == ["preset=digits", "experiment.seed=1,2"]
+    assert found.jobs == 2
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["run", "--optimizer.lr=1"], "--optimizer.lr=1; settings are KEY=VALUE, without dashes"),
         (["run", "--nope"], "unrecognized arguments: --nope; see ssfl --help"),
+        (["sweep", "a=1", "--jobs", "2", "b=2", "c"], "unrecognized arguments: b=2 c; see ssfl --help"),
+        (["report", "outputs", "--nope=1"], "--nope=1; see ssfl --help"),
         (
             ["resume"],
             "the following arguments are required: folder; see ssfl resume --help",

@@ -8,7 +8,9 @@ experiment=codec_accuracy
 . "$(dirname "$0")/../common.sh"
 converged=experiments/cifar10_converged
 if [ "${1:-}" = harvest ]; then
-  "$python" -m ssfl.report.runs.collect "$out/runs" "$results/runs.json"
+  earlier=()
+  if [ -e "$results/runs.json" ]; then earlier=("$results/runs.json"); fi
+  "$python" -m ssfl.report.runs.collect ${earlier[@]+"${earlier[@]}"} "$out/runs" "$results/runs.json"
   "$python" "$results/bytes.py" "$results/runs.json" "$converged/runs.json" >"$results/bytes.md"
   exit
 fi

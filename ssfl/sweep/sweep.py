@@ -31,6 +31,7 @@ from ssfl.sweep.folder import (
     write_cells,
 )
 from ssfl.sweep.launchers.launcher import check_launcher, launcher
+from ssfl.sweep.results import finished_settings, has_results
 from ssfl.sweep.runner import Runner
 
 INTERRUPTED = 130
@@ -54,6 +55,7 @@ def start_sweep(
     into: Path | None = None,
     lines: Sequence[Sequence[str]] = (),
     choose: tuple[str, str] | None = None,
+    skip_finished: Path | None = None,
 ) -> int:
     """Check every cell, create the folder, run all cells. Exit code: 0, or 1 if a cell failed twice.
 
@@ -67,6 +69,8 @@ def start_sweep(
             not one product, such as a different learning rate for each method.
         choose: a key with several values (or its last part) and an accuracy on held-out rows: the best value of the
             key is found for every setting and recorded (`ssfl.sweep.choose`).
+        skip_finished: runs, or packed results: cells that have finished there are left out, unless they have begun in
+            `into`.
 
     Raises:
         ConfigError: a cell is impossible, no key has several values, or `into` has other content; no file was written.
@@ -83,6 +87,10 @@ def start_sweep(
     ]
     for note in notes:
         print(f"note: {note}")
+    if skip_finished is not None:
+        cells = _without_results(cells, found, skip_finished, into)
+        if not cells:
+            return 0
     folder = new_folder(found[0].config) if into is None else this_folder(into, asked)
     with run_folder.owned(folder):
         if into is not None:
@@ -91,6 +99,20 @@ def start_sweep(
             return _choose(folder, asked, cells, command, place, search)
         write_cells(folder, asked, cells)
         return _run_cells(folder, cells, command, place)
+
+
+def _without_results(
+    cells: Sequence[SweepCell], found: Sequence[Combination], results: Path, into: Path | None
+) -> list[SweepCell]:
+    """The cells without a finished run in `results`; those that have begun in `into` stay."""
+    finished = finished_settings(results)
+    left = [
+        cell
+        for cell, combination in zip(cells, found)
+        if not has_results(combination.config, finished) or (into is not None and run_folders(into, cell))
+    ]
+    print(f"{len(cells) - len(left)} of {len(cells)} cells have finished in {results}")
+    return left
 
 
 def _choose(

@@ -18,6 +18,7 @@ import pytest
 from ssfl.config import ConfigError
 from ssfl.run_folder import FolderError, owned
 from ssfl.sweep import sweep
+from tests.support.paths import ROOT
 
 STAND_IN = """
 import json, pathlib, sys
@@ -40,6 +41,7 @@ if mode == "fail always": sys.exit(1)
 (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
 """
 
+DIGITS_RESULTS = ROOT / "experiments" / "codec_accuracy" / "digits" / "runs.json"
 WORDS = ["preset=digits", "algorithm=ssfl,fedavg", "model.dense_ratio=0.5,0.1"]
 
 
@@ -65,6 +67,8 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], Path]]:
 
 
 def _calls() -> list[list[str]]:
+    if not Path("calls.txt").exists():
+        return []
     return [json.loads(line) for line in Path("calls.txt").read_text().splitlines()]
 
 
@@ -85,6 +89,59 @@ def test_every_cell_runs_once(
     assert "run once" in printed
     assert "0.500" in printed
     assert (_folder() / "logs" / "fedavg.txt").read_text().startswith("a line that is no JSON")
+
+
+@pytest.mark.parametrize(
+    ("words", "ran"),
+    [
+        (["experiment.seed=1,2"], []),
+        (["experiment.seed=1,4"], ["4"]),
+        (["experiment.seed=1,2", "optimizer.lr=0.07"], ["1", "2"]),
+        (
+            ["experiment.seed=1,2", "engine.precision=bf16"],
+            ["1", "2"],
+        ),
+        (
+            ["experiment.seed=1,2", "wandb.exp_name=another", "checkpoint.every_rounds=7"],
+            [],
+        ),  # no number depends on these
+    ],
+)
+def test_cells_with_results_elsewhere_are_left_out(
+    words: list[str], ran: list[str], command: list[str], compared: list[tuple[list[str], Path]]
+) -> None:
+    """The results are those that the experiment's own lines made."""
+    setting = ["preset=digits", "model.dense_ratio=0.5", "communication.profile=small"]
+    assert sweep.start_sweep([*setting, *words], command, skip_finished=DIGITS_RESULTS) == 0
+    seeds = [
+        word.partition("=")[2] for call in _calls() for word in call if word.startswith("experiment.seed")
+    ]
+    assert seeds == ran
+
+
+def test_a_cell_that_has_begun_here_is_continued_despite_results_elsewhere(
+    command: list[str], compared: list[tuple[list[str], Path]]
+) -> None:
+    words = ["preset=digits", "communication.profile=small", "model.dense_ratio=0.5", "experiment.seed=1,4"]
+    into = Path("outputs/study")
+    Path("mode.txt").write_text("fail always")
+    assert sweep.start_sweep(words, command, into=into) == 1
+    Path("mode.txt").write_text("")
+    assert sweep.start_sweep(words, command, into=into, skip_finished=DIGITS_RESULTS) == 0
+    assert [call[0] for call in _calls()[-2:]] == ["resume"] * 2
+
+
+@pytest.mark.parametrize(("name", "text"), [("missing", None), ("empty.json", "{}"), ("folder", "")])
+def test_results_that_are_none_are_one_line(name: str, text: str | None, command: list[str]) -> None:
+    path = Path(name)
+    if text == "":
+        path.mkdir()
+    elif text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=name) as caught:
+        sweep.start_sweep(WORDS, command, skip_finished=path)
+    assert "\n" not in str(caught.value)
+    assert not Path("outputs").exists()
 
 
 def test_a_failed_cell_is_resumed_once(
