@@ -1,6 +1,7 @@
 """Codecs on real masks and updates of ResNet18: bytes against the entropy bound, error, CPU time and MB/s, one thread.
 
-The material is computed first, which takes minutes (`codec_material.py`); --quick: two densities.
+The material is computed first, which takes minutes (`codec_material.py`). --quick: one density, one round, four
+scoring clients.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from benchmarks.codec_material import Material, Update, make
+from benchmarks.codec_material import ROUNDS, SCORERS, Material, Update, make
 from benchmarks.figures import Figure, options, publish, times
 from benchmarks.rotation import rotated_error
 from ssfl.core.factored import factored_size, factors_of, scores_of
@@ -36,7 +37,9 @@ from ssfl.wire.uniform import Uniform
 from ssfl.wire.value_codec import ValueCodec
 
 DENSITIES = (0.5, 0.3, 0.1, 0.05, 0.01)
-QUICK_DENSITIES = (0.5, 0.1)
+QUICK_DENSITIES = (0.1,)
+QUICK_SCORERS = 4
+QUICK_ROUNDS = 1
 FLOAT_BYTES = 4
 UPLINK: Mapping[str, ValueCodec] = {
     "lossless": Lossless(),
@@ -258,7 +261,8 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     densities = QUICK_DENSITIES if chosen.quick else DENSITIES
-    material = make(chosen.data_dir, densities)
+    extent = (QUICK_SCORERS, QUICK_ROUNDS) if chosen.quick else (SCORERS, ROUNDS)
+    material = make(chosen.data_dir, densities, *extent)
     print(f"masks and updates of ResNet18 on {material.data}")
     publish(figures(material, chosen.trials or (3 if chosen.quick else 5), densities), chosen.json)
 

@@ -32,7 +32,7 @@ from ssfl.engine.executors.timing import Form
 from ssfl.native import available
 
 DENSITIES = (0.5, 0.1, 0.05, 0.01)
-QUICK_DENSITIES = (0.1, 0.01)
+QUICK_DENSITIES = (0.1,)
 SCORING_CLIENTS = 10
 WHOLE: Plan = {}
 DIRECT = Form("contiguous", "direct")

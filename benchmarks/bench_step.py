@@ -28,6 +28,7 @@ KERNELS = (
     "last+kept+flat+kernels+winograd",
 )
 FORMS = ("nchw", "nchw+kept", "last", "last+kept", "last+kept+flat", *KERNELS)
+QUICK_FORMS = ("nchw", "nchw+kept", "last+kept+flat", "last+kept+flat+kernels+winograd")
 COMPILED = "last+kept+flat+compiled"
 """Takes minutes on some machines, so only with --compiled."""
 WARM_UP = 3
@@ -88,7 +89,8 @@ def main() -> None:
     if chosen.form is not None:
         print(json.dumps(step_seconds(chosen.form, chosen.model, steps)))
         return
-    forms = (*FORMS, COMPILED) if chosen.compiled else tuple(FORMS)
+    forms = QUICK_FORMS if chosen.quick else FORMS
+    forms = (*forms, COMPILED) if chosen.compiled else forms
     publish(figures(chosen.model, forms, steps), chosen.json)
 
 

@@ -76,31 +76,31 @@ class Material:
         return torch.stack(list(self.scores)).mean(0)
 
 
-def make(data_dir: Path, densities: Sequence[float]) -> Material:
-    """Compute the material: about half a minute per density on one core."""
+def make(data_dir: Path, densities: Sequence[float], scorers: int, rounds: int) -> Material:
+    """Compute the material: about half a minute per density on one core for three rounds."""
     federation = _federation(data_dir)
     runner = _runner(federation)
     layout = runner.layout
     theta = layout.flatten(runner.module)
     model = Payload({"w": DenseValues(theta)})
     scores = []
-    for client in range(SCORERS):
-        outcome = runner.run(ClientJob("score", client, (model,), Clock(1, ROUNDS)))
+    for client in range(scorers):
+        outcome = runner.run(ClientJob("score", client, (model,), Clock(1, rounds)))
         scores.append(dense_values(outcome.reply.payload.parts[SCORES]).clone())
     mean = torch.stack(scores).mean(0)
-    updates = {density: _update(runner, theta, mean, density) for density in densities}
+    updates = {density: _update(runner, theta, mean, density, rounds) for density in densities}
     return Material(federation.arrays.name, layout, theta, scores, updates)
 
 
-def _update(runner: ClientRunner, theta: Tensor, scores: Tensor, density: float) -> Update:
+def _update(runner: ClientRunner, theta: Tensor, scores: Tensor, density: float, rounds: int) -> Update:
     layout = runner.layout
     bits = top_k_mask(scores, kept_count(len(scores), density))
     support = Support.of(layout.expand_mask(bits), layout)
     memory = ClientMemory({MASK: bits})
     after = support.pack(theta)
-    for round_ in range(1, ROUNDS + 1):
+    for round_ in range(1, rounds + 1):
         before = after
-        job = ClientJob("train", SCORERS + round_, (Payload({"w": before}),), Clock(round_, ROUNDS), memory)
+        job = ClientJob("train", SCORERS + round_, (Payload({"w": before}),), Clock(round_, rounds), memory)
         part = runner.run(job).reply.payload.parts["w"]
         assert isinstance(part, MaskedValues)
         after = MaskedValues(part.values.clone(), part.support, part.counts)

@@ -33,9 +33,10 @@ FIRST_RANK_SECONDS = 20.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns its exit code; bad input gives one line on stderr and 2."""
-    arguments = parse(argv)
+    parser = build_parser()
+    arguments = parse(parser, argv)
     if arguments.verb is None:
-        build_parser().print_help()
+        parser.print_help()
         return 2
     handler = StopHandler()
     try:
@@ -193,10 +194,6 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if arguments.resume is None:
         lines = _read_lines(arguments.lines) if arguments.lines else ()
         choose = None if arguments.choose is None else (arguments.choose, arguments.by)
-        if choose is not None and arguments.skip_finished is not None:
-            raise ConfigError(
-                "sweep", "--skip-finished cannot go with --choose: a search compares its own runs"
-            )
         return start_sweep(
             arguments.words,
             place=place,
@@ -205,11 +202,12 @@ def _sweep(arguments: argparse.Namespace) -> int:
             choose=choose,
             skip_finished=arguments.skip_finished,
         )
-    if arguments.skip_finished is not None:
-        raise ConfigError("sweep", "--skip-finished cannot go with --resume: the folder has the cells")
-    if arguments.words or arguments.into or arguments.lines or arguments.choose:
+    others = (arguments.into, arguments.lines, arguments.choose, arguments.skip_finished)
+    if arguments.words or any(others):
         raise ConfigError(
-            "sweep", "sweep --resume DIR takes no KEY=VALUE arguments: the folder contains them"
+            "sweep",
+            "sweep --resume DIR takes no KEY=VALUE and no --into, --lines, --choose or --skip-finished: the folder "
+            "contains the cells",
         )
     _need_folder(arguments.resume)
     return resume_sweep(arguments.resume, place=place)

@@ -66,9 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments; settings may also stand after options. Bad input gives one line and exit code 2."""
-    parser = build_parser()
     found, rest = parser.parse_known_args(argv)
     settings = all("=" in word and not word.startswith("-") for word in rest)
     if rest and settings and hasattr(found, "words"):

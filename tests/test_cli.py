@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ssfl import __version__, cli
-from ssfl.cli_parser import parse
+from ssfl.cli_parser import build_parser, parse
 from ssfl.config import Config
 from ssfl.errors import UserError
 from tests.support.paths import ROOT
@@ -90,6 +90,7 @@ def test_warnings_are_lines_on_stderr(
         ["sweep", "preset=digits"],
         ["sweep", "--resume", "no/such/folder"],
         ["sweep", "--resume", ".", "model.dense_ratio=0.1,0.2"],
+        ["sweep", "--resume", ".", "--skip-finished", "."],
         ["resume", "no/such/folder"],
         ["report", "no/such/folder"],
     ],
@@ -185,7 +186,7 @@ def test_ctrl_c_is_130(calls: list[tuple[object, ...]], monkeypatch: pytest.Monk
     ],
 )
 def test_settings_may_stand_before_and_after_options(words: list[str]) -> None:
-    found = parse(words)
+    found = parse(build_parser(), words)
     assert found.words == ["preset=digits", "experiment.seed=1,2"]
     assert found.jobs == 2
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import warnings
 from functools import cache
 from pathlib import Path
@@ -193,6 +194,19 @@ def test_the_page_of_a_study_is_up_to_date(name: str, tmp_path: Path) -> None:
         (tmp_path / file).write_bytes((home / file).read_bytes())
     page = write_study(tmp_path, pictures=False).read_text(encoding="utf-8")
     assert (home / "results.md").read_text(encoding="utf-8") == page, "run: bash experiments/keep.sh"
+
+
+def test_the_table_of_the_codecs_is_up_to_date() -> None:
+    home = ROOT / "experiments" / "codec_accuracy"
+    results = [home / "runs.json", ROOT / "experiments" / "cifar10_converged" / "runs.json"]
+    done = subprocess.run(
+        [sys.executable, str(home / "bytes.py"), *map(str, results)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    remedy = "run: bash experiments/codec_accuracy/run.sh harvest"
+    assert (home / "bytes.md").read_text(encoding="utf-8") == done.stdout, remedy
 
 
 def test_the_main_readmes_table_is_up_to_date() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import final
 
 from ssfl import run_folder
-from ssfl.config import load_config
+from ssfl.config import ConfigError, load_config
 from ssfl.config.combinations import Combination
 from ssfl.output import output_error
 from ssfl.sweep.cells import SweepCell, cell_names, cells_of
@@ -73,7 +73,8 @@ def start_sweep(
             `into`.
 
     Raises:
-        ConfigError: a cell is impossible, no key has several values, or `into` has other content; no file was written.
+        ConfigError: a cell is impossible, no key has several values, `into` has other content, `skip_finished` has no
+            run or is combined with `choose`; no file was written.
         LauncherError: the launcher is not available; no file was written.
     """
     check_launcher(place.launcher, place.options)
@@ -88,6 +89,10 @@ def start_sweep(
     for note in notes:
         print(f"note: {note}")
     if skip_finished is not None:
+        if search is not None:
+            raise ConfigError(
+                "--skip-finished", "--skip-finished cannot go with --choose: a search needs all its runs"
+            )
         cells = _without_results(cells, found, skip_finished, into)
         if not cells:
             return 0

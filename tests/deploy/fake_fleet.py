@@ -212,7 +212,7 @@ def make_bench(
         members.append(Member(client, f"site-{client}", f"key-{client}"))
     lines: list[dict[str, Any]] = []
     log = listed_log(lines)
-    registry = SiteRegistry(fleet, members, RUN, log, fleet.now)
+    registry = SiteRegistry(fleet, members, RUN, log, fleet.now, fleet.sleep)
     registry.max_body_bytes = 10_000_000
     joins = {client: messages.Join(RUN, client, "") for client in range(len(sizes))}
     registry.join_of = joins.__getitem__

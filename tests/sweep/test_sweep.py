@@ -144,6 +144,14 @@ def test_results_that_are_none_are_one_line(name: str, text: str | None, command
     assert not Path("outputs").exists()
 
 
+def test_a_search_leaves_no_cell_out(command: list[str]) -> None:
+    words = ["preset=digits", "optimizer.lr=0.1,0.2", "dataset.validation_portion=0.1"]
+    choose = ("lr", "validation_accuracy")
+    with pytest.raises(ConfigError, match="--skip-finished cannot go with --choose"):
+        sweep.start_sweep(words, command, choose=choose, skip_finished=DIGITS_RESULTS)
+    assert not Path("outputs").exists()
+
+
 def test_a_failed_cell_is_resumed_once(
     command: list[str], compared: list[tuple[list[str], Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:

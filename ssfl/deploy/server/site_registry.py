@@ -19,6 +19,8 @@ from ssfl.deploy.transport.port import Answer, Failure, ServerPort, SiteInfo
 
 SITES_POLL_SECONDS = 1.0
 """Between two queries of the connected sites."""
+FINISH_POLL_SECONDS = 0.05
+"""Between two queries of the answers to a Finish."""
 PING_SECONDS = 600.0
 """Time to live of a ping or a join: a busy site answers when it has finished its work."""
 RETRY_SECONDS = 2.0
@@ -102,8 +104,9 @@ class SiteRegistry:
         run: str,
         log: EventLog,
         now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.port, self.run, self.log, self.now = port, run, log, now
+        self.port, self.run, self.log, self.now, self._sleep = port, run, log, now, sleep
         self._members = {m.key: m for m in members}
         self.join_of: JoinOf = lambda client: messages.Join(run, client, "")
         self.check: Check = lambda client, joined: None
@@ -165,7 +168,7 @@ class SiteRegistry:
         end = self.now() + seconds
         while any(t.purpose == "finish" for t in self._pending.values()) and self.now() < end:
             self.poll()
-            time.sleep(0.05)
+            self._sleep(FINISH_POLL_SECONDS)
 
     def _send(
         self, outgoing: Sequence[tuple[Site, messages.AnyMessage]], purpose: Purpose, seconds: float
