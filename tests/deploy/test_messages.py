@@ -75,6 +75,11 @@ def changed(message: messages.AnyMessage, **fields: Any) -> Message:
     return Message(json.dumps(head | fields).encode(), packed.body)
 
 
+def reported(**fields: Any) -> Message:
+    """A reply with other fields in its report."""
+    return changed(MESSAGES[5], report=json.loads(message_bytes.pack(MESSAGES[5]).head)["report"] | fields)
+
+
 HOSTILE: dict[str, Callable[[], Message]] = {
     "empty": lambda: Message(b""),
     "a list": lambda: Message(b"[]"),
@@ -111,6 +116,9 @@ HOSTILE: dict[str, Callable[[], Message]] = {
             "wall_seconds": 0,
         },
     ),
+    "seconds above every float": lambda: reported(wall_seconds=10**400),
+    "a loss above every float": lambda: reported(train_loss=[10**400, 0.0]),
+    "counts whose sum overflows": lambda: reported(tallies={"t": [[0, 0], [(1 << 53) - 1] * 2, 0.0]}),
     "report that is a list": lambda: changed(MESSAGES[5], report=[1]),
 }
 
@@ -134,6 +142,17 @@ json_values = st.recursive(
     lambda inside: st.lists(inside, max_size=4) | st.dictionaries(st.text(max_size=10), inside, max_size=4),
     max_leaves=8,
 )
+
+
+json_numbers = st.integers() | st.integers(-2, 2).map(lambda n: n * 10**400)
+
+
+@given(st.sampled_from(("examples", "train_loss", "tallies", "train_flops", "wall_seconds")), st.data())
+def test_any_value_in_a_report_is_read_or_refused(name: str, data: st.DataObject) -> None:
+    with contextlib.suppress(messages.MessageError):
+        message_bytes.unpack(
+            reported(**{name: data.draw(json_values | json_numbers | st.lists(json_numbers))})
+        )
 
 
 @given(st.sampled_from(MESSAGES), st.data())

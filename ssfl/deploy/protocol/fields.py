@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,9 +39,11 @@ class Fields:
 
     def number(self, key: str) -> float:
         value = self._get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise MessageError(f"{self.name}{key} must be a finite number, not {value!r:.40}")
-        return float(value)
+        if not isinstance(value, bool) and isinstance(value, int | float):
+            with contextlib.suppress(OverflowError):  # a whole number above the largest float
+                if math.isfinite(value):
+                    return float(value)
+        raise MessageError(f"{self.name}{key} must be a finite number, not {value!r:.40}")
 
     def flag(self, key: str) -> bool:
         value = self._get(key)
@@ -54,10 +57,10 @@ class Fields:
             raise MessageError(f"{self.name}{key} must be a list of at most {most}")
         return value
 
-    def whole_list(self, key: str, most: int) -> list[int]:
+    def whole_list(self, key: str, most: int, high: int = 1 << 53) -> list[int]:
         values = self.sequence(key, most)
-        if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1 << 53 for v in values):
-            raise MessageError(f"{self.name}{key} must hold whole numbers from 0")
+        if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= high for v in values):
+            raise MessageError(f"{self.name}{key} must hold whole numbers from 0 to {high}")
         return values
 
     def texts(self, key: str, most: int, length: int = 256) -> tuple[str, ...]:

@@ -227,7 +227,8 @@ def _read_tally(name: str, value: Any) -> Tally:
     if not isinstance(value, list) or len(value) != 3:
         raise MessageError(f"tallies.{name:.40} must hold [correct, total, loss_sum]")
     f = Fields(dict(zip(("correct", "total", "loss_sum"), value, strict=True)), f"tallies.{name:.40}.")
-    correct, total = f.whole_list("correct", MAX_CLASSES), f.whole_list("total", MAX_CLASSES)
+    # Their sums over the classes must stay below 2^63.
+    correct, total = (f.whole_list(name, MAX_CLASSES, MAX_EXAMPLES) for name in ("correct", "total"))
     if len(correct) != len(total) or any(c > t for c, t in zip(correct, total, strict=True)):
         raise MessageError(f"tallies.{name:.40}: more hits than examples, or lists of two lengths")
     loss = math.nan if value[2] is None else f.number("loss_sum")
