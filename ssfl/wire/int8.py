@@ -74,10 +74,8 @@ class Int8(ValueCodec):
             whole = bytearray(raw)
         else:
             raise WireError(f"{len(raw)} symbols where {count} are expected")
-        whole += bytes(blocks * block - count)
         symbols = torch.frombuffer(whole, dtype=torch.int8) if count else torch.empty(0, dtype=torch.int8)
-        delta = symbols.view(blocks, block) * scales.to(wide(dtype))[:, None]
-        return added(delta.view(-1)[:count], reference, dtype)
+        return added(_scaled(symbols, scales.to(wide(dtype)), block), reference, dtype)
 
     @staticmethod
     def metadata_nbytes(reader: Reader, count: int) -> int:
@@ -90,6 +88,16 @@ class Int8(ValueCodec):
         if self.stage == "zstd":
             return None
         return _HEAD.size + 2 * -(-count // self.block) + count
+
+
+def _scaled(symbols: Tensor, scales: Tensor, block: int) -> Tensor:
+    """scale * symbol [n] in the scales' type. Not padded: a sender chooses the block, which may be far above n."""
+    out = torch.empty(len(symbols), dtype=scales.dtype)
+    rows = len(symbols) // block
+    whole = rows * block
+    torch.mul(symbols[:whole].view(rows, block), scales[:rows, None], out=out[:whole].view(rows, block))
+    torch.mul(symbols[whole:], scales[rows:], out=out[whole:])
+    return out
 
 
 def _scales(blocks: Tensor) -> Tensor:

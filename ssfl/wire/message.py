@@ -24,6 +24,8 @@ from ssfl.wire.parts import PARTS, PLAIN_PARTS
 MAGIC = b"SSFL"
 VERSION = 2
 MAX_COUNT = (1 << 31) - 1
+MAX_MODELS = 8
+"""The parts of a message together have at most this many times the coordinates of the receiver's model."""
 NO_DIGEST = bytes(DIGEST_BYTES)
 _HEADER = struct.Struct("<4sBBHi8s")  # magic, version, number of parts, reserved, sender, layout
 _PART = struct.Struct("<BBBBIQ")  # kind, value type, codec, length of the name, count, length of the body
@@ -55,7 +57,8 @@ def encode(payload: Payload, layout: Layout | None = None) -> bytes:
 def decode(raw: bytes | memoryview, layout: Layout | None = None) -> Payload:
     """Decode a message. Raises WireError; allocates no more than the message's size, and one byte per mask bit.
 
-    layout: the receiver's model; messages for another layout, or with more coordinates, are refused.
+    layout: the receiver's model; messages for another layout, or with more coordinates, are refused. The parts of an
+    accepted message decode to at most `MAX_MODELS` models.
     """
     raw = memoryview(raw)
     if len(raw) < _LEAST_BYTES:
@@ -81,11 +84,17 @@ def decode(raw: bytes | memoryview, layout: Layout | None = None) -> Payload:
         _check_layout(digest, layout)
     read = _read_part_1 if raw[4] == 1 else _read_part
     parts: dict[str, Part] = {}
+    total = 0
     for _ in range(count):
         name, part = read(reader, limit)
         if name in parts:
             raise WireError(f"two parts are named {name!r}")
         parts[name] = part
+        total += part.head.count
+        if layout is not None and total > MAX_MODELS * layout.size:
+            raise WireError(
+                f"parts of {total} coordinates together; at most {MAX_MODELS * layout.size} are read"
+            )
     reader.end()
     return Payload(parts, sender)
 

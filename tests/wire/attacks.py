@@ -169,6 +169,9 @@ def of_messages() -> Mapping[str, bytes]:
         "truncated": GOOD[:-5],
         "truncated_with_valid_checksum": signed(GOOD[:-9]),
         "count_beyond_the_model": message(part(0, bytes(4 * P + 4), P + 1)),
+        "parts_of_255_models": message(
+            *(part(5, NONE * 2 + bytes(4) + uniform(), P, 4, name=b"%d" % i) for i in range(255))
+        ),
         "count_of_2_31": message(part(0, b"", 2**31)),
         "unknown_kind": message(part(7, b"")),
         "unknown_value_type": message(part(0, bytes(4 * P), dtype=4)),

@@ -285,6 +285,30 @@ def test_a_frame_says_its_size_and_nothing_follows() -> None:
     assert inflated(b"", 0) == b""
 
 
+@pytest.mark.parametrize("codec", [Int8.code, Half.code, Uniform.code, Log.code, Lossless.code])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_decoded_vector_holds_its_own_values_only(codec: int, dtype: torch.dtype) -> None:
+    """One value in a block of 2^20, as a hostile sender may write it, takes the memory of one value."""
+    made: dict[int, ValueCodec] = {
+        3: Int8(1 << 20, "nearest"),
+        2: Half(),
+        4: Uniform(),
+        5: Log(),
+        1: Lossless(),
+    }
+    data = made[codec].encode(Vector(torch.ones(1, dtype=dtype), None, [1]), draws())
+    found = VALUE_CODECS[codec].decode(Reader(data), 1, dtype, None)
+    assert found.untyped_storage().nbytes() == dtype.itemsize
+
+
+def test_the_last_block_may_be_shorter() -> None:
+    """Against the format's definition: value = scale of its block times symbol."""
+    scales, symbols = np.array([0x3F80, 0x4000], "<u2"), np.array([1, -2, 3, 4, -5], np.int8)
+    data = struct.pack("<BI", 0, 3) + scales.tobytes() + symbols.tobytes()
+    for dtype in DTYPES:
+        assert Int8.decode(Reader(data), 5, dtype, None).tolist() == [1.0, -2.0, 3.0, 8.0, -10.0]
+
+
 def refused(codec: type[ValueCodec], data: bytes, count: int) -> str:
     return refusal(lambda: codec.decode(Reader(data), count, torch.float32, None))
 
