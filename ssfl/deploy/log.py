@@ -10,6 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, TextIO, final
 
 Level = Literal["info", "warning", "error"]
+MOST_CHARACTERS = 300
+
+
+def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
+    """Text of another origin as one line of at most `most` printable characters: it cannot forge a line of a log."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * most]).split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 @final

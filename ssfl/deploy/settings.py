@@ -42,6 +42,9 @@ class DeploySettings:
     """Whether the server loads dataset.name: to test the global model and to know classes and scaling."""
     max_examples: int = 100_000_000
     """A site that claims more is refused."""
+    max_example_values: int = 1_000_000
+    """Most values of one example (channels × height × width, or features); a site that claims more is refused, because
+    the server builds the network for the size that a site reports."""
     late_sites: bool = True
     """Whether a site that joins after the start takes part (methods with a global model)."""
     max_reply_mb: int = 0
@@ -67,6 +70,7 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
     "return_seconds": (0, 1e7, False),
     "patience_seconds": (0, 1e8, False),
     "max_examples": (1, 1 << 40, False),
+    "max_example_values": (1, 1 << 53, False),
     "checkpoint_rounds": (1, 1_000_000, False),
     "max_reply_mb": (0, 1_000_000, False),
     "metrics_port": (0, 65535, False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -115,18 +116,58 @@ def test_tables_may_stay_unchanged(
     assert model(folder).equal(simulated_model(words, SITES, {}))
 
 
+def answering(**changes: object) -> Fault:
+    """A site with other fields in its Joined; None: without the field."""
+
+    def fault(message: Message, answer: Message | str) -> Message | str:
+        assert isinstance(answer, Message)
+        head = json.loads(answer.head)
+        if head["kind"] != "joined":
+            return answer
+        return Message(json.dumps({k: v for k, v in (head | changes).items() if v is not None}).encode())
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("shape", "most", "reason"),
+    [
+        (
+            [1 << 33],
+            1_000_000,
+            r"claims examples of 8\.58993e\+09 values; deploy\.max_example_values=1000000",
+        ),
+        ([1 << 53] * 3, 1_000_000, "claims examples of"),
+        ([1 << 50], 1 << 53, r"no mlp for its examples \[1125899906842624\] \(.*alloc"),
+        ([1 << 53, 1 << 20, 1 << 20], 1 << 53, "claims examples of"),
+        ([1 << 53, 1, 1], 1 << 53, r"no mlp for its examples"),
+    ],
+)
+def test_a_first_site_that_claims_huge_examples_is_one_refused_site(
+    shape: list[int], most: int, reason: str, tmp_path: Path, home: Path
+) -> None:
+    """The run goes on with the others; the server allocates nothing, or what fails is the site's."""
+    words = tables(tmp_path, "mlp", np.float32)
+    fleet = fleet_of(tmp_path, words)
+    fleet.sites_by_node[100].fault = answering(input_shape=shape)
+    lines: list[dict[str, Any]] = []
+    ours = (
+        *DEPLOY,
+        "deploy.server_data=false",
+        f"deploy.max_example_values={most}",
+        f"experiment.output_dir={tmp_path / 'outputs'}",
+    )
+    folder = run_words(fleet, [*words, *ours], log=listed_log(lines))
+    refusals = [line["text"] for line in lines if line["event"] == "answer_refused"]
+    assert refusals
+    assert re.search(reason, refusals[0])
+    assert "\n" not in refusals[0]
+    assert [e["clients"] for e in events(folder) if e["event"] == "round"] == [2] * 4
+
+
 def test_sites_whose_tables_are_not_alike_are_refused(tmp_path: Path, home: Path) -> None:
     words = tables(tmp_path, "mlp", np.float32)
     fleet = fleet_of(tmp_path, words)
-
-    def answering(**changes: str | None) -> Fault:
-        def fault(message: Message, answer: Message | str) -> Message | str:
-            assert isinstance(answer, Message)
-            head = json.loads(answer.head) | changes
-            return Message(json.dumps({k: v for k, v in head.items() if v is not None}).encode())
-
-        return fault
-
     for inputs, reason in (
         ("whole", "examples are whole numbers, the run's are floats"),
         (None, "update ssfl"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from typing import Any
 
 from ssfl.assemble.build import RunSetup
 from ssfl.config import Config
-from ssfl.deploy.log import EventLog
+from ssfl.deploy.log import EventLog, one_line
 from ssfl.deploy.protocol import messages
 from ssfl.deploy.server.exchange import QuorumError
 from ssfl.deploy.server.run_record import RunRecord, Status, save_record
@@ -50,6 +51,9 @@ class ServerRun:
         """Why this site cannot take part; None if it can."""
         if joined.examples > self.settings.max_examples:
             return f"claims {joined.examples} examples; deploy.max_examples={self.settings.max_examples}"
+        values, most = math.prod(joined.input_shape), self.settings.max_example_values
+        if values > most:
+            return f"claims examples of {values:g} values; deploy.max_example_values={most}"
         others = [s.joined for c, s in self.registry.clients.items() if c != client and s.joined is not None]
         if others and others[0].classes != joined.classes:
             return "its classes have other names, or another order, than the first site's: give --class-names"
@@ -60,8 +64,9 @@ class ServerRun:
             return f"joined with {known} examples before, now reports {joined.examples}"
         try:
             digest = self._layout_digest(joined, others)
-        except ValueError as error:
-            return f"no {self.config.model.name} for its examples {list(joined.input_shape)} ({error})"
+        except (ValueError, RuntimeError, MemoryError) as error:  # the site chooses the network's size
+            reason = one_line(str(error)) or type(error).__name__
+            return f"no {self.config.model.name} for its examples {list(joined.input_shape)} ({reason})"
         if digest != joined.layout:
             return f"its network has layout {joined.layout:.16}, the run's has {digest}"
         return None
