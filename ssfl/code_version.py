@@ -26,7 +26,10 @@ class CodeVersion:
     sources: str
     """The first 16 hex digits of a SHA-256 over the package's Python files."""
     kernels: str | None
-    """The same over the compiled kernels; None if they were not built."""
+    """The same over the compiled kernels, which differs between compilers and build folders; None if they were not
+    built."""
+    kernel_sources: str | None
+    """The same over the C files of the kernels; None if they were not built, or installed without their C files."""
     commit: str | None
     """The checkout's commit; None if the package is not in a checkout, or git is not installed."""
     modified: bool | None
@@ -38,7 +41,10 @@ def code_version() -> CodeVersion:
     """The version of the imported package, from its files at the first call."""
     files = sorted(PACKAGE.rglob("*.py"))
     commit, modified = _checkout(PACKAGE.parent)
-    return CodeVersion(ssfl.__version__, _digest(PACKAGE, files), _kernels(), commit, modified)
+    kernels = _kernels()
+    in_c = sorted(file for suffix in ("*.c", "*.h") for file in PACKAGE.rglob(suffix))
+    kernel_sources = _digest(PACKAGE, in_c) if kernels and in_c else None
+    return CodeVersion(ssfl.__version__, _digest(PACKAGE, files), kernels, kernel_sources, commit, modified)
 
 
 def _digest(root: Path, files: list[Path]) -> str:

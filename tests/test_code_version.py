@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import ssfl
+from ssfl import code_version as module
 from ssfl import run_folder
+from ssfl.assemble.lifecycle import machine_facts
 from ssfl.code_version import PACKAGE, _checkout, _digest, code_version
-from ssfl.native import available
+from ssfl.native import available, library
+from ssfl.report.runs.run import Run
 
 
 def git(folder: Path, *words: str) -> str:
@@ -75,11 +80,58 @@ def test_this_packages_own() -> None:
     assert found.sources == hashlib.sha256(whole).hexdigest()[:16]
     assert found.version == ssfl.__version__
     assert (found.kernels is not None) == available()
+    in_c = sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".c", ".h"))
+    whole = b"".join(f"{p.relative_to(PACKAGE).as_posix()}\0".encode() + p.read_bytes() for p in in_c)
+    digest = hashlib.sha256(whole).hexdigest()[:16]
+    assert found.kernel_sources == (digest if available() and in_c else None)
 
 
-def test_a_run_records_it_with_the_instruction_set() -> None:
-    recorded = json.loads(
-        run_folder.environment_text({"instruction_set": torch.backends.cpu.get_cpu_capability()})
+def test_a_change_of_the_kernels_in_c_alone_is_another_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PACKAGE", tmp_path)
+    monkeypatch.setattr(module, "_kernels", lambda: "compiled")
+    (tmp_path / "a.py").write_text("a = 1\n")
+    (tmp_path / "a.c").write_text("int a = 1;\n")
+    versions = []
+    for text in ("int a = 1;\n", "int a = 2;\n"):
+        (tmp_path / "a.c").write_text(text)
+        versions.append(code_version.__wrapped__())
+    assert versions[0].sources == versions[1].sources
+    codes = [Run(tmp_path, {}, (), {"code": vars(version)}).code for version in versions]
+    assert codes == [f"{version.sources}-{version.kernel_sources}" for version in versions]
+    assert codes[0] != codes[1]
+
+
+RECORDS: dict[str, tuple[dict[str, str | None], str]] = {
+    "before kernel_sources was recorded": ({"sources": "a", "kernels": "b"}, "a"),
+    "with kernels": ({"sources": "a", "kernels": "b", "kernel_sources": "c"}, "a-c"),
+    "kernels without their C files": ({"sources": "a", "kernels": "b", "kernel_sources": None}, "a-b"),
+    "without kernels": ({"sources": "a", "kernels": None, "kernel_sources": None}, "a"),
+}
+
+
+@pytest.mark.parametrize("case", RECORDS)
+def test_a_runs_version_from_its_record(case: str) -> None:
+    record, expected = RECORDS[case]
+    assert Run(Path("mine"), {}, (), {"code": record}).code == expected
+
+
+def test_a_run_records_it() -> None:
+    assert json.loads(run_folder.environment_text({}))["code"] == vars(code_version())
+
+
+def test_instruction_sets_of_pytorch_and_of_the_kernels_are_recorded() -> None:
+    facts = machine_facts()
+    assert facts["instruction_set"] == torch.backends.cpu.get_cpu_capability()
+    assert facts["kernels_instruction_set"] == library.isa()
+
+
+@pytest.mark.skipif("avx2" not in library.usable(), reason="kernels without AVX2")
+def test_a_limit_of_the_kernels_instruction_set_is_recorded() -> None:
+    program = "from ssfl.assemble.lifecycle import machine_facts; print(machine_facts())"
+    limited = {**os.environ, "SSFL_MAX_ISA": "avx2"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=limited, capture_output=True, text=True, check=True
     )
-    assert recorded["code"] == vars(code_version())
-    assert recorded["instruction_set"] == torch.backends.cpu.get_cpu_capability()
+    assert "'kernels_instruction_set': 'avx2'" in done.stdout

@@ -56,6 +56,7 @@ from ssfl.engine.executors.distributed.torchrun import joined
 from ssfl.engine.state.checkpoint import Checkpoints, Facts
 from ssfl.engine.state.client_store import ClientStore, whole
 from ssfl.engine.state.progress import Progress
+from ssfl.native import library
 from ssfl.output import output, output_error
 from ssfl.report.runs import load_run
 from ssfl.report.tables.breakdown import OVERALL
@@ -76,8 +77,11 @@ def run(config: Config, console: str | None = None) -> int:
 
 
 def machine_facts() -> dict[str, Any]:
-    """The entry of a run folder's environment about arithmetic."""
-    return {"instruction_set": torch.backends.cpu.get_cpu_capability()}
+    """The entries of a run folder's environment about arithmetic: instruction sets of PyTorch and our kernels."""
+    return {
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "kernels_instruction_set": library.isa(),
+    }
 
 
 def _begin(config: Config, link: Link) -> tuple[RunSetup, Path]:

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import yaml
 
 from ssfl.config import Config, ConfigError, config_from_yaml, deciding_values
 from ssfl.report.runs import RunError
 from ssfl.report.runs.compact import all_runs
+from ssfl.report.runs.labels import code_of
 
 Values = Mapping[str, Any]
 """The keys that a run's numbers depend on, with their values."""
 
 
-def finished_settings(path: Path) -> list[Values]:
-    """The settings of the finished runs in a folder or a packed file.
+@final
+@dataclass(frozen=True)
+class Finished:
+    """The finished runs of a folder or a packed file."""
+
+    settings: tuple[Values, ...]
+    codes: tuple[str, ...]
+    """Their code versions."""
+
+
+def finished_runs(path: Path) -> Finished:
+    """Settings and code versions of the finished runs in a folder or a packed file.
 
     A run whose configuration this version cannot read is not among them. Raises ConfigError when there is no run.
     """
@@ -27,7 +39,8 @@ def finished_settings(path: Path) -> list[Values]:
         runs = [run for run in all_runs([path]) if run.finished]
     except RunError as error:
         raise ConfigError("--skip-finished", str(error)) from None
-    return [values for values in map(_values, (run.config for run in runs)) if values is not None]
+    settings = tuple(values for run in runs if (values := _values(run.config)) is not None)
+    return Finished(settings, tuple(dict.fromkeys(map(code_of, runs))))
 
 
 def _values(config: Mapping[str, Any]) -> Values | None:

@@ -26,7 +26,7 @@ _LEFT_OUT = (
 _BUT_SHOWN = ("engine.precision",)
 """Exceptions, which change numbers: runs in bf16 are not repetitions of runs in fp32."""
 CODE = "code"
-"""Used in labels like a key if runs have different code versions, so that these are never averaged."""
+"""Used in labels like a key if runs have different code versions."""
 
 
 def method(run: Run) -> str:
@@ -48,13 +48,23 @@ def seed(run: Run) -> int | None:
     return None if value is None else int(value)
 
 
-def labels(runs: Sequence[Run], with_density: bool = True) -> list[str]:
+def code_of(run: Run) -> str:
+    """The run's code version, or `unknown`."""
+    return run.code or "unknown"
+
+
+def labels(
+    runs: Sequence[Run], with_density: bool = True, codes: Sequence[Sequence[str]] | None = None
+) -> list[str]:
     """One label per run, without its seed: runs with equal labels are repetitions of one setting.
 
     A label has the method, the density (unless it is 1 or `with_density` is False), and all other settings in which
-    these runs differ.
+    these runs differ. codes: the code versions that each label stands for; None: that of the run itself.
     """
-    flat = [{**_flatten(run.config), CODE: run.code or "unknown"} for run in runs]
+    versions = codes or [(code_of(run),) for run in runs]
+    flat = [
+        {**_flatten(run.config), CODE: " and ".join(those)} for run, those in zip(runs, versions, strict=True)
+    ]
     every = {key for config in flat for key in config}
     keys = sorted(key for key in every if key in _BUT_SHOWN or not _matches(key, _LEFT_OUT))
     differ = [key for key in keys if len({repr(v) for v in _values(flat, key)}) > 1]

@@ -123,15 +123,13 @@ class Run:
 
     @property
     def code(self) -> str:
-        """The code version of the run: digest of its sources (all digests if other code resumed it), else the package's
-        version, else ""."""
+        """The code version of the run: digest of its Python files, and that of its kernels in C if it was recorded (all
+        versions if other code resumed it); else the package's version, else ""."""
         recorded = [
             self.environment.get("code"),
             *(r.get("code") for r in self.rows if r["event"] == "resumed"),
         ]
-        digests = [
-            str(code["sources"]) for code in recorded if isinstance(code, Mapping) and "sources" in code
-        ]
+        digests = [_digests(code) for code in recorded if isinstance(code, Mapping) and "sources" in code]
         return "+".join(dict.fromkeys(digests)) or str(self.started.get("version") or "")
 
     def setting(self, key: str, default: Any = None) -> Any:
@@ -142,6 +140,12 @@ class Run:
                 return default
             value = value[part]
         return value
+
+
+def _digests(code: Mapping[str, Any]) -> str:
+    """`SOURCES-KERNELS`; only SOURCES without kernels, and in older records, which have no `kernel_sources`."""
+    kernels = (code.get("kernel_sources") or code.get("kernels")) if "kernel_sources" in code else None
+    return f"{code['sources']}-{kernels}" if kernels else str(code["sources"])
 
 
 def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:

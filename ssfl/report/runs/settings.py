@@ -14,7 +14,7 @@ from typing import Any, final
 
 from ssfl.report.runs.compact import Cell, load_compact, packed_files
 from ssfl.report.runs.copies import one_a_seed
-from ssfl.report.runs.labels import labels, method, seed
+from ssfl.report.runs.labels import code_of, labels, method, seed
 from ssfl.report.runs.run import Run, RunError, load_run
 from ssfl.run_folder import METRICS
 
@@ -39,6 +39,11 @@ class Setting:
     def finished(self) -> tuple[Run, ...]:
         """The finished runs; only they are averaged."""
         return tuple(run for run in self.runs if run.finished)
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The code versions of the runs; several are named in the label."""
+        return _codes(self.runs)
 
     @property
     def seeds(self) -> str:
@@ -137,8 +142,10 @@ def _run_folders(folder: Path) -> list[Path]:
 
 
 def _labelled(planned: Sequence[_Planned], loose: Sequence[Run]) -> list[Setting]:
-    firsts = [group.runs[0] for group in planned if group.runs]
-    group_labels = iter(labels([*firsts, *loose]))  # all at once, so that labels contain all differences
+    begun = [group.runs for group in planned if group.runs]
+    codes = [*map(_codes, begun), *(_codes([run]) for run in loose)]
+    # All at once, so that labels contain all differences.
+    group_labels = iter(labels([*(runs[0] for runs in begun), *loose], codes=codes))
     found = []
     for group in planned:
         label = next(group_labels) if group.runs else group.fallback
@@ -165,6 +172,10 @@ def _labelled(planned: Sequence[_Planned], loose: Sequence[Run]) -> list[Setting
             )
         )
     return found
+
+
+def _codes(runs: Sequence[Run]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(code_of, runs)))
 
 
 def _words(run: Run) -> tuple[str, ...]:

@@ -216,8 +216,8 @@ def code_notes(runs: Sequence[Run]) -> list[str]:
     if len(versions) < 2:
         return []
     return [
-        f"These runs were made by {len(versions)} versions of the code ({', '.join(versions)}): versions are not"
-        " averaged with each other, and a difference between two may be a difference of code."
+        f"These runs were made by {len(versions)} versions of the code ({', '.join(versions)}). A row that"
+        " averages several versions names them, and a difference between two versions may be a difference of code."
     ]
 
 

@@ -138,6 +138,24 @@ def test_runs_of_other_code_are_another_setting_and_said(tmp_path: Path) -> None
     assert "made by 2 versions of the code (aaaa, bbbb)" in paper_table([tmp_path])
 
 
+def test_a_row_of_a_sweep_whose_seeds_were_made_by_several_versions_names_them(tmp_path: Path) -> None:
+    """A study that continues after an update keeps its pairs of seeds, but not silently."""
+    sweep = write_sweep(
+        tmp_path / "sweep", [(name, s, CURVE) for name in ("ssfl", "fedavg_ft") for s in (1, 2)]
+    )
+    (environment,) = (sweep / "runs" / "ssfl_s2").glob("*/environment.json")
+    stored = json.loads(environment.read_text())
+    environment.write_text(json.dumps(stored | {"code": {**CODE, "sources": "bbbb"}}))
+    packed = tmp_path / "runs.json"
+    collect([sweep], packed)
+    for place in (sweep, packed):
+        ssfl, fedavg_ft = settings([place])
+        assert (ssfl.label, ssfl.seeds) == (f"SSFL, density 0.5, code={CODE['sources']} and bbbb", "2 of 2")
+        assert ssfl.codes == (CODE["sources"], "bbbb")
+        assert fedavg_ft.label == f"FedAvg-FT, code={CODE['sources']}"
+        assert "A row that averages several versions names them" in paper_table([place])
+
+
 def test_a_run_resumed_by_other_code_is_of_neither_version(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", "ssfl", 1, CURVE)
     with (folder / "metrics.jsonl").open("a") as rows:
