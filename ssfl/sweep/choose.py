@@ -118,18 +118,19 @@ def edge_won(choice: Choice, setting: str) -> bool:
 
 def next_value(choice: Choice, setting: str) -> float | None:
     """A setting's next trial: the next value of the geometric grid beyond its edge if that is best, else the geometric
-    mean of the best value and its better neighbour; None if no trial has a score, or there is no grid."""
+    mean of the best value and its better neighbour; the next lower one if no trial has a score (large rates diverge);
+    None if there is no grid."""
     values, best = _numbers(choice, setting), choice.best().get(setting)
-    if best is None or len(values) < 2 or not isinstance(best.value, float):
+    if len(values) < 2 or (best is not None and not isinstance(best.value, float)):
         return None
-    at = values.index(best.value)
+    at = 0 if best is None else values.index(float(best.value))
     if at == 0:
         return _round(values[0] ** 2 / values[1])
     if at == len(values) - 1:
         return _round(values[-1] ** 2 / values[-2])
     score = {t.value: t.score or 0.0 for t in choice.trials if t.setting == setting}
     other = max(values[at - 1], values[at + 1], key=lambda value: score[value])
-    return _round(math.sqrt(best.value * other))
+    return _round(math.sqrt(values[at] * other))
 
 
 def _numbers(choice: Choice, setting: str) -> list[float]:

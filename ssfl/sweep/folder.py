@@ -56,11 +56,17 @@ def this_folder(folder: Path, words: Sequence[str]) -> Path:
 
 
 def write_cells(
-    folder: Path, words: Sequence[str], cells: Sequence[SweepCell], choose: Sequence[str] = ()
+    folder: Path,
+    words: Sequence[str],
+    cells: Sequence[SweepCell],
+    choose: Sequence[str] = (),
+    widenings: int = 0,
 ) -> None:
-    """Write sweep.json. `choose`: key and metric of `--choose`; (): an ordinary sweep."""
+    """Write sweep.json. `choose`: key and metric of `--choose`; (): an ordinary sweep. `widenings`: how often the
+    search's grid was widened, up to these cells."""
     stored = {"words": list(words), "cells": [asdict(cell) for cell in cells]}
-    text = json.dumps(stored | ({"choose": list(choose)} if choose else {}), indent=1)
+    search = {"choose": list(choose), "widenings": widenings} if choose else {}
+    text = json.dumps(stored | search, indent=1)
     write_atomically(folder / CELLS, f"{text}\n".encode())
 
 
@@ -68,6 +74,11 @@ def read_choose(folder: Path) -> tuple[str, str] | None:
     """Key and metric of `--choose`; None for an ordinary sweep."""
     stored = json.loads((folder / CELLS).read_text(encoding="utf-8")).get("choose")
     return None if stored is None else (str(stored[0]), str(stored[1]))
+
+
+def read_widenings(folder: Path) -> int:
+    """How often the grid of `--choose` was widened."""
+    return int(json.loads((folder / CELLS).read_text(encoding="utf-8")).get("widenings", 0))
 
 
 def read_words(folder: Path) -> list[str]:

@@ -25,13 +25,14 @@ from ssfl.sweep.folder import (
     new_folder,
     read_cells,
     read_choose,
+    read_widenings,
     read_words,
     run_folders,
     this_folder,
     write_cells,
 )
 from ssfl.sweep.launchers.launcher import check_launcher, launcher
-from ssfl.sweep.results import finished_settings, has_results
+from ssfl.sweep.results import finished_runs, has_results
 from ssfl.sweep.runner import Runner
 
 INTERRUPTED = 130
@@ -110,13 +111,15 @@ def _without_results(
     cells: Sequence[SweepCell], found: Sequence[Combination], results: Path, into: Path | None
 ) -> list[SweepCell]:
     """The cells without a finished run in `results`; those that have begun in `into` stay."""
-    finished = finished_settings(results)
+    finished = finished_runs(results)
     left = [
         cell
         for cell, combination in zip(cells, found)
-        if not has_results(combination.config, finished) or (into is not None and run_folders(into, cell))
+        if not has_results(combination.config, finished.settings)
+        or (into is not None and run_folders(into, cell))
     ]
-    print(f"{len(cells) - len(left)} of {len(cells)} cells have finished in {results}")
+    versions = ", ".join(finished.codes)
+    print(f"{len(cells) - len(left)} of {len(cells)} cells have finished in {results} (code {versions})")
     return left
 
 
@@ -127,10 +130,11 @@ def _choose(
     command: Sequence[str],
     place: Placement,
     search: Search,
+    widened_before: int = 0,
 ) -> int:
     """Run the cells, evaluate them, extend the grid while an edge is best; also writes the record if cells failed."""
-    for widening in range(search.widenings + 1):
-        write_cells(folder, asked, cells, (search.key, search.by))
+    for widening in range(widened_before, search.widenings + 1):
+        write_cells(folder, asked, cells, (search.key, search.by), widening)
         code = _run_cells(folder, cells, command, place)
         if code == INTERRUPTED:
             return code
@@ -158,7 +162,8 @@ def resume_sweep(folder: Path, command: Sequence[str] = SSFL, place: Placement =
             search = search_of(
                 *choose, [Combination(c.label, c.overrides, load_config(c.overrides)) for c in cells]
             )
-            return _choose(folder, read_words(folder), cells, command, place, search)
+            words, before = read_words(folder), min(read_widenings(folder), search.widenings)
+            return _choose(folder, words, cells, command, place, search, before)
         return _run_cells(folder, cells, command, place)
 
 

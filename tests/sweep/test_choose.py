@@ -17,6 +17,7 @@ from ssfl.report.studies.choice import main as choice_main
 from ssfl.sweep import sweep
 from ssfl.sweep.cells import SweepCell, cells_of
 from ssfl.sweep.choose import Search, next_value, search_of, widened
+from ssfl.sweep.folder import read_cells
 
 SMALL = (
     "preset=digits",
@@ -86,7 +87,8 @@ SCORES: dict[str, tuple[dict[float, float | None], float | None]] = {
     "inside, the lower neighbour better": ({0.01: 0.6, 0.03: 0.9, 0.1: 0.5}, 0.017),
     "a neighbour that did not finish": ({0.03: 0.9, 0.01: 0.1, 0.1: None}, 0.017),
     "one value": ({0.1: 0.9}, None),
-    "nothing finished": ({0.1: None, 0.3: None}, None),
+    "nothing finished": ({0.1: None, 0.3: None}, 0.033),
+    "one value, not finished": ({0.1: None}, None),
 }
 
 
@@ -190,6 +192,27 @@ def test_a_search_widens_its_grid_and_keeps_a_record(
             assert sweep.start_sweep(words, into=into, choose=("lr", "validation_accuracy")) == 0
         assert {path: path.stat().st_mtime_ns for path in into.rglob("metrics.jsonl")} == again
         assert read_choice(into / "choice.json") == found
+
+
+def test_a_resumed_search_widens_no_further_than_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The highest rate always wins, so the grid grows until the limit; nothing is trained."""
+
+    def highest_wins(search: Search, folder: Path, cells: Sequence[SweepCell]) -> Choice:
+        rates = sorted(float(c.label.partition("optimizer.lr=")[2]) for c in cells)
+        return choice([("", rate, rate) for rate in rates])
+
+    monkeypatch.setattr(sweep, "judged", highest_wins)
+    codes = iter([0, 0, sweep.INTERRUPTED, *[0] * 9])
+    monkeypatch.setattr(sweep, "_run_cells", lambda *_: next(codes))
+    into, words = tmp_path / "mine", [*SMALL, "optimizer.lr=1e-9,2e-9"]
+    asked = ("lr", "validation_accuracy")
+    assert sweep.start_sweep(words, into=into, choose=asked) == sweep.INTERRUPTED
+    assert len(read_cells(into)) == 2 + 2
+    for _ in range(2):
+        assert sweep.resume_sweep(into) == 0
+        assert len(read_cells(into)) == 2 + Search("lr", "validation_accuracy").widenings
 
 
 # ── for scripts ──────────────────────────────────────────────────────────────────────────────────────────────────
