@@ -62,7 +62,7 @@ class Live:
                 self.start_site(name)
 
     def record(self) -> RunRecord | None:
-        records = [r for r in load_records(self.root / "server") if r.reason != "started again"]
+        records = load_records(self.root / "server")
         return records[-1] if records else None
 
     def events(self) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ from ssfl.deploy.settings import DeploySettings
 from ssfl.deploy.site.data import data_of_client
 from ssfl.deploy.site.sessions import SiteOptions, builder_of
 from ssfl.deploy.site.trainer import Trainer
-from ssfl.deploy.transport.port import Message
+from ssfl.deploy.transport.port import Message, SiteInfo
 from ssfl.errors import UserError
 from tests.deploy.fake_fleet import FakeFleet, FakeSite, Fault, listed_log
 from tests.deploy.oracle import BITS, check_ledger, simulated_model
@@ -211,6 +211,39 @@ def test_a_run_that_is_not_resumed_stays_as_it_was(
     (text,) = texts
     assert ("another process is running this" if status == "running" else "not the folder of") in text
     assert load_records(home) == before
+
+
+def test_a_run_that_died_before_its_folder_is_started_again_under_its_name(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that the supervisor can count the attempts, and `ssfl deploy run` follows it."""
+    words = words_in(tmp_path, "training.comm_round=1")
+    fleet = fleet_of(tmp_path)
+    sites = fleet.sites
+
+    def dying() -> tuple[SiteInfo, ...]:
+        raise RuntimeError("cut")
+
+    fleet.sites = dying  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="cut"):
+        run_words(fleet, words, flower_run="7", log=listed_log([]))
+    (record,) = load_records(home)
+    assert (record.status, record.folder, record.reason) == ("waiting", "", "RuntimeError: cut")
+    save_record(home, replace(record, pid=0, flower_run="8"))  # as `Server._resume` does
+    fleet.sites = sites  # type: ignore[method-assign]
+    run_words(fleet, words, flower_run="8", log=listed_log([]))
+    (after,) = load_records(home)
+    assert (after.run, after.status, after.restarts, after.reason) == (record.run, "finished", 1, "")
+    assert follow(home, "8", "quiet", lambda recorded: None, seconds=5) == 0
+
+
+def test_a_folder_that_cannot_be_made_ends_the_run_in_one_line(tmp_path: Path, home: Path) -> None:
+    (tmp_path / "outputs").write_text("a file")
+    with pytest.raises(UserError, match=r"^experiment\.output_dir=.*outputs: .*a file exists where a folder"):
+        run_words(fleet_of(tmp_path), words_in(tmp_path), log=listed_log([]))
+    (record,) = load_records(home)
+    assert record.status == "failed"
+    assert record.reason.startswith("experiment.output_dir=")
 
 
 def test_a_run_that_the_supervisor_cannot_resume_fails_once(

@@ -22,10 +22,17 @@ from ssfl.assemble.lifecycle import machine_facts
 from ssfl.config import Config, config_to_yaml, load_config, read_config
 from ssfl.deploy.errors import DeployError
 from ssfl.deploy.federation.roster import Member, load_roster
-from ssfl.deploy.log import EventLog
+from ssfl.deploy.log import EventLog, one_line
 from ssfl.deploy.protocol.payloads import most_bytes
 from ssfl.deploy.server.driver import drive
-from ssfl.deploy.server.run_record import REFUSALS, RunRecord, home_folder, load_records, save_record
+from ssfl.deploy.server.run_record import (
+    REFUSALS,
+    RunRecord,
+    claimed_record,
+    home_folder,
+    load_records,
+    save_record,
+)
 from ssfl.deploy.server.server_run import ServerRun
 from ssfl.deploy.server.setup import server_data, setup_for
 from ssfl.deploy.server.site_registry import SiteRegistry
@@ -34,6 +41,7 @@ from ssfl.deploy.transport.port import ServerPort
 from ssfl.engine.client.errors import EngineError
 from ssfl.engine.state.checkpoint import Checkpoints
 from ssfl.errors import UserError
+from ssfl.output import output
 
 JOIN_CONFIG = "join.yaml"
 
@@ -48,11 +56,13 @@ def run_words(
     """Execute a run, new or resumed. Returns its folder. Raises a UserError before anything is written."""
     home = home_folder()
     log = log or EventLog("server", None if home is None else home / "server.jsonl")
+    again = claimed_record(home, flower_run)
     try:
-        run = _resumed(port, Path(resume), home, log) if resume else _new(port, words, home, log)
+        run = _resumed(port, Path(resume), home, log) if resume else _new(port, words, home, log, again)
     except UserError as error:
         reason = " ".join(str(error).split())
-        refused = RunRecord(_new_name(), tuple(words), status="failed", flower_run=flower_run, reason=reason)
+        refused = again or RunRecord(_new_name(), tuple(words), flower_run=flower_run)
+        refused = replace(refused, status="failed", reason=reason)
         refused = _refused_resume(home, Path(resume), refused) if resume else save_record(home, refused)
         log.error("run_stopped", f"{reason}; nothing was written", run=refused.run)
         raise
@@ -61,7 +71,10 @@ def run_words(
         return _execute(run)
     except (UserError, EngineError) as error:
         run.record_end("failed", error)
-        raise  # any other error leaves the record at running: the supervisor resumes from the last checkpoint
+        raise
+    except Exception as error:  # the supervisor starts the run again, from its last checkpoint if it has one
+        run.save_record(reason=one_line(f"{type(error).__name__}: {error}"))
+        raise
 
 
 def _new_name() -> str:
@@ -81,7 +94,9 @@ def _refused_resume(home: Path | None, folder: Path, refused: RunRecord) -> RunR
     return save_record(home, replace(about, status="refused"), REFUSALS)
 
 
-def _new(port: ServerPort, words: Sequence[str], home: Path | None, log: EventLog) -> ServerRun:
+def _new(
+    port: ServerPort, words: Sequence[str], home: Path | None, log: EventLog, again: RunRecord | None
+) -> ServerRun:
     run_words, ours = split_words(words)
     settings = settings_of(ours)
     with warnings.catch_warnings(record=True) as caught:
@@ -94,7 +109,9 @@ def _new(port: ServerPort, words: Sequence[str], home: Path | None, log: EventLo
         )
     for warning in caught:
         log.warning("configuration", str(warning.message))
-    record = RunRecord(_new_name(), tuple(words), rounds=config.training.comm_round)
+    record = RunRecord(_new_name() if again is None else again.run, tuple(words))
+    restarts = 0 if again is None else again.restarts + 1
+    record = replace(record, rounds=config.training.comm_round, restarts=restarts)
     return _run(port, config, settings, home, log, record, config_to_yaml(config))
 
 
@@ -183,4 +200,5 @@ def _create_folder(run: ServerRun, setup: RunSetup) -> Path:
         run_folder.DEPLOYMENT: run.deployment_text,
     }
     root = Path(setup.config.experiment.output_dir)
-    return run_folder.create_run_folder(root, setup.config.wandb.exp_name, files).resolve()
+    with output(f"experiment.output_dir={root}"):
+        return run_folder.create_run_folder(root, setup.config.wandb.exp_name, files).resolve()

@@ -64,6 +64,18 @@ def save_record(home: Path | None, record: RunRecord, folder: str = RUNS) -> Run
     return record
 
 
+def claimed_record(home: Path | None, flower_run: str) -> RunRecord | None:
+    """The record of the run that the supervisor has started again as this Flower run, with the id of this process.
+
+    None for a new run, and for one that a user resumes.
+    """
+    records = [] if home is None or not flower_run else load_records(home)
+    for record in records:
+        if record.flower_run == flower_run and record.status in ("waiting", "running"):
+            return save_record(home, replace(record, pid=os.getpid()))
+    return None
+
+
 def load_records(home: Path, folder: str = RUNS) -> list[RunRecord]:
     """All records of a folder, oldest first; files that cannot be read are left out."""
     found = []

@@ -31,6 +31,8 @@ RETURN_LARGE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(1 << 18), "MALLOC_TRIM_THRE
 """Environment in which glibc's malloc returns large blocks when they are freed (messages in transit)."""
 START_SECONDS = 60.0
 WATCH_SECONDS = 1.0
+UNFINISHED = ("pending", "starting", "running")
+"""Flower's statuses of a run whose process exists or is about to be started."""
 FIRST_PAUSE_SECONDS = 1.0
 
 
@@ -221,8 +223,8 @@ class Server:
 
     def _alive(self, record: RunRecord) -> bool:
         """Whether the run's process exists: its process id, and our mark in its environment."""
-        if not record.pid:
-            return time.time() - record.updated < START_SECONDS
+        if not record.pid:  # it has been started; how long that takes depends on the machine
+            return time.time() - record.updated < START_SECONDS or self._flower_status(record) in UNFINISHED
         with contextlib.suppress(OSError):
             environment = Path(f"/proc/{record.pid}/environ").read_bytes()
             stat = Path(f"/proc/{record.pid}/stat").read_text().rpartition(")")[2].split()
@@ -242,24 +244,24 @@ class Server:
         self._tries[record.run] = tries, record.round
         if tries > self.options.restarts:
             reason = f"interrupted {tries} times in round {record.round + 1}"
+            reason += f" ({record.reason})" if record.reason else ""
             save_record(self.options.folder, replace(record, status="failed", reason=reason))
             self.log.error("run_given_up", reason, run=record.run)
             return
         self._next_try[record.run] = time.monotonic() + min(60.0, 2.0**tries)
-        config: dict[str, Value] = {"words": shlex.join(record.words)}
-        if record.folder:
-            config = {"resume": record.folder}
-        else:  # it had not started: there is no checkpoint
-            save_record(self.options.folder, replace(record, status="stopped", reason="started again"))
-        number = self.run(config)
-        if record.folder:
-            save_record(self.options.folder, replace(record, pid=0, flower_run=number))
+        # Without a folder there is no checkpoint: the run starts from its words, under the same name.
+        number = self.run({"resume": record.folder} if record.folder else {"words": shlex.join(record.words)})
+        save_record(self.options.folder, replace(record, pid=0, flower_run=number))
         self.log.warning("run_resumed", f"after round {record.round}, as Flower run {number}", run=record.run)
 
     def _stopped_by_a_user(self, record: RunRecord) -> bool:
+        return self._flower_status(record) == "finished:stopped"
+
+    def _flower_status(self, record: RunRecord) -> str:
+        """Flower's status of the run's last attempt; empty if its SuperLink has been started since."""
         control = self.control()
         try:
-            return control.runs().get(record.flower_run, "") == "finished:stopped"
+            return control.runs().get(record.flower_run, "")
         finally:
             control.close()
 

@@ -1,0 +1,131 @@
+"""The supervisor starts runs again: under their name, not twice, and not for ever."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
+
+from ssfl.deploy.processes.process_group import ProcessGroup
+from ssfl.deploy.server.run_record import RunRecord, load_records, save_record
+from ssfl.deploy.server.supervisor import Server, ServerOptions
+from tests.deploy.fake_fleet import listed_log
+
+NO_PROCESS = 1 << 30
+"""Above every process id of Linux."""
+
+
+class Alive:
+    """A child process that runs."""
+
+    def poll(self) -> None:
+        return None
+
+
+class FakeControl:
+    """A SuperLink that knows runs by their status."""
+
+    def __init__(self, statuses: dict[str, str]) -> None:
+        self.statuses = statuses
+
+    def runs(self) -> dict[str, str]:
+        return self.statuses
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server whose processes are not started; time passes when a test says so."""
+    processes = ProcessGroup({})
+    made = Server(ServerOptions(tmp_path, "127.0.0.1", 1, secure=False), processes, listed_log([]))
+    made.superlink = made.superexec = cast(Any, Alive())
+    yield made
+    processes.close()
+
+
+def started(
+    server: Server, statuses: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> list[Mapping[str, Any]]:
+    """The configurations of the runs that the server starts; their processes die at once."""
+    configs: list[Mapping[str, Any]] = []
+
+    def run(config: Mapping[str, Any]) -> str:
+        configs.append(config)
+        return f"again-{len(configs)}"
+
+    monkeypatch.setattr(server, "run", run)
+    monkeypatch.setattr(server, "control", lambda: FakeControl(statuses))
+    return configs
+
+
+def waiting(server: Server, **changes: Any) -> RunRecord:
+    """A run that waits for sites, whose process has died."""
+    home, record = server.options.folder, RunRecord("run-1", ("a=b c",), pid=NO_PROCESS, flower_run="1")
+    return save_record(home, replace(record, **changes))
+
+
+def test_a_run_without_a_folder_is_not_started_for_ever(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = started(server, {}, monkeypatch)
+    waiting(server, reason="RuntimeError: x")
+    clock = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    for _ in range(100):
+        clock += 100.0
+        server.look_after()
+        (record,) = load_records(server.options.folder)
+        if not record.pid and record.status == "waiting":  # the new process dies too
+            save_record(server.options.folder, replace(record, pid=NO_PROCESS))
+    (record,) = load_records(server.options.folder)
+    assert configs == [{"words": "'a=b c'"}] * server.options.restarts
+    assert (record.run, record.status) == ("run-1", "failed")
+    assert record.reason == "interrupted 21 times in round 1 (RuntimeError: x)"
+
+
+def test_attempts_are_further_and_further_apart(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = started(server, {}, monkeypatch)
+    waiting(server)
+    clock, at = 1000.0, list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    while len(configs) < 5:
+        before = len(configs)
+        server.look_after()
+        at += [clock] * (len(configs) - before)
+        (record,) = load_records(server.options.folder)
+        save_record(server.options.folder, replace(record, pid=NO_PROCESS))
+        clock += 1.0
+    assert [b - a for a, b in itertools.pairwise(at)] == [2, 4, 8, 16]
+
+
+@pytest.mark.parametrize(
+    ("status", "again"),
+    [("running", 0), ("starting", 0), ("pending", 0), ("finished:failed", 1), ("", 1)],
+)
+def test_a_process_that_takes_long_to_start_is_not_started_twice(
+    status: str, again: int, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower knows it, long before it has written its process id; a SuperLink that was restarted does not."""
+    configs = started(server, {"1": status} if status else {}, monkeypatch)
+    waiting(server, pid=0, status="running", folder="outputs/run")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 600)
+    server.look_after()
+    assert configs == [{"resume": "outputs/run"}] * again
+
+
+def test_a_run_that_a_user_stopped_stays_stopped(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = started(server, {"1": "finished:stopped"}, monkeypatch)
+    waiting(server)
+    server.look_after()
+    assert configs == []
+    assert load_records(server.options.folder)[0].status == "stopped"
