@@ -6,12 +6,12 @@ import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
 from ssfl.assemble.build import RunSetup
-from ssfl.assemble.executors import ROWS, Workload, estimates
+from ssfl.assemble.executors import ROWS, Estimate, Workload, estimates
 from ssfl.assemble.measurement import measured, workload
 from ssfl.assemble.network_checks import lone_examples_text
 from ssfl.config import Config, EngineConfig, cohort_size
@@ -27,7 +27,7 @@ from ssfl.engine.executors.distributed.executor import RankedExecutor
 from ssfl.engine.executors.distributed.link import Link
 from ssfl.engine.executors.distributed.torchrun import local_ranks, started_by_torchrun
 from ssfl.engine.executors.executor import Executor
-from ssfl.engine.executors.timing import Form
+from ssfl.engine.executors.step_times import Form
 from ssfl.engine.executors.trial import UntrainableError, check_step
 from ssfl.native import available
 from ssfl.native.winograd import serves
@@ -100,6 +100,18 @@ def _check_native(kernels: str) -> None:
 
 def choose(config: Config, setup: RunSetup, ranks: int = 1) -> Choice:
     """The configured choice; `auto` values are chosen by a measurement."""
+    return _choose(config, setup, ranks).choice
+
+
+class _Estimated(NamedTuple):
+    """A choice and the estimated seconds of the run."""
+
+    choice: Choice
+    seconds: float = 0.0
+    """0 if nothing was measured."""
+
+
+def _choose(config: Config, setup: RunSetup, ranks: int) -> _Estimated:
     engine = config.engine
     cohort = -(-cohort_size(config) // ranks)
     workers = int(engine.workers) if engine.workers != "auto" else _cores(config)
@@ -107,30 +119,35 @@ def choose(config: Config, setup: RunSetup, ranks: int = 1) -> Choice:
     _check_asked(engine, setup, kernels == "native")
     convolutions = _convolutions(config, setup, kernels == "native")
     if resolved_device(engine.device) != "cpu":
-        return choice_on_device(config, setup, cohort)
+        return _Estimated(choice_on_device(config, setup, cohort))
     if (engine.executor == "sequential" and engine.block == "auto") or convolutions == "winograd":
         engine = replace(engine, block=1)  # blocks do not support Winograd convolutions
     measures = "auto" in (engine.memory_format, engine.block, convolutions)
     if engine.executor != "auto" and not measures:
-        return Choice(
-            engine.executor, workers, int(engine.block), engine.memory_format, convolutions, kernels
+        block = int(engine.block)
+        return _Estimated(
+            Choice(engine.executor, workers, block, engine.memory_format, convolutions, kernels)
         )
     block = int(engine.block) if engine.block != "auto" else min(cohort, LARGEST_BLOCK)
     # No step has more examples than the largest client: a batch size above that means all of them.
     examples = min(config.training.batch_size, max(setup.context.example_counts.values()))
     times = measured(setup, examples, block, workers, kernels == "native")
-    free = engine.kernels == "auto" and engine.memory_format != "mixed" and engine.convolutions != "winograd"
-    if free and not times.kernels_pay:  # possible on processors for which they were not tuned
-        return choose(replace(config, engine=replace(config.engine, kernels="torch")), setup, ranks)
     form = times.form(engine.memory_format, convolutions)
-    executor, together = _quickest(engine, setup, workload(config, setup, times, form, workers, cohort))
-    if not together:
-        return Choice(executor, workers, 1, *form, kernels)
-    if executor == "processes" and engine.block == "auto":
+    best = _quickest(engine, setup, workload(config, setup, times, form, workers, cohort))
+    if best.executor == "processes" and engine.block == "auto":
         block = min(block, -(-cohort // workers))
-    # vmap changes the memory format of a block, so another one would have no effect.
-    usual = "contiguous" if engine.memory_format == "auto" else engine.memory_format
-    return Choice(executor, workers, block, usual, "direct", kernels)
+    if best.in_blocks:
+        # vmap changes the memory format of a block, so another one would have no effect.
+        usual = "contiguous" if engine.memory_format == "auto" else engine.memory_format
+        choice = Choice(best.executor, workers, block, usual, "direct", kernels)
+    else:
+        choice = Choice(best.executor, workers, 1, *form, kernels)
+    found = _Estimated(choice, best.seconds)
+    free = engine.kernels == "auto" and engine.memory_format != "mixed" and engine.convolutions != "winograd"
+    if free and not times.kernels_pay(form):  # possible on processors for which they were not tuned
+        without = replace(config, engine=replace(config.engine, kernels="torch"))
+        return min(_choose(without, setup, ranks), found, key=lambda one: one.seconds)
+    return found
 
 
 def _check_asked(engine: EngineConfig, setup: RunSetup, native: bool) -> None:
@@ -148,19 +165,21 @@ def _check_asked(engine: EngineConfig, setup: RunSetup, native: bool) -> None:
             raise refuse("engine.memory_format", engine.memory_format, why) from error
 
 
-def _quickest(engine: EngineConfig, setup: RunSetup, load: Workload) -> tuple[ExecutorName, bool]:
+def _quickest(engine: EngineConfig, setup: RunSetup, load: Workload) -> Estimate:
     """The fastest executor that supports the network, and whether it computes clients in blocks.
 
-    A configured executor is returned without comparison.
+    A configured executor is not compared with others; one that was not timed is estimated as one thread.
     """
-    if engine.executor != "auto":
-        return engine.executor, in_blocks(engine)
     possible = sorted(estimates(load, engine), key=lambda one: one.seconds)
-    for executor, together, _ in possible:
-        why = ROWS[executor].unsupported(setup, together)
+    if engine.executor != "auto":
+        together = in_blocks(engine)
+        timed = [one.seconds for one in possible if one.in_blocks == together]
+        return Estimate(engine.executor, together, min(timed, default=load.one_thread_seconds))
+    for one in possible:
+        why = ROWS[one.executor].unsupported(setup, one.in_blocks)
         if not why:
-            return executor, together
-        print(f"engine.executor=auto excludes {executor}: {why}", file=sys.stderr)
+            return one
+        print(f"engine.executor=auto excludes {one.executor}: {why}", file=sys.stderr)
     why = "this network does not train in blocks; choose auto or 1"
     raise refuse("engine.block", engine.block, why)
 

@@ -27,9 +27,9 @@ from ssfl.engine.executors.batched.executor import BatchedExecutor
 from ssfl.engine.executors.executor import Executor
 from ssfl.engine.executors.processes.executor import ProcessExecutor, UnsendableError, check_sendable
 from ssfl.engine.executors.sequential import SequentialExecutor
+from ssfl.engine.executors.step_times import Form, StepTimes
 from ssfl.engine.executors.task_trial import first_works, needs_works
 from ssfl.engine.executors.threads import ThreadExecutor, UnthreadableError, check_threadable
-from ssfl.engine.executors.timing import Form, StepTimes
 from ssfl.errors import UserError
 
 WORKER_START_SECONDS = 4.0
@@ -68,6 +68,11 @@ class Workload:
     def other_seconds(self) -> float:
         """Time of evaluation and scoring on one worker."""
         return self.other_steps * self.step_seconds
+
+    @property
+    def one_thread_seconds(self) -> float:
+        """Time of the whole run, one client after another."""
+        return self.training_steps * self.step_seconds + self.other_seconds
 
 
 Seconds = Callable[[Workload], float | None]
@@ -158,7 +163,7 @@ def _never(load: Workload) -> None:
 
 
 def _sequential_seconds(load: Workload) -> float:
-    return load.training_steps * load.step_seconds + load.other_seconds
+    return load.one_thread_seconds
 
 
 def _thread_seconds(load: Workload) -> float | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import inspect
 import json
 import math
 import os
@@ -12,25 +10,19 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-from torch import nn
-
-import ssfl
+from ssfl.algorithms.base import Work
 from ssfl.assemble.build import RunSetup
+from ssfl.assemble.calibration_key import calibration_key
 from ssfl.assemble.executors import Workload
 from ssfl.assemble.machine_load import Moment, others_share
-from ssfl.code_version import code_version
 from ssfl.config import Config
 from ssfl.engine.client.data_source import input_dtype
-from ssfl.engine.executors.timing import Form, StepTimes, time_steps
+from ssfl.engine.executors.own_step import OwnStep
+from ssfl.engine.executors.step_times import Form, StepTimes
+from ssfl.engine.executors.task_trial import first_works
+from ssfl.engine.executors.timing import time_steps
 from ssfl.engine.state.typed import check_types
-from ssfl.native.library import MAX_ISA, isa
 from ssfl.output import write_atomically
-from ssfl.run_folder import processor
-
-CAPS = (MAX_ISA, "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
-"""Environment variables that cap the instruction set of our kernels, PyTorch's and oneDNN's."""
-
 
 BUSY_SHARE = 0.15
 """If other processes use a larger share of processor time, a measurement is not trusted."""
@@ -61,11 +53,12 @@ def measured(setup: RunSetup, batch_size: int, block: int, workers: int, native:
 
     A measurement is cached only if the machine was not busy with other processes.
     """
-    path = _cache_path(setup, batch_size, block, workers, native)
+    own = own_step(setup)
+    path = cache_folder() / f"{calibration_key(setup, own, batch_size, block, workers, native)}.json"
     kept = _kept(path)
     if kept is not None:
         return kept
-    times, calm = _measure(setup, batch_size, block, workers, native)
+    times, calm = _measure(setup, own, batch_size, block, workers, native)
     if not calm:
         print(BUSY, file=sys.stderr)
         return times
@@ -97,8 +90,17 @@ def _kept(path: Path) -> StepTimes | None:
     return times
 
 
+def own_step(setup: RunSetup) -> OwnStep | None:
+    """The training step of a method with its own layers or loss; None if it trains the network's cross-entropy."""
+    tasks, works = setup.algorithm.tasks, dict[str, Work]()
+    if any(task.fit is not None and not task.sees_theta for task in tasks.values()):
+        rounds = setup.config.training.comm_round
+        works |= first_works(setup.algorithm, setup.theta, setup.context, rounds)
+    return OwnStep.of(tasks, works)
+
+
 def _measure(
-    setup: RunSetup, batch_size: int, block: int, workers: int, native: bool
+    setup: RunSetup, own: OwnStep | None, batch_size: int, block: int, workers: int, native: bool
 ) -> tuple[StepTimes, bool]:
     """Step times, and whether the machine was free of other load.
 
@@ -109,7 +111,7 @@ def _measure(
     before: StepTimes | None = None
     for _ in range(ATTEMPTS):
         since = Moment.now()
-        times = time_steps(setup.module, shape, batch_size, block, workers, native, dtype)
+        times = time_steps(setup.module, shape, batch_size, block, workers, native, dtype, own)
         if others_share(since, Moment.now()) < BUSY_SHARE:
             return times, True
         if before is not None and _arithmetic(before) == _arithmetic(times):
@@ -121,7 +123,7 @@ def _measure(
 def _arithmetic(times: StepTimes) -> tuple[Form, bool, bool]:
     """The choices that affect a run's bits: memory format and convolutions, kernels, blocks."""
     together = times.batched is not None and times.batched < times.best_alone
-    return times.form(), times.kernels_pay, together
+    return times.form(), times.kernels_pay(times.form()), together
 
 
 def forget_measurements() -> int:
@@ -136,36 +138,3 @@ def cache_folder() -> Path:
     """The folder of cached measurements."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "ssfl" / "calibration"
-
-
-def _cache_path(setup: RunSetup, batch_size: int, block: int, workers: int, native: bool) -> Path:
-    key = [
-        processor(),
-        os.cpu_count(),
-        [os.environ.get(name) for name in CAPS],
-        isa(),
-        code_version().kernels,
-        torch.__version__,
-        ssfl.__version__,
-        setup.config.engine.precision,
-        setup.config.model.name,
-        _code_digest(setup.module),
-        setup.layout.digest.hex(),
-        list(setup.federation.input_shape),
-        batch_size,
-        block,
-        workers,
-        native,
-    ]
-    name = hashlib.blake2b(json.dumps(key).encode(), digest_size=12).hexdigest()
-    return cache_folder() / f"{name}.json"
-
-
-def _code_digest(module: nn.Module) -> str:
-    """Digest of the source of all layer classes outside PyTorch, so that a changed network is measured again."""
-    kinds = {type(layer) for layer in module.modules() if not type(layer).__module__.startswith("torch.")}
-    digest = hashlib.blake2b(digest_size=12)
-    for kind in sorted(kinds, key=lambda k: (k.__module__, k.__qualname__)):
-        with contextlib.suppress(OSError, TypeError):  # classes without a source file
-            digest.update(inspect.getsource(kind).encode())
-    return digest.hexdigest()

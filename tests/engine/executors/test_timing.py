@@ -16,16 +16,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssfl.assemble import execution, measurement
+from ssfl.assemble import calibration_key, execution, measurement
 from ssfl.assemble.build import RunSetup
 from ssfl.assemble.execution import resolve_engine
 from ssfl.assemble.executors import Workload, estimates
 from ssfl.assemble.measurement import measured
-from ssfl.code_version import code_version
+from ssfl.code_version import PACKAGE, code_version
 from ssfl.config import EngineConfig, config_from_yaml, config_to_yaml
 from ssfl.core.layout import Layout
 from ssfl.engine.executors import timing
-from ssfl.engine.executors.timing import BATCHED_PARAMETERS, Form, StepTimes, time_steps
+from ssfl.engine.executors.own_step import OwnStep
+from ssfl.engine.executors.step_times import Form, StepTimes
+from ssfl.engine.executors.timing import BATCHED_PARAMETERS, time_steps
 from ssfl.native import available
 from tests.support.assembled import run_setup
 from tests.support.rigs import tiny_net
@@ -121,6 +123,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[StepTimes]:
         workers: int,
         native: bool,
         dtype: torch.dtype,
+        own: OwnStep | None,
     ) -> StepTimes:
         made.append(StepTimes(1.0 + len(made), 0.5 + len(made), None, block, None, workers))
         return made[-1]
@@ -171,7 +174,7 @@ def test_another_network_is_measured_anew(run: RunSetup, counted: list[StepTimes
     assert len(counted) == 2
 
 
-@pytest.mark.parametrize("name", measurement.CAPS)
+@pytest.mark.parametrize("name", calibration_key.CAPS)
 def test_a_capped_instruction_set_is_measured_anew(
     run: RunSetup, counted: list[StepTimes], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,9 +249,37 @@ def test_other_compiled_kernels_are_measured_anew(
 ) -> None:
     measured(run, 16, 2, 1)
     other = replace(code_version(), kernels=digest)
-    monkeypatch.setattr(measurement, "code_version", lambda: other)
+    monkeypatch.setattr(calibration_key, "code_version", lambda: other)
     measured(run, 16, 2, 1)
     assert len(counted) == 1 + (code_version().kernels != digest)
+
+
+@pytest.mark.parametrize(
+    ("file", "again"),
+    [("engine/compute/fused_layers.py", True), ("models/small.py", True), ("report/write.py", False)],
+)
+def test_a_changed_source_of_a_step_is_measured_anew(
+    run: RunSetup,
+    counted: list[StepTimes],
+    file: str,
+    again: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a copy of the package's files."""
+    copied = tmp_path / "package"
+    for source in PACKAGE.rglob("*.py"):
+        place = copied / source.relative_to(PACKAGE)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(source.read_bytes())
+    monkeypatch.setattr(calibration_key, "PACKAGE", copied)
+    for change in ("", "# changed\n"):
+        with (copied / file).open("a") as stream:
+            stream.write(change)
+        calibration_key.source_digest.cache_clear()
+        measured(run, 16, 2, 1)
+    calibration_key.source_digest.cache_clear()
+    assert len(counted) == 1 + again
 
 
 # ── a machine that others use too ────────────────────────────────────────────────────────────────────────────────────
@@ -394,32 +425,85 @@ def test_estimates_by_hand() -> None:
 
 def test_kernels_pay_where_they_beat_pytorchs_layers() -> None:
     times = StepTimes(1.0, 0.9, None, 1, mixed=0.8, winograd=0.5)
-    assert times.kernels_pay  # no time without kernels to compare with
-    assert replace(times, plain=0.5).kernels_pay
-    assert not replace(times, plain=0.49).kernels_pay
-    assert replace(times, plain=0.49, batched=0.4).kernels_pay  # in blocks they do
+    best, direct = times.form(), times.form(convolutions="direct")
+    assert times.kernels_pay(best)  # no time without kernels to compare with
+    assert replace(times, plain=0.5).kernels_pay(best)
+    assert not replace(times, plain=0.49).kernels_pay(best)
+    assert not replace(times, plain=0.6).kernels_pay(direct)  # the form that will compute counts
+    assert not replace(times, plain=0.49, batched=0.4).kernels_pay(
+        best
+    )  # single clients do not compute in blocks
     assert time_steps(tiny_net(), (1, 6, 6), 4, block=1).plain is None
     if available():
         assert time_steps(tiny_net(), (1, 6, 6), 4, block=1, native=True).plain is not None
 
 
 @pytest.mark.skipif(not available(), reason="the kernels were not built: no C compiler at installation")
-@pytest.mark.parametrize("pay", [True, False])
-def test_auto_leaves_kernels_that_do_not_pay(pay: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The executors are then compared without kernels; configured kernels are kept."""
+@pytest.mark.parametrize(
+    ("kernels", "plain", "chosen"),
+    [
+        # The kernels are faster for single clients: they are kept, and nothing else is measured.
+        (StepTimes(1.0, None, None, 2, 1.0, 2, plain=2.0), None, ("threads", "native")),
+        (
+            StepTimes(1.0, None, None, 2, 1.0, 2, plain=0.5),
+            StepTimes(0.5, None, None, 2, 0.5, 2),
+            ("threads", "torch"),
+        ),
+        # Blocks with kernels are faster than one client without them, two threads without kernels faster still.
+        (
+            StepTimes(1.3, None, 0.95, 2, 1.3, 2, plain=1.0),
+            StepTimes(1.0, None, 1.1, 2, 1.0, 2),
+            ("threads", "torch"),
+        ),
+        # Blocks with kernels are the fastest of all.
+        (
+            StepTimes(1.3, None, 0.3, 2, 1.3, 2, plain=1.0),
+            StepTimes(1.0, None, 1.1, 2, 1.0, 2),
+            ("processes", "native"),
+        ),
+    ],
+)
+def test_auto_leaves_kernels_that_do_not_pay(
+    kernels: StepTimes, plain: StepTimes | None, chosen: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fastest way with kernels is compared with the fastest without; configured kernels are kept."""
     asked: list[bool] = []
 
     def times(setup: RunSetup, batch_size: int, block: int, workers: int, native: bool) -> StepTimes:
         asked.append(native)
-        return StepTimes(1.0, None, None, block, plain=(2.0 if pay else 0.5) if native else None)
+        found = kernels if native else plain
+        assert found is not None
+        return found
 
     monkeypatch.setattr(execution, "measured", times)
-    words = ("engine.executor=auto", "engine.memory_format=auto", "engine.kernels=auto")
-    run = run_setup(*words)
-    assert resolve_engine(run.config, run).engine.kernels == ("native" if pay else "torch")
-    assert asked == ([True] if pay else [True, False])
-    run = run_setup(*words[:2], "engine.kernels=native")
+    words = ("engine.executor=auto", "engine.block=auto", "engine.memory_format=auto", "engine.workers=2")
+    run = run_setup(*words, "engine.kernels=auto")
+    engine = resolve_engine(run.config, run).engine
+    assert (engine.executor, engine.kernels) == chosen
+    assert asked == ([True] if plain is None else [True, False])
+    run = run_setup(*words, "engine.kernels=native")
     assert resolve_engine(run.config, run).engine.kernels == "native"
+
+
+@pytest.mark.parametrize(
+    ("words", "again"),
+    [
+        (("algorithm=fedavg",), False),  # the same step as SSFL's
+        (("algorithm=local",), False),
+        (("algorithm=sparsyfed",), True),
+    ],
+)
+def test_methods_with_their_own_step_are_measured_anew(
+    run: RunSetup, counted: list[StepTimes], words: tuple[str, ...], again: bool
+) -> None:
+    measured(run, 16, 2, 1)
+    measured(run_setup(*words), 16, 2, 1)
+    assert len(counted) == 1 + again
+    measured(run_setup(*words, "optimizer.lr=0.5"), 16, 2, 1)
+    assert len(counted) == 1 + again
+    if again:
+        measured(run_setup(*words, "algorithm.params.prune_activations=false"), 16, 2, 1)
+        assert len(counted) == 3
 
 
 @pytest.mark.skipif(not available(), reason="the kernels were not built: no C compiler at installation")
