@@ -35,6 +35,8 @@ MASK = "mask"
 Moment = Literal["received", "trained"]
 MaskStage = Literal["before_clip", "after_step", "unapplied"]
 Weighting = Literal["examples", "clients"]
+PartForm = Literal["dense", "sparse", "on_sent_mask"]
+PartLength = Literal["model", "prunable", "factors"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,18 @@ Objective = Callable[[FlatNet, Tensor, Work, Batch, Statistics | None], Tensor]
 
 @final
 @dataclass(frozen=True)
+class ReplyPart:
+    """A part that the replies of a task contain, so that a server can check a reply before it uses it."""
+
+    form: PartForm
+    """dense: all values of a vector; sparse: values with a mask of their own; on_sent_mask: values on the mask of the
+    part with the same name that the client was sent."""
+    length: PartLength = "model"
+    """Coordinates of a dense or sparse part: all of the model, the prunable ones, or the factors of scores."""
+
+
+@final
+@dataclass(frozen=True)
 class ClientTask:
     """What one client does in one phase: two functions, and a description of what the engine computes between them.
 
@@ -136,6 +150,9 @@ class ClientTask:
     """The model [P] in a client's state, with effective weights; None if clients keep no model."""
     updates: tuple[str, ...] = ()
     """Names of tensors in the work that `objective` updates in place; executors keep the updates."""
+    reply_parts: Mapping[str, ReplyPart] | None = None
+    """Name -> the part of that name in every reply; a deployment refuses replies with others. None: not declared; a
+    deployment then expects the parts that it sent, in the form in which it sent them."""
 
     @property
     def sees_theta(self) -> bool:

@@ -14,6 +14,7 @@ from ssfl.algorithms.base import (
     ClientTask,
     Clock,
     Instruction,
+    ReplyPart,
     RoundPlan,
     ServerContext,
     Work,
@@ -28,7 +29,14 @@ WEIGHTS = "w"
 
 def dense_training(fit: FitSpec) -> ClientTask:
     """FedAvg's client: receive a dense model, train with local SGD, send the dense model."""
-    return ClientTask(receive_dense, send_dense, fit=fit, evaluate=("trained",), averaged_by="examples")
+    return ClientTask(
+        receive_dense,
+        send_dense,
+        fit=fit,
+        evaluate=("trained",),
+        averaged_by="examples",
+        reply_parts={WEIGHTS: ReplyPart("dense")},
+    )
 
 
 def receive_dense(

@@ -28,6 +28,7 @@ from ssfl.algorithms.base import (
     Instruction,
     PeerModel,
     Probe,
+    ReplyPart,
     RoundPlan,
     ServerContext,
     Work,
@@ -106,6 +107,7 @@ def gossip_training(search: MaskSearch, fit: FitSpec) -> ClientTask:
         evaluate=("received", "trained"),
         mask_stage="after_step",
         kept_model=_kept_model,
+        reply_parts={WEIGHTS: ReplyPart("sparse")},
     )
 
 

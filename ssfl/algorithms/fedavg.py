@@ -44,7 +44,7 @@ class FedAvgState:
 
 def fine_tuning(fit: FitSpec) -> ClientTask:
     """Train the received model on the client's data and test it; reply with an acknowledgement only."""
-    return ClientTask(receive_dense, acknowledge, fit=fit, evaluate=("trained",))
+    return ClientTask(receive_dense, acknowledge, fit=fit, evaluate=("trained",), reply_parts={})
 
 
 @dataclass(frozen=True)

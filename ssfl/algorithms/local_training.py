@@ -33,7 +33,14 @@ MODEL = "theta"
 
 def keep_training(fit: FitSpec) -> ClientTask:
     """Continue to train the client's own model; send an acknowledgement only."""
-    return ClientTask(_receive_model, _keep_model, fit=fit, evaluate=("trained",), kept_model=_kept_model)
+    return ClientTask(
+        _receive_model,
+        _keep_model,
+        fit=fit,
+        evaluate=("trained",),
+        kept_model=_kept_model,
+        reply_parts={},
+    )
 
 
 def _receive_model(

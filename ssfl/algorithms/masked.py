@@ -22,6 +22,7 @@ from ssfl.algorithms.base import (
     ClientTask,
     Clock,
     Instruction,
+    ReplyPart,
     RoundPlan,
     ServerContext,
     Work,
@@ -79,7 +80,7 @@ class SupportMemo:
 
 def store_mask() -> ClientTask:
     """Store the mask that the server broadcasts; reply with an acknowledgement."""
-    return ClientTask(_receive_mask, acknowledge)
+    return ClientTask(_receive_mask, acknowledge, reply_parts={})
 
 
 def masked_training(fit: FitSpec, memo: SupportMemo) -> ClientTask:
@@ -96,6 +97,7 @@ def masked_training(fit: FitSpec, memo: SupportMemo) -> ClientTask:
         evaluate=("trained",),
         averaged_by="examples",
         mask_stage="before_clip",
+        reply_parts={WEIGHTS: ReplyPart("on_sent_mask")},
     )
 
 

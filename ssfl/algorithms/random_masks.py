@@ -21,6 +21,7 @@ from ssfl.algorithms.base import (
     ClientState,
     ClientTask,
     Clock,
+    ReplyPart,
     RoundPlan,
     ServerContext,
     Work,
@@ -112,6 +113,7 @@ def own_mask_training(fit: FitSpec, density: float) -> ClientTask:
         fit=fit,
         evaluate=("trained",),
         mask_stage="before_clip",
+        reply_parts={WEIGHTS: ReplyPart("sparse")},
     )
 
 

@@ -24,6 +24,7 @@ from ssfl.algorithms.base import (
     ClientState,
     ClientTask,
     Clock,
+    ReplyPart,
     RoundPlan,
     ServerContext,
     Work,
@@ -68,6 +69,7 @@ def power_training(fit: FitSpec, density: float, layers: PowerLayers, prune_acti
         objective=partial(_objective, layers),
         prepare=partial(_with_pruned_activations, layers.plain_layers) if prune_activations else None,
         updates=(THRESHOLDS,),
+        reply_parts={WEIGHTS: ReplyPart("sparse")},
     )
 
 

@@ -24,6 +24,7 @@ from ssfl.algorithms.base import (
     ClientTask,
     Clock,
     Probe,
+    ReplyPart,
     RoundPlan,
     ServerContext,
     Weighting,
@@ -128,7 +129,14 @@ class Discovery:
 
 def score_saliency(probe: Probe, averaged_by: Weighting, form: ScoreForm = "full") -> ClientTask:
     """A client's phase 1: no training; the reply contains scores over prunable weights, or their factors."""
-    return ClientTask(receive_dense, partial(_send_scores, form), probe=probe, averaged_by=averaged_by)
+    sent = (
+        {FACTORS: ReplyPart("dense", "factors")}
+        if form == "factored"
+        else {SCORES: ReplyPart("dense", "prunable")}
+    )
+    return ClientTask(
+        receive_dense, partial(_send_scores, form), probe=probe, averaged_by=averaged_by, reply_parts=sent
+    )
 
 
 def _send_scores(

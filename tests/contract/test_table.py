@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssfl.core.payloads import nbytes
+from ssfl.core.payloads import Part, Payload, nbytes
+from ssfl.deploy.protocol.payloads import ExpectedReply
 from ssfl.wire.message import decode, encode
 from tests.contract.reading import timeless
 from tests.contract.table import (
@@ -94,3 +95,23 @@ def test_one_client_alone(name: str) -> None:
     models = run_to_end(alone, 2).view(-1)
     assert bool(models.isfinite().all())
     assert not models.equal(alone.theta)
+
+
+@every_row
+def test_replies_have_the_parts_that_their_task_declares(name: str) -> None:
+    """A deployment refuses other replies: form, length, and for values on a mask the mask that was sent."""
+    rig = finished(name, "batch").rig
+    for plan, replies in rig.recorder.passed:
+        declared = rig.algorithm.tasks[plan.phase].reply_parts
+        assert declared is not None
+        sent = {i.client: [m.parts for m in i.inbox if isinstance(m, Payload)] for i in plan.instructions}
+        for reply in replies:
+            parts: dict[str, Part] = {}
+            for message in sent[reply.client]:
+                parts |= {n: p for n, p in message.items() if p.has_values}
+            expected = ExpectedReply(
+                reply.client, parts, rig.algorithm.tasks[plan.phase], plan.timed, rig.context.layout
+            )
+            assert reply.payload.parts.keys() == declared.keys()
+            assert expected.refusal_before_decoding(reply.payload) is None
+            assert expected.refusal(reply.payload) is None

@@ -121,7 +121,7 @@ FAULTS: Mapping[str, tuple[Callable[[Message, messages.Done], Any], str]] = {
     "run": (lambda a, r: edited(a, run="another"), "of run another"),
     "nan": (nan_values, "not finite"),
     "mask": (other_mask, "values on mask 0000000000000000"),
-    "no_mask": (other_length, "values on no known mask, expected on mask"),
+    "no_mask": (other_length, "dense values, expected values on mask"),
     "fewer_values": (fewer, "values, expected"),
     "no_weights": (lambda a, r: with_payload(r, Payload({}, 0)), "part w is missing"),
     "mask_for_values": (mask_for_values, "a mask instead of values"),

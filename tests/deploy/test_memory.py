@@ -15,7 +15,7 @@ from torch import Tensor
 from ssfl.core import aggregate
 from ssfl.core.payloads import Payload
 from ssfl.deploy.protocol import message_bytes, messages
-from ssfl.deploy.protocol.payloads import _all_finite, from_bytes
+from ssfl.deploy.protocol.payloads import _all_summable, from_bytes
 from ssfl.deploy.server import exchange, outgoing_work, pending_replies
 from ssfl.deploy.server.published import Published
 from ssfl.deploy.transport.port import Answer, Failure, Message
@@ -167,7 +167,7 @@ def test_what_was_published_later_is_not_seen(on_disk: bool, tmp_path: Path) -> 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_values_that_are_not_finite_are_found_in_every_type(dtype: torch.dtype, bad: float) -> None:
     values = torch.linspace(-3, 3, 101).to(dtype)
-    assert _all_finite(values)
-    assert _all_finite(values[:0])
+    assert _all_summable(values)
+    assert _all_summable(values[:0])
     values[50] = bad
-    assert not _all_finite(values)
+    assert not _all_summable(values)

@@ -7,17 +7,38 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import final
 
 import torch
 from torch import Tensor
 
-from ssfl.algorithms.base import ClientTask, PeerModel, RoundPlan
+from ssfl.algorithms.base import ClientTask, PartForm, PartLength, PeerModel, RoundPlan
+from ssfl.core.factored import factored_size
 from ssfl.core.layout import Layout
-from ssfl.core.payloads import SCORES, MaskedValues, Part, Payload
+from ssfl.core.payloads import DenseValues, MaskBits, MaskedValues, Part, Payload, SparseValues
+from ssfl.wire.holdings import VALUES
 from ssfl.wire.message import decode, encode
+from ssfl.wire.parts import CodedMask
 
 MAX_PARTS_A_PAYLOAD = 4
+
+LARGEST_VALUE = 2.0**64
+"""Values above this are refused: the sum over all clients, weighted by their examples, must stay finite in float32."""
+KINDS: Mapping[PartForm, type[Part]] = MappingProxyType(
+    {"dense": DenseValues, "sparse": SparseValues, "on_sent_mask": MaskedValues}
+)
+KIND_NAMES: Mapping[type[Part], str] = MappingProxyType(
+    {
+        DenseValues: "dense values",
+        SparseValues: "values with their mask",
+        MaskedValues: "values",
+        MaskBits: "a mask instead of values",
+        CodedMask: "a mask instead of values",
+    }
+)
 
 Published = Callable[[int], Payload | None]
 """Client -> its last payload of a plan with `publish`; None if there is none."""
@@ -73,57 +94,105 @@ def most_bytes(layout: Layout) -> int:
     return MAX_PARTS_A_PAYLOAD * (8 * layout.size + layout.size // 8 + 1024) + 4096
 
 
-def refusal_reason(
-    payload: Payload, client: int, sent: Mapping[str, Part], plan: RoundPlan, task: ClientTask, layout: Layout
-) -> str | None:
-    """Why a decoded reply is refused; None if it is accepted.
+@final
+@dataclass(frozen=True)
+class ExpectedReply:
+    """What the replies to an instruction must contain, so that the methods can sum them.
 
-    sent: name -> decoded part with values that the client was sent. An accepted reply has the sender, parts, masks and
-    sizes that the methods' sums read, and finite values.
+    sent: name -> decoded part with values that the client was sent. Parts that the task does not declare
+    (`ClientTask.reply_parts`) must have the form of the sent part with the same name.
     """
-    if payload.sender != client:
-        return f"the payload says that it comes from client {payload.sender}"
-    if len(payload.parts) > MAX_PARTS_A_PAYLOAD:
-        return f"{len(payload.parts)} parts; at most {MAX_PARTS_A_PAYLOAD} are accepted"
-    lacking = sorted(sent.keys() - payload.parts.keys())
-    # A client whose model is personal may reply with an empty payload.
-    if lacking and plan.timed and (payload.parts or task.kept_model is None):
-        return f"part {lacking[0]} is missing"
-    scores = payload.parts.get(SCORES)
-    if task.probe is not None and scores is not None and scores.head.count != layout.prunable_size:
-        return f"part {SCORES}: {scores.head.count} values for {layout.prunable_size} prunable weights"
-    for name, part in payload.parts.items():
-        reason = _mismatch(part, sent[name]) if name in sent else None
-        values = _values(part)
-        if reason is None and values is not None and not _all_finite(values):
-            reason = "values that are not finite (NaN or infinite)"
-        if reason is not None:
-            return f"part {name}: {reason}"
-    return None
 
+    client: int
+    sent: Mapping[str, Part]
+    task: ClientTask
+    timed: bool
+    layout: Layout
 
-def _mismatch(part: Part, sent: Part) -> str | None:
-    """Why a part does not match the part of the same name that was sent; None if it does."""
-    if not part.has_values:
-        return "a mask instead of values"
-    if isinstance(sent, MaskedValues):
-        if not isinstance(part, MaskedValues):
-            return f"values on no known mask, expected on mask {sent.support.hex()}"
-        if part.support != sent.support:
+    def refusal_before_decoding(self, payload: Payload) -> str | None:
+        """Why a reply must not be decoded; None if its sender, its parts and their decoded sizes are as expected."""
+        if payload.sender != self.client:
+            return f"the payload says that it comes from client {payload.sender}"
+        if len(payload.parts) > MAX_PARTS_A_PAYLOAD:
+            return f"{len(payload.parts)} parts; at most {MAX_PARTS_A_PAYLOAD} are accepted"
+        declared = self.task.reply_parts
+        for name, part in payload.parts.items():
+            if declared is not None and name not in declared:
+                return f"part {name!r} was not asked for"
+            expected = self._kinds_and_count(name)[1]
+            is_coded = part.head.codec != 0
+            if is_coded and expected is not None and part.head.count != expected:
+                return f"part {name}: {part.head.count} values, expected {expected}"
+        lacking = sorted(self._names(payload) - payload.parts.keys())
+        return f"part {lacking[0]} is missing" if lacking else None
+
+    def refusal(self, payload: Payload) -> str | None:
+        """Why a decoded reply is refused; None if it has the expected forms, masks and sizes, and finite values."""
+        for name, part in payload.parts.items():
+            reason = self._mismatch(name, part)
+            if reason is None and isinstance(part, VALUES) and not _all_summable(part.values):
+                reason = "values that are not finite (NaN or infinite) or above 2^64"
+            if reason is not None:
+                return f"part {name}: {reason}"
+        return None
+
+    def _names(self, payload: Payload) -> AbstractSet[str]:
+        """Names that a reply must have."""
+        if self.task.reply_parts is not None:
+            return self.task.reply_parts.keys()
+        # A client whose model is personal may reply with an empty payload.
+        may_be_empty = not payload.parts and self.task.kept_model is not None
+        return self.sent.keys() if self.timed and not may_be_empty else set()
+
+    def _kinds_and_count(self, name: str) -> tuple[tuple[type[Part], ...], int | None]:
+        """Returns (the kinds that a decoded part may have, its count); any kind and None if that is not known."""
+        declared, sent = (self.task.reply_parts or {}).get(name), self.sent.get(name)
+        if declared is not None and declared.form != "on_sent_mask":
+            return (KINDS[declared.form],), _length(declared.length, self.layout)
+        if sent is None:
+            return ((Part,) if declared is None else (MaskedValues,)), None
+        kinds = (MaskedValues,) if isinstance(sent, MaskedValues) else (DenseValues, SparseValues)
+        return kinds, sent.head.count
+
+    def _mismatch(self, name: str, part: Part) -> str | None:
+        """Why a decoded part has not the expected kind, mask, count and type; None if it has."""
+        kinds, count = self._kinds_and_count(name)
+        sent = self.sent.get(name)
+        if not isinstance(part, kinds):
+            support = f" on mask {sent.support.hex()}" if isinstance(sent, MaskedValues) else ""
+            return f"{_kind_of(part)}, expected {' or '.join(KIND_NAMES[k] for k in kinds)}{support}"
+        if isinstance(part, MaskedValues) and isinstance(sent, MaskedValues) and part.support != sent.support:
             return f"values on mask {part.support.hex()}, expected on mask {sent.support.hex()}"
-    elif isinstance(part, MaskedValues):
-        return f"values on mask {part.support.hex()}, expected dense values"
-    if part.head.count != sent.head.count:
-        return f"{part.head.count} values, expected {sent.head.count}"
-    return None
+        if count is not None and part.head.count != count:
+            return f"{part.head.count} values, expected {count}"
+        types = self._types(name)
+        if part.has_values and types and part.head.dtype not in types:
+            return f"values of type {part.head.dtype}, expected {' or '.join(sorted(map(str, types)))}"
+        return None
+
+    def _types(self, name: str) -> AbstractSet[torch.dtype]:
+        """The value types that a part may have; empty if they are not known."""
+        if name in self.sent:
+            return {self.sent[name].head.dtype}
+        types = {part.head.dtype for part in self.sent.values()}
+        return {*types, torch.float32} if types else types  # decoded votes are float32
 
 
-def _all_finite(values: Tensor) -> bool:
-    """Without a second vector of this size; aminmax propagates NaN."""
-    return not values.numel() or bool(torch.stack(torch.aminmax(values)).isfinite().all())
+def _length(name: PartLength, layout: Layout) -> int:
+    if name == "factors":
+        return factored_size(layout)
+    return layout.size if name == "model" else layout.prunable_size
 
 
-def _values(part: Part) -> Tensor | None:
-    """The values of a part that holds them as a tensor; None for masks."""
-    values = getattr(part, "values", None) if part.has_values else None
-    return values if isinstance(values, Tensor) else None
+def _kind_of(part: Part) -> str:
+    """What a part is, for a message about a refusal."""
+    if isinstance(part, MaskedValues):
+        return f"values on mask {part.support.hex()}"
+    return KIND_NAMES.get(type(part), "coded values, for which this run has no codec")
+
+
+def _all_summable(values: Tensor) -> bool:
+    """Whether weighted sums stay finite. Without a second vector of this size; aminmax propagates NaN."""
+    return not values.numel() or bool(
+        (torch.stack(torch.aminmax(values)).double().abs() <= LARGEST_VALUE).all()
+    )

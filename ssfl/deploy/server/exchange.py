@@ -15,15 +15,16 @@ from typing import final
 from ssfl.algorithms.base import ClientReply, ClientTask, RoundPlan
 from ssfl.core.layout import Layout
 from ssfl.core.payloads import Payload, Traffic
+from ssfl.core.reading import WireError
 from ssfl.deploy.log import EventLog
 from ssfl.deploy.protocol import messages
 from ssfl.deploy.protocol.messages import LACKS, HeldBroadcast
 from ssfl.deploy.protocol.payloads import (
+    ExpectedReply,
     digest_of,
     from_bytes,
     is_broadcast,
     is_scoring,
-    refusal_reason,
 )
 from ssfl.deploy.server.outgoing_work import OutgoingWork
 from ssfl.deploy.server.pending_replies import PendingReplies
@@ -242,15 +243,23 @@ class FleetExchange:
             return None, "reports more test examples than it joined with"
         try:
             received = from_bytes(done.payload, self.layout)
+            expected = self._expected(state.plan, client)
+            if (reason := expected.refusal_before_decoding(received)) is not None:
+                return None, reason
             payload = self.coder.read(client, received)
-            task = self.tasks[state.plan.phase]
-            reason = refusal_reason(payload, client, self.coder.asked(client), state.plan, task, self.layout)
-        except (ValueError, TypeError) as error:
+            if (reason := expected.refusal(payload)) is not None:
+                return None, reason
+        except WireError as error:
             return None, str(error)
-        if reason is not None:
-            return None, reason
+        except Exception as error:  # whatever a reply causes, only this reply is lost
+            return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
         state.meter.received(client, Traffic.of(received))
         return payload, ""
+
+    def _expected(self, plan: RoundPlan, client: int) -> ExpectedReply:
+        """What this client's reply must contain."""
+        sent = {name: part for name, part in self.coder.asked(client).items() if part.has_values}
+        return ExpectedReply(client, sent, self.tasks[plan.phase], plan.timed, self.layout)
 
     def _reply(self, state: _ExchangeState, client: int) -> ClientReply:
         """The reply of a client whose turn has come; it is not kept here."""
