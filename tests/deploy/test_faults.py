@@ -21,7 +21,7 @@ from ssfl.deploy.transport.port import Failure, Message
 from ssfl.engine.accounting.ledger import Meter
 from ssfl.wire.message import decode, encode
 from tests.contract.table import ROUNDS, SIZES, new_rig
-from tests.deploy.fake_fleet import Bench, FakeSite, Fault, make_bench, trainer_of
+from tests.deploy.fake_fleet import Bench, FakeSite, Fault, honest, make_bench, trainer_of
 from tests.deploy.oracle import Missing, without
 from tests.support.rigs import tiny_net
 
@@ -356,6 +356,64 @@ def test_a_site_that_does_not_fit_is_refused_when_it_joins(change: Any, reason: 
     assert reason in bench.logged("answer_refused")[0]["text"]
     assert sorted(bench.registry.clients) == [0, 1, 3, 4]
     bench.run(1)
+
+
+def misfit(message: Message, answer: Message | str) -> Message | str:
+    """A site whose network has another layout."""
+    if isinstance(answer, Message) and isinstance(joined := message_bytes.unpack(answer), messages.Joined):
+        return message_bytes.pack(replace(joined, layout="00" * 8))
+    return answer
+
+
+@pytest.mark.parametrize(("session", "seconds"), [("2", 3.0), ("1", 61.0)])
+def test_a_site_refused_at_its_join_comes_back_after_its_correction(session: str, seconds: float) -> None:
+    """At once if it is restarted; else when it is asked again, at most a minute later."""
+    bench = make_bench("fedavg")
+    bench.site(2).fault = misfit
+    for _ in range(600):
+        bench.registry.poll()
+        bench.fleet.sleep(0.5)
+    assert 5 <= len(bench.logged("answer_refused")) <= 12, "asked again and again, less and less often"
+    assert sorted(bench.registry.clients) == [0, 1, 3, 4]
+    bench.site(2).fault, bench.site(2).session = honest, session
+    end = bench.fleet.time + seconds
+    while bench.fleet.time < end:
+        bench.registry.poll()
+        bench.fleet.sleep(0.5)
+    assert sorted(bench.registry.clients) == [0, 1, 2, 3, 4]
+
+
+def test_a_site_excluded_for_its_answers_comes_back_when_it_is_restarted() -> None:
+    bench = make_bench("fedavg", sizes=(9, 9, 9))
+    site = bench.site(1)
+    site.fault = lambda message, answer: (
+        edited(answer, examples=99)
+        if isinstance(answer, Message) and isinstance(message_bytes.unpack(answer), messages.Done)
+        else answer
+    )
+    bench.run(4)
+    assert bench.registry.away(1)
+    site.fault, site.session = honest, "2"
+    bench.join_all()
+    assert not bench.registry.away(1)
+    assert bench.registry.ready(1)
+
+
+def test_an_exchange_does_not_wait_for_a_site_that_comes_back_and_is_refused() -> None:
+    bench = make_bench("fedavg", sizes=(9, 9, 9))
+    bench.join_all()
+    start, site = bench.fleet.time, bench.site(1)
+
+    def restart(answer: Message, reply: messages.Done) -> Failure:
+        site.fault, site.session = misfit, "2"
+        assert site.trainer.session is not None
+        site.trainer.session = None
+        return Failure("", "offline", "restarting")
+
+    site.fault = in_work("train", 1, restart)
+    bench.run(1)
+    assert [e["clients"] for e in bench.events] == [2]
+    assert bench.fleet.time - start < 20, "it waited for the deadline"
 
 
 def test_a_stale_answer_is_dropped() -> None:

@@ -26,7 +26,7 @@ PING_SECONDS = 600.0
 RETRY_SECONDS = 2.0
 """Before a failed ping or join is repeated; doubles up to a minute."""
 MAX_REFUSED_ANSWERS = 3
-"""Refused answers after which a site is excluded for the rest of the run."""
+"""Refused answers after which a site is excluded until it is restarted."""
 
 LATE = "no answer before the deadline"
 
@@ -56,14 +56,19 @@ class Site:
     pause: float = RETRY_SECONDS
 
     @property
+    def excluded(self) -> bool:
+        """Too many of its answers were refused since its process started."""
+        return self.refused_answers >= MAX_REFUSED_ANSWERS
+
+    @property
     def ready(self) -> bool:
         """Work may be sent to it now."""
-        return (
-            self.free
-            and self.present
-            and self.joined is not None
-            and self.refused_answers < MAX_REFUSED_ANSWERS
-        )
+        return self.free and self.present and self.joined is not None and not self.excluded
+
+    @property
+    def expected(self) -> bool:
+        """It is connected, and may join or answer without an operator."""
+        return self.present and not self.excluded and (self.joined is not None or not self.refusal)
 
 
 @dataclass(frozen=True)
@@ -148,9 +153,8 @@ class SiteRegistry:
         return site is not None and site.ready
 
     def away(self, client: int) -> bool:
-        """Whether this client is disconnected or excluded."""
-        nodes = [s for s in self._sites.values() if s.client == client]
-        return not any(s.present and s.refused_answers < MAX_REFUSED_ANSWERS for s in nodes)
+        """Whether this client is disconnected or excluded, or its join was refused."""
+        return not any(s.expected for s in self._sites.values() if s.client == client)
 
     # ── sending ──────────────────────────────────────────────────────────────────────────────────────────────────
     def send_work(self, works: Sequence[messages.Work], deadline_seconds: float) -> tuple[int, ...]:
@@ -220,18 +224,22 @@ class SiteRegistry:
             if s.present
             and s.node not in waiting_nodes
             and not s.ready
-            and s.refused_answers < MAX_REFUSED_ANSWERS
+            and not s.excluded
             and self.now() >= s.next_try
         ]
         self._send([(s, messages.Ping(self.run)) for s in due], "ping", PING_SECONDS)
 
     def _restarted(self, site: Site, session: str) -> None:
-        """The site has reconnected: unanswered messages to its previous process are lost; ask for its state again."""
+        """The site has reconnected: unanswered messages to its previous process are lost; ask for its state again.
+
+        An operator may have corrected what was refused, so refused answers are counted anew.
+        """
         for ticket in [t for t, pending in self._pending.items() if pending.site is site]:
             pending = self._pending.pop(ticket)
             if pending.purpose == "work" and site.client is not None:
                 self._lost.append(WorkOutcome(site.client, None, "restarted while it worked", gone=True))
         site.session, site.free, site.next_try, site.pause = session, False, 0.0, RETRY_SECONDS
+        site.refused_answers, site.refusal = 0, ""
 
     def _is_registered(self, info: SiteInfo) -> bool:
         if not self._members or info.key in self._members:
@@ -252,7 +260,6 @@ class SiteRegistry:
         except messages.MessageError as error:
             return self._refuse(pending, str(error))
         site.present = True
-        site.pause = RETRY_SECONDS
         if isinstance(message, messages.Done) and pending.purpose == "work":
             site.free = True
             assert site.client is not None
@@ -300,17 +307,20 @@ class SiteRegistry:
         return []
 
     def refuse_answer(self, site: Site, reason: str) -> None:
-        """Count a refused answer; after MAX_REFUSED_ANSWERS the site is excluded."""
+        """Count a refused answer; after MAX_REFUSED_ANSWERS the site is excluded until it is restarted."""
         site.refused_answers += 1
         site.refusal = reason
-        excluded = "; excluded from now on" if site.refused_answers >= MAX_REFUSED_ANSWERS else ""
-        self.log.warning(
-            "answer_refused",
-            f"{self._name(site)}: {reason}{excluded}",
-            run=self.run,
-            client=site.client,
-            node=site.node,
-        )
+        self._log_refusal(site, f"{reason}; excluded until it is restarted" if site.excluded else reason)
+
+    def _refuse_join(self, site: Site, reason: str) -> None:
+        """The site is asked again, at growing intervals: an operator may correct what is wrong."""
+        site.joined, site.refusal = None, reason
+        self._schedule_retry(site)
+        self._log_refusal(site, reason)
+
+    def _log_refusal(self, site: Site, reason: str) -> None:
+        text = f"{self._name(site)}: {reason}"
+        self.log.warning("answer_refused", text, run=self.run, client=site.client, node=site.node)
 
     def _expired(self) -> list[WorkOutcome]:
         expired = [ticket for ticket, pending in self._pending.items() if self.now() > pending.expires]
@@ -329,7 +339,7 @@ class SiteRegistry:
             return
         site.client = client
         if site.joined is not None and pong.run == self.run:
-            site.free = True
+            site.free, site.pause = True, RETRY_SECONDS
             return
         site.joined = None
         self._send([(site, self.join_of(client))], "join", PING_SECONDS)
@@ -343,21 +353,21 @@ class SiteRegistry:
         other = taken.get(wish)
         if other is None or not other.present or not other.free:
             return wish
-        self.refuse_answer(site, f"asks to be client {wish}, which {self._name(other)} is already")
+        self._refuse_join(site, f"asks to be client {wish}, which {self._name(other)} is already")
         return None
 
     def _joined(self, site: Site, joined: messages.Joined) -> None:
         assert site.client is not None
         reason = self._join_refusal_reason(site.client, joined)
         if reason is not None:
-            self.refuse_answer(site, reason)
-            self._schedule_retry(site)
+            self._refuse_join(site, reason)
             return
         for other in [s for s in self._sites.values() if s.client == site.client and s is not site]:
             other.client = None  # a previous process of this site, under another key or node number
             other.joined, other.free = None, False
             other.next_try = self.now() + PING_SECONDS
         site.joined, site.free, site.holds = joined, True, set(joined.standing)
+        site.refusal, site.pause = "", RETRY_SECONDS
         self.log.info(
             "site_joined",
             f"{self._name(site)}: {joined.examples} examples, {joined.test_examples} to test on",
