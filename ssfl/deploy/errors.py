@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import final
-
 from ssfl.errors import UserError
 
 
-@final
 class DeployError(UserError):
     """A deployment cannot be started or joined with these arguments."""

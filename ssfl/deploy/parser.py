@@ -11,7 +11,9 @@ on the server:
   ssfl deploy init federation --sites 3 --address fl.example.org:8000   certificates, keys, a folder for each site
   ssfl deploy server --folder federation/server                         start the SuperLink with TLS and node keys
   ssfl deploy run --folder federation/server preset=digits deploy.sites=3   start a run, with the keys of main.py
+  ssfl deploy register NAME site.pub --folder federation/server         a site that made its own key, or a new key
 at each site:
+  ssfl deploy key my_site                                               its own key, in place of one from init
   ssfl deploy site --folder federation/sites/site-0 --data my_data.npz  join with local data
 everything on this machine, with embedded data:
   ssfl deploy local --sites 3 preset=digits
@@ -32,16 +34,25 @@ def add_deploy(verbs: Any) -> None:
     _add_site(inside.add_parser("site", help="join a federation with local data"))
     _add_run(inside.add_parser("run", help="start a run"))
     _add_local(inside.add_parser("local", help="run a server and sites on this machine"))
+    _add_key(inside.add_parser("key", help="at a site: make its private and public key"))
     _add_register(inside.add_parser("register", help="register another site, or a new key for a site"))
+    _add_revoke(inside.add_parser("revoke", help="remove a site: its key is refused from now on"))
+    _add_renew(inside.add_parser("renew", help="renew the server's certificate"))
     _add_stop(inside.add_parser("stop", help="stop a run; `ssfl deploy run --resume` continues it"))
-    status = inside.add_parser("status", help="show the server's runs and sites")
-    status.add_argument("--folder", type=Path, default=Path("server"), help="the server's folder")
+    status = inside.add_parser("status", help="show the server's runs and sites; code 1 if it is down")
+    _add_folder(status)
     status.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folder", type=Path, default=Path("server"), help="the server's folder")
 
 
 def _add_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, metavar="FOLDER", help="folder to create")
-    parser.add_argument("--sites", default="1", help="number of sites, or their names: hospital_a,hospital_b")
+    parser.add_argument(
+        "--sites", default="1", help="number of sites whose keys are made here, or names: a,b"
+    )
     parser.add_argument("--address", default="127.0.0.1:8000", help="HOST:PORT that sites will connect to")
     parser.add_argument(
         "--host", action="append", default=[], help="another host name or address of the server"
@@ -51,7 +62,9 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
 def _add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, default=Path("server"), help="the server's folder, from init")
     parser.add_argument(
-        "--host", default="", help="address to listen on (default: all, 127.0.0.1 if insecure)"
+        "--host",
+        default="",
+        help="address to listen on (default: all IPv4 addresses, 127.0.0.1 if insecure; '::' for all IPv6 addresses)",
     )
     parser.add_argument("--port", type=int, default=0, help="default: the port of --address at init")
     parser.add_argument("--insecure", action="store_true", help="no TLS and no node keys; loopback only")
@@ -72,6 +85,7 @@ def _add_site(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, help="the site's folder, from init")
     parser.add_argument("--superlink", default="", help="HOST:PORT (default: the address in --folder)")
     parser.add_argument("--data", required=True, help="image folder or .npz (docs/data.md)")
+    parser.add_argument("--check", action="store_true", help="read the data, print its sizes, and end")
     parser.add_argument("--test", choices=("auto", "none"), default="auto", help="none: train on all rows")
     parser.add_argument(
         "--class-names", default="", help="common label order, such as cat,dog; default: the run's"
@@ -100,7 +114,7 @@ def _add_site(parser: argparse.ArgumentParser) -> None:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="as `ssfl run`, and deploy.KEY=VALUE")
-    parser.add_argument("--folder", type=Path, default=Path("server"), help="the server's folder")
+    _add_folder(parser)
     parser.add_argument(
         "--superlink", default="", help="HOST:PORT of a remote server whose --control-from includes this host"
     )
@@ -118,13 +132,32 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=0.0, help="stop after so many seconds; 0: never")
 
 
+def _add_key(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "site_folder", type=Path, metavar="FOLDER", help="the site's folder; made if there is none"
+    )
+
+
 def _add_register(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("public_key", type=Path, help="the site's site.pub")
-    parser.add_argument("--folder", type=Path, default=Path("server"), help="the server's folder")
-    parser.add_argument("--name", required=True)
+    parser.add_argument("name", metavar="NAME", help="the site's name")
+    parser.add_argument("public_key", type=Path, metavar="PUBLIC_KEY", help="its site.pub")
+    _add_folder(parser)
     parser.add_argument("--client", type=int, help="client number, to replace the key of a known site")
+
+
+def _add_revoke(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the site's name")
+    _add_folder(parser)
+
+
+def _add_renew(parser: argparse.ArgumentParser) -> None:
+    _add_folder(parser)
+    parser.add_argument("--ca-key", type=Path, help="the authority's key (default: ca.key in --folder)")
+    parser.add_argument(
+        "--host", action="append", default=[], help="another host name or address of the server"
+    )
 
 
 def _add_stop(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="the run's name, from `ssfl deploy status`")
-    parser.add_argument("--folder", type=Path, default=Path("server"), help="the server's folder")
+    _add_folder(parser)

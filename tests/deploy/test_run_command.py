@@ -1,7 +1,8 @@
-"""`ssfl deploy run` ends when its run has ended before it wrote a record."""
+"""`ssfl deploy run`: a run that ended before it wrote a record, and a run on another machine."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -9,9 +10,11 @@ import pytest
 
 pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
 
+from ssfl.cli import main
+from ssfl.deploy.commands.follow import follow_log
 from ssfl.deploy.commands.run import StartWatch
 from ssfl.deploy.errors import DeployError
-from ssfl.deploy.transport.control import Control
+from ssfl.deploy.transport.control import Control, UnreachableError
 
 
 class FakeControl:
@@ -37,3 +40,66 @@ def test_a_run_that_ended_without_a_record_is_an_error(tmp_path: Path) -> None:
     watch(False)  # the record may appear in between
     with pytest.raises(DeployError, match="Flower run 5 ended before it began"):
         watch(False)
+
+
+class LoggingControl:
+    """A server whose link fails once after each line of the log, and which ends the run with a status."""
+
+    def __init__(self, lines: list[str], status: str) -> None:
+        self.lines, self.status = lines, status
+
+    def logs(self, flower_run: str, after: float) -> Iterator[tuple[str, float]]:
+        for number, line in enumerate(self.lines, 1):
+            if number > after:
+                yield line, float(number)
+                raise UnreachableError("fl:1: cannot be reached")
+
+    def runs(self) -> dict[str, str]:
+        return {"5": self.status}
+
+
+@pytest.mark.parametrize(("status", "code"), [("finished:completed", 0), ("finished:failed", 1)])
+def test_the_log_of_a_run_elsewhere_is_shown_once(
+    status: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control = LoggingControl(["round 1\n", "round 2\n", "summary\n"], status)
+    assert follow_log(cast(Control, control), "5", retry_seconds=0.0) == code
+    out, err = capsys.readouterr()
+    assert out == "round 1\nround 2\nsummary\n"
+    lines = ["ssfl: fl:1: cannot be reached; trying again"]
+    lines += ["ssfl: Flower run 5 ended: finished:failed; see its log above"] if code else []
+    assert err.splitlines() == lines
+
+
+def test_a_run_that_a_restarted_server_does_not_know_is_one_line() -> None:
+    class Restarted(LoggingControl):
+        def logs(self, flower_run: str, after: float) -> Iterator[tuple[str, float]]:
+            raise DeployError("fl:1: StreamLogs was refused: [1] Run 5 not found")
+            yield
+
+    with pytest.raises(
+        DeployError, match="Run 5 not found; `ssfl deploy status` on the server shows its runs"
+    ):
+        follow_log(cast(Control, Restarted([], "")), "5")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (
+            ["--superlink", "fl:1", "--resume", "outputs/run"],
+            "the absolute path of the run folder on the server",
+        ),
+        (["--superlink", "fl:1", "--root-certificates", "none.crt"], "none.crt: no such file"),
+        (["--superlink", "fl"], "must be HOST:PORT"),
+        (["--resume", "outputs/run", "algorithm=ssfl"], "--resume takes no KEY=VALUE"),
+        (["deploy.quorom=1"], "did you mean deploy.quorum"),
+        (["--folder", "nowhere"], "no server has been started here"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["deploy", "run", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert reason in line

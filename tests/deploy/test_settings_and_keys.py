@@ -12,13 +12,7 @@ from cryptography import x509
 
 from ssfl.deploy.errors import DeployError
 from ssfl.deploy.federation import keys
-from ssfl.deploy.federation.folders import (
-    add_member,
-    is_loopback,
-    make_federation,
-    read_site_folder,
-    split_address,
-)
+from ssfl.deploy.federation.folders import make_federation, read_site_folder
 from ssfl.deploy.federation.roster import load_roster
 from ssfl.deploy.settings import DeploySettings, settings_of, split_words
 
@@ -93,35 +87,8 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
         read_site_folder(key.parent)
 
 
-def test_a_site_that_lost_its_key_keeps_its_number(tmp_path: Path) -> None:
-    make_federation(tmp_path / "f", ["a", "b"], "127.0.0.1:8000")
-    server = tmp_path / "f" / "server"
-    keys.make_site_keys(tmp_path, "b2")
-    add_member(server, tmp_path / keys.SITE_PUBLIC_KEY, "b2", 1)
-    assert [(m.client, m.name) for m in load_roster(server)] == [(0, "a"), (1, "b2")]
-    before = (server / "roster.json").read_bytes()
-    with pytest.raises(DeployError, match="one client number or one key"):
-        add_member(server, tmp_path / keys.SITE_PUBLIC_KEY, "b3", None)
-    with pytest.raises(DeployError, match="--name a: is the name of client 0"):
-        add_member(server, tmp_path / keys.SITE_PUBLIC_KEY, "a", 1)
-    with pytest.raises(DeployError, match="--client -1"):
-        add_member(server, tmp_path / keys.SITE_PUBLIC_KEY, "c", -1)
-    assert (server / "roster.json").read_bytes() == before
-
-
 @pytest.mark.parametrize("name", ["../b", "..", "a/b", "-a", ".a", "a b", "a\n", "", "x" * 65])
 def test_a_sites_name_is_the_name_of_a_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(DeployError, match="a site's name has"):
         make_federation(tmp_path / "f", ["a", name], "127.0.0.1:8000")
     assert not (tmp_path / "f").exists()
-
-
-@pytest.mark.parametrize("address", ["nowhere", "host:", ":80", "host:0", "host:99999", "host:http"])
-def test_an_address_needs_host_and_port(address: str) -> None:
-    with pytest.raises(DeployError, match="HOST:PORT"):
-        split_address(address)
-
-
-def test_loopback_addresses_are_recognised() -> None:
-    assert all(map(is_loopback, ("127.0.0.1:1", "127.8.9.1:1", "localhost:1", "[::1]:1")))
-    assert not any(map(is_loopback, ("10.0.0.1:1", "example.org:1", "0.0.0.0:1")))

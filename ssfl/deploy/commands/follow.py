@@ -1,4 +1,4 @@
-"""Show a run from another process: its status, its metrics.jsonl, its summary."""
+"""Show a run from another process: its status, metrics.jsonl and summary; from another machine, its log."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ssfl.deploy.errors import DeployError
 from ssfl.deploy.server.run_record import REFUSALS, RunRecord, load_records
+from ssfl.deploy.transport.control import Control, UnreachableError
 from ssfl.report.runs import load_run
 from ssfl.report.tables.summary import summary_text
 from ssfl.tracking.console import ConsoleProgress
 
 POLL_SECONDS = 0.2
+RETRY_SECONDS = 2.0
+"""Between two attempts to reach a server that does not answer."""
 
 
 def follow(
@@ -45,6 +49,32 @@ def follow(
     if shown is not None:
         shown.close()
     print(f"ssfl: the run did not end within {seconds:g} s", file=sys.stderr)
+    return 1
+
+
+def follow_log(control: Control, flower_run: str, retry_seconds: float = RETRY_SECONDS) -> int:
+    """Print the log of a run on another machine, with its summary, until it ends. Returns the exit code: 0 if finished.
+
+    Raises DeployError if the server no longer knows the run.
+    """
+    after, status, reported = 0.0, "", False
+    while not status.startswith("finished"):
+        try:
+            for text, written in control.logs(flower_run, after):
+                print(text, end="", flush=True)
+                after = written
+            status = control.runs().get(flower_run, "")
+            reported = False
+        except UnreachableError as error:
+            if not reported:
+                print(f"ssfl: {error}; trying again", file=sys.stderr)
+            reported = True
+            time.sleep(retry_seconds)
+        except DeployError as error:
+            raise DeployError(f"{error}; `ssfl deploy status` on the server shows its runs") from None
+    if status == "finished:completed":
+        return 0
+    print(f"ssfl: Flower run {flower_run} ended: {status}; see its log above", file=sys.stderr)
     return 1
 
 

@@ -1,22 +1,21 @@
-"""`ssfl deploy run` and `ssfl deploy status`."""
+"""`ssfl deploy run`, and the connection to the server that other verbs use too."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shlex
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ssfl.config import load_config
 from ssfl.deploy.errors import DeployError
 from ssfl.deploy.federation import keys
+from ssfl.deploy.federation.addresses import split_address
 from ssfl.deploy.federation.app_bundle import write_app
-from ssfl.deploy.server.run_record import load_records
 from ssfl.deploy.settings import settings_of, split_words
 from ssfl.deploy.transport.control import Control, Value
 
@@ -24,10 +23,22 @@ START_SECONDS = 5.0
 """Between two questions whether a run without a record has ended."""
 
 
-def control_of(folder: Path, superlink: str = "", certificates: Path | None = None) -> Control:
+@contextmanager
+def control_of(folder: Path, superlink: str = "", certificates: Path | None = None) -> Iterator[Control]:
     """A connection to the server of this folder, or to the one at `superlink`. Raises DeployError."""
-    if superlink:
-        return Control(superlink, certificates)
+    address, certificates = (superlink, certificates) if superlink else _local_server(folder)
+    split_address(address)
+    if certificates is not None and not certificates.is_file():
+        raise DeployError(f"{certificates}: no such file; it must be the ca.crt of the server")
+    control = Control(address, certificates)
+    try:
+        yield control
+    finally:
+        control.close()
+
+
+def _local_server(folder: Path) -> tuple[str, Path | None]:
+    """Address and certificate of the server that was last started with this folder. Raises DeployError."""
     try:
         text = (folder / "flwr" / "config.toml").read_text(encoding="utf-8")
     except OSError:
@@ -35,32 +46,41 @@ def control_of(folder: Path, superlink: str = "", certificates: Path | None = No
             f"{folder}: no server has been started here; give the server's --folder, or --superlink HOST:PORT"
         ) from None
     address = next(line.split('"')[1] for line in text.splitlines() if line.startswith("address"))
-    secure = "root-certificates" in text
-    return Control(address, folder / keys.CA_CERTIFICATE if secure else None)
+    return address, folder / keys.CA_CERTIFICATE if "root-certificates" in text else None
 
 
 def run_remote(arguments: argparse.Namespace) -> int:
-    """Start or resume a run and, unless detached or remote, show it until it ends."""
-    from ssfl.deploy.commands.follow import follow
+    """Start or resume a run and, unless detached, show it until it ends. Returns the exit code."""
+    from ssfl.deploy.commands.follow import follow, follow_log
 
-    config: dict[str, Value] = {"resume": str(Path(arguments.resume).resolve())} if arguments.resume else {}
+    config = _run_config(arguments)
+    with control_of(arguments.folder, arguments.superlink, arguments.root_certificates) as control:
+        with tempfile.TemporaryDirectory() as folder:
+            number = control.start(write_app(Path(folder)), config)
+        print(f"started Flower run {number}", file=sys.stderr)
+        if arguments.detach:
+            return 0
+        if arguments.superlink:
+            return follow_log(control, number)
+        return follow(arguments.folder, number, "auto", StartWatch(control, number, arguments.folder))
+
+
+def _run_config(arguments: argparse.Namespace) -> dict[str, Value]:
+    """The run configuration of the ServerApp. Raises DeployError, ConfigError before anything is sent."""
     if not arguments.resume:
         run_words, ours = split_words(arguments.words)
         settings_of(ours)
         load_config(["training.client_num_in_total=1000000", *run_words])
-        config["words"] = shlex.join(arguments.words)
-    elif arguments.words:
+        return {"words": shlex.join(arguments.words)}
+    if arguments.words:
         raise DeployError("--resume takes no KEY=VALUE arguments: the run folder contains the configuration")
-    control = control_of(arguments.folder, arguments.superlink, arguments.root_certificates)
-    with tempfile.TemporaryDirectory() as folder:
-        number = control.start(write_app(Path(folder)), config)
-    print(f"started Flower run {number}", file=sys.stderr)
-    try:
-        if arguments.detach or arguments.superlink:
-            return 0
-        return follow(arguments.folder, number, "auto", StartWatch(control, number, arguments.folder))
-    finally:
-        control.close()
+    if not arguments.superlink:
+        return {"resume": str(Path(arguments.resume).resolve())}
+    if not Path(arguments.resume).is_absolute():
+        raise DeployError(
+            f"--resume {arguments.resume}: with --superlink, give the absolute path of the run folder on the server"
+        )
+    return {"resume": arguments.resume}
 
 
 class StartWatch:
@@ -89,37 +109,3 @@ class StartWatch:
                     f"Flower run {self._number} ended before it began ({status}); see the logs in {self._folder}"
                 )
             self._ended = True
-
-
-def status_of(folder: Path) -> dict[str, Any]:
-    """The server's runs and sites, as a JSON object. Raises DeployError."""
-    status: dict[str, Any] = {"runs": [asdict(record) for record in load_records(folder)]}
-    control = control_of(folder)
-    try:
-        status["sites"] = [asdict(node) for node in control.nodes()]
-        status["superlink"] = "up"
-        with contextlib.suppress(DeployError):
-            status["flower_runs"] = control.runs()
-    except DeployError as error:
-        status["superlink"] = f"down: {error}"
-        status["sites"] = []
-    finally:
-        control.close()
-    return status
-
-
-def status_text(status: dict[str, Any], now: float) -> str:
-    """The same as text."""
-    lines = [f"SuperLink: {status['superlink']}"]
-    for site in status["sites"]:
-        lines.append(f"site {site['name'] or site['node']}: {'online' if site['online'] else 'offline'}")
-    for run in status["runs"]:
-        live = run["sites"] or {}
-        here = sum(bool(site["live"]) for site in live.values())
-        text = f"run {run['run']}: {run['status']}, round {run['round']} of {run['rounds']}"
-        text += f", {here} of {len(live)} sites, updated {max(0, now - run['updated']):.0f} s ago"
-        text += f", resumed {run['restarts']} times" if run["restarts"] else ""
-        lines.append(text + (f": {run['reason']}" if run["reason"] else ""))
-        if run["folder"]:
-            lines.append(f"  {run['folder']}")
-    return "\n".join(lines)

@@ -9,7 +9,8 @@ import warnings
 from pathlib import Path
 
 from ssfl.deploy.errors import DeployError
-from ssfl.deploy.federation.folders import is_loopback, read_site_folder
+from ssfl.deploy.federation.addresses import is_loopback, split_address
+from ssfl.deploy.federation.folders import read_site_folder
 from ssfl.deploy.log import EventLog
 from ssfl.deploy.site.data import SiteData, load_site_data
 from ssfl.deploy.site.loop import serve
@@ -17,19 +18,23 @@ from ssfl.deploy.site.sessions import SiteOptions, builder_of
 from ssfl.deploy.site.trainer import Trainer
 from ssfl.deploy.transport.fleet import Credentials, FleetPort
 
+SHOWN_CLASSES = 20
+
 
 def run_site(arguments: argparse.Namespace) -> int:
-    """Serve until SIGTERM or Ctrl-C. Returns the exit code. Raises DeployError or DataError before connecting."""
+    """Serve until SIGTERM or Ctrl-C; with --check, only read the data. Returns the exit code.
+
+    Raises DeployError or DataError before connecting.
+    """
     if arguments.device == "cuda":
         _check_cuda()
+    if arguments.check:
+        _load(arguments, EventLog("site"))
+        return 0
     credentials, name = credentials_of(arguments)
     state = state_folder(arguments)
     log = EventLog(name, None if state is None else state / "site.jsonl")
-    data = _data(arguments, log)
-    log.info(
-        "data",
-        f"{data.examples} examples, {data.test_examples} to test on, {len(data.arrays.class_names)} classes",
-    )
+    data = _load(arguments, log)
     options = SiteOptions(
         own_model=arguments.model,
         own_method=arguments.algorithm,
@@ -74,6 +79,7 @@ def credentials_of(arguments: argparse.Namespace) -> tuple[Credentials, str]:
         return _insecure(arguments.superlink), "site"
     site = read_site_folder(arguments.folder)
     superlink = arguments.superlink or site.superlink
+    split_address(superlink)
     if arguments.insecure:
         return _insecure(superlink), site.name
     if site.root_certificates is None:
@@ -101,13 +107,17 @@ def state_folder(arguments: argparse.Namespace) -> Path | None:
     return Path(folder)
 
 
-def _data(arguments: argparse.Namespace, log: EventLog) -> SiteData:
+def _load(arguments: argparse.Namespace, log: EventLog) -> SiteData:
+    """The site's data, with its sizes in the log. Raises DataError."""
     names = [name for name in arguments.class_names.split(",") if name]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         data = load_site_data(arguments.data, names, arguments.test)
     for warning in caught:
         log.warning("data", str(warning.message))
+    classes = data.arrays.class_names
+    text = f"{data.examples} examples, {data.test_examples} to test on, each {list(data.input_shape)}"
+    log.info("data", f"{text}; {len(classes)} classes: {', '.join(classes[:SHOWN_CLASSES])}")
     return data
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 
 from ssfl.deploy.errors import DeployError
@@ -32,14 +29,16 @@ def main(arguments: argparse.Namespace) -> int:
 def _init(arguments: argparse.Namespace) -> int:
     from ssfl.deploy.federation.folders import make_federation
 
-    text = arguments.sites
-    names = [f"site-{n}" for n in range(int(text))] if text.isdigit() else [n for n in text.split(",") if n]
-    make_federation(arguments.root, names, arguments.address, arguments.host)
-    root = arguments.root
-    print(
-        f"wrote {root}: keep {root}/server here; send each folder of {root}/sites to its site over a secure channel"
-    )
+    text, root = arguments.sites, arguments.root
+    names = [f"site-{n}" for n in range(int(text))] if text.isdecimal() else [n for n in text.split(",") if n]
+    make_federation(root, names, arguments.address, arguments.host)
+    print(f"wrote {root}: keep {root}/server here")
+    if names:
+        print(
+            f"send each folder of {root}/sites to its site over a secure channel: it contains a private key"
+        )
     print(f"next: ssfl deploy server --folder {root}/server")
+    print(f"sites with keys of their own: ssfl deploy register NAME site.pub --folder {root}/server")
     return 0
 
 
@@ -92,50 +91,40 @@ def _local(arguments: argparse.Namespace) -> int:
     )
 
 
-def _register(arguments: argparse.Namespace) -> int:
-    from ssfl.deploy.commands.run import control_of
-    from ssfl.deploy.federation.folders import add_member
+def _key(arguments: argparse.Namespace) -> int:
+    from ssfl.deploy.commands.members import make_key
 
-    member = add_member(arguments.folder, arguments.public_key, arguments.name, arguments.client)
-    control = control_of(arguments.folder)
-    try:
-        control.register(arguments.public_key, arguments.name)
-    except DeployError as error:
-        print(
-            f"ssfl: on the roster as client {member.client}; the server is not running ({error})",
-            file=sys.stderr,
-        )
-        return 0
-    finally:
-        control.close()
-    print(f"{member.name} is client {member.client}")
-    return 0
+    return make_key(arguments)
+
+
+def _register(arguments: argparse.Namespace) -> int:
+    from ssfl.deploy.commands.members import register
+
+    return register(arguments)
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    from ssfl.deploy.commands.members import revoke
+
+    return revoke(arguments)
+
+
+def _renew(arguments: argparse.Namespace) -> int:
+    from ssfl.deploy.commands.members import renew
+
+    return renew(arguments)
 
 
 def _stop(arguments: argparse.Namespace) -> int:
-    from ssfl.deploy.commands.run import control_of
-    from ssfl.deploy.server.run_record import load_records
+    from ssfl.deploy.commands.status import stop_run
 
-    found = [r for r in load_records(arguments.folder) if arguments.run in (r.run, r.flower_run)]
-    if not found:
-        raise DeployError(
-            f"{arguments.run}: no such run in {arguments.folder}; `ssfl deploy status` lists them"
-        )
-    control = control_of(arguments.folder)
-    try:
-        control.stop(found[-1].flower_run)
-    finally:
-        control.close()
-    print(f"stopped; continue with: ssfl deploy run --resume {shlex.quote(str(found[-1].folder))}")
-    return 0
+    return stop_run(arguments)
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from ssfl.deploy.commands.run import status_of, status_text
+    from ssfl.deploy.commands.status import show_status
 
-    status = status_of(arguments.folder)
-    print(json.dumps(status, indent=2) if arguments.json else status_text(status, time.time()))
-    return 0
+    return show_status(arguments)
 
 
 VERBS: Mapping[str, Callable[[argparse.Namespace], int]] = {
@@ -144,7 +133,10 @@ VERBS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "site": _site,
     "run": _run,
     "local": _local,
+    "key": _key,
     "register": _register,
+    "revoke": _revoke,
+    "renew": _renew,
     "stop": _stop,
     "status": _status,
 }

@@ -81,14 +81,37 @@ def make_authority(folder: Path) -> None:
 
 def make_server_certificate(folder: Path, hosts: Sequence[str]) -> None:
     """Write server.crt and server.key for these hosts and loopback, signed by the authority in `folder`."""
-    authority = x509.load_pem_x509_certificate((folder / CA_CERTIFICATE).read_bytes())
-    signer = load_pem_private_key((folder / CA_KEY).read_bytes(), None)
-    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    key, certificate = _server_pair(folder, folder / CA_KEY, hosts)
+    write_private(folder / SERVER_KEY, key)
+    (folder / SERVER_CERTIFICATE).write_bytes(certificate)
+
+
+def renew_server_certificate(folder: Path, ca_key: Path, hosts: Sequence[str]) -> datetime.datetime:
+    """Replace server.crt and server.key, for the same hosts and `hosts`. Returns the new end. Raises DeployError."""
+    names = [*_hosts_of(_certificate(folder / SERVER_CERTIFICATE)), *hosts]
+    key, certificate = _server_pair(folder, ca_key, names)
+    for name, raw in ((SERVER_KEY, key), (SERVER_CERTIFICATE, certificate)):
+        new = folder / f"{name}.new"
+        new.unlink(missing_ok=True)
+        write_private(new, raw)
+        new.replace(folder / name)
+    return valid_until(folder)
+
+
+def valid_until(folder: Path) -> datetime.datetime:
+    """When the server's certificate ends. Raises DeployError."""
+    return _certificate(folder / SERVER_CERTIFICATE).not_valid_after_utc
+
+
+def _server_pair(folder: Path, ca_key: Path, hosts: Sequence[str]) -> tuple[bytes, bytes]:
+    """A new private key and its certificate, both PEM. Raises DeployError."""
+    authority = _certificate(folder / CA_CERTIFICATE)
+    signer = _authority_key(ca_key, authority)
     key = ec.generate_private_key(ec.SECP384R1())
     names = list(dict.fromkeys((*hosts, "localhost", "127.0.0.1", "::1")))
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     certificate = (
-        _unsigned(subject, authority.subject, key.public_key(), VALID_DAYS)
+        _unsigned(subject, authority.subject, key.public_key(), VALID_DAYS, authority.not_valid_after_utc)
         .add_extension(x509.SubjectAlternativeName([_alternative(n) for n in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -97,12 +120,41 @@ def make_server_certificate(folder: Path, hosts: Sequence[str]) -> None:
         )
         .sign(signer, hashes.SHA384())
     )
-    write_private(folder / SERVER_KEY, _pem(key))
-    (folder / SERVER_CERTIFICATE).write_bytes(certificate.public_bytes(Encoding.PEM))
+    return _pem(key), certificate.public_bytes(Encoding.PEM)
+
+
+def _certificate(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DeployError(
+            f"{path}: cannot be read as a certificate ({error}); `ssfl deploy init` writes it"
+        ) from None
+
+
+def _authority_key(path: Path, authority: x509.Certificate) -> ec.EllipticCurvePrivateKey:
+    """The private key of the authority. Raises DeployError."""
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise DeployError(
+            f"{path}: cannot be read ({error}); give the authority's key, from `ssfl deploy init`, with --ca-key"
+        ) from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != authority.public_key():
+        raise DeployError(
+            f"{path}: is not the key of {CA_CERTIFICATE}, so sites would not accept the certificate"
+        )
+    return key
+
+
+def _hosts_of(certificate: x509.Certificate) -> list[str]:
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    hosts = names.get_values_for_type(x509.DNSName)
+    return [*hosts, *map(str, names.get_values_for_type(x509.IPAddress))]
 
 
 def make_site_keys(folder: Path, name: str) -> None:
-    """Write site.key and site.pub (P-384, OpenSSH format)."""
+    """Write site.key and site.pub (P-384, OpenSSH format). Raises DeployError if there is a key."""
     key = ec.generate_private_key(ec.SECP384R1())
     raw = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     write_private(folder / SITE_KEY, raw)
@@ -116,9 +168,14 @@ def make_executor_secret(folder: Path) -> None:
 
 
 def _unsigned(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    days: int,
+    latest: datetime.datetime | None = None,
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.timezone.utc)
+    end = now + datetime.timedelta(days=days)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -126,7 +183,7 @@ def _unsigned(
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=days))
+        .not_valid_after(end if latest is None else min(end, latest))
     )
 
 

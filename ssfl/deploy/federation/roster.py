@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
@@ -29,6 +30,15 @@ class Member:
     """SHA-256 of its public key, hex."""
 
 
+@dataclass(frozen=True)
+class Roster:
+    """The sites of a federation, in the order of clients."""
+
+    members: tuple[Member, ...] = ()
+    revoked: tuple[Member, ...] = ()
+    """Keys that were replaced or revoked: they are not registered again, and their client numbers are not reused."""
+
+
 def fingerprint(public_key: Path) -> str:
     """SHA-256 (hex) of a public key as Flower sees it (PEM). Raises DeployError."""
     try:
@@ -41,17 +51,26 @@ def fingerprint(public_key: Path) -> str:
 
 def load_roster(folder: Path | None) -> tuple[Member, ...]:
     """The members in the order of clients; empty without a roster. Raises DeployError."""
+    return read_roster(folder).members
+
+
+def read_roster(folder: Path | None) -> Roster:
+    """The roster in a server's folder; empty without one. Raises DeployError."""
     path = None if folder is None else folder / FILE
     if path is None or not path.is_file():
-        return ()
+        return Roster()
     try:
-        items = json.loads(path.read_text(encoding="utf-8"))["sites"]
-        members = tuple(Member(int(i["client"]), str(i["name"]), str(i["key"])) for i in items)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        members, revoked = _members(fields["sites"]), _members(fields.get("revoked", []))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DeployError(
             f"{path}: cannot be read as a roster ({error}); `ssfl deploy init` writes one"
         ) from None
-    return _checked(members, path)
+    return Roster(_checked(members, path), revoked)
+
+
+def _members(items: Sequence[Any]) -> tuple[Member, ...]:
+    return tuple(Member(int(i["client"]), str(i["name"]), str(i["key"])) for i in items)
 
 
 def _checked(members: Sequence[Member], path: Path) -> tuple[Member, ...]:
@@ -71,8 +90,12 @@ def check_site_name(name: str) -> None:
         )
 
 
-def save_roster(folder: Path, members: Sequence[Member]) -> None:
+def save_roster(folder: Path, roster: Roster) -> None:
     """Write the roster atomically. Raises DeployError, and writes nothing, if two sites have one number or key."""
-    checked = _checked(members, folder / FILE)
-    items = [{"client": m.client, "name": m.name, "key": m.key} for m in checked]
-    write_atomically(folder / FILE, (json.dumps({"sites": items}, indent=2) + "\n").encode())
+    checked = _checked(roster.members, folder / FILE)
+    lists = {"sites": checked, "revoked": roster.revoked}
+    fields = {
+        name: [{"client": m.client, "name": m.name, "key": m.key} for m in members]
+        for name, members in lists.items()
+    }
+    write_atomically(folder / FILE, (json.dumps(fields, indent=2) + "\n").encode())

@@ -18,8 +18,15 @@ from typing import final
 
 from ssfl.deploy.errors import DeployError
 from ssfl.deploy.federation import keys
+from ssfl.deploy.federation.addresses import (
+    ANY_ADDRESS,
+    host_name,
+    is_loopback,
+    join_address,
+    split_address,
+)
 from ssfl.deploy.federation.app_bundle import write_app
-from ssfl.deploy.federation.folders import is_loopback, split_address, write_flower_config
+from ssfl.deploy.federation.folders import write_flower_config
 from ssfl.deploy.federation.roster import load_roster
 from ssfl.deploy.log import EventLog
 from ssfl.deploy.processes.process_group import ProcessGroup, flower_environment, last_line, wait_for_port
@@ -56,9 +63,7 @@ class ServerOptions:
     @property
     def local_address(self) -> str:
         """HOST:PORT at which this machine reaches the SuperLink."""
-        everywhere = self.host in ("", "0.0.0.0", "::")
-        host = "127.0.0.1" if everywhere else self.host
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        return join_address(ANY_ADDRESS.get(self.host, self.host), self.port)
 
 
 def options_of(
@@ -69,9 +74,9 @@ def options_of(
         for name in (keys.SERVER_KEY, keys.EXECUTOR_SECRET):
             keys.check_private(folder / name)
     address = _address_of(folder)
-    host = host or ("127.0.0.1" if insecure else "0.0.0.0")
+    host = host_name(host) if host else ("127.0.0.1" if insecure else "0.0.0.0")
     port = port or (split_address(address)[1] if address else 8000)
-    if insecure and not is_loopback(f"{host}:{port}"):
+    if insecure and not is_loopback(join_address(host, port)):
         raise DeployError(
             f"--insecure --host {host}: without TLS the server must listen on loopback only; omit --insecure"
         )
@@ -121,7 +126,7 @@ class Server:
         self.register_all()
         self.log.info(
             "listening",
-            f"{options.host}:{options.port}, {'TLS and node keys' if options.secure else 'insecure'}",
+            f"{join_address(options.host, options.port)}, {'TLS and node keys' if options.secure else 'insecure'}",
         )
 
     def _start_superexec(self) -> None:

@@ -5,9 +5,10 @@ Sends the same requests as the command `flwr`, without its start-up time of seve
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -19,6 +20,10 @@ from ssfl.deploy.errors import DeployError
 from ssfl.deploy.transport import internals as flower
 
 Value = str | int | float | bool
+
+
+class UnreachableError(DeployError):
+    """The SuperLink does not answer: it is not running, or the network does not reach it."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +113,25 @@ class Control:
         """Close the connection."""
         self._client.close()
 
+    def logs(self, flower_run: str, after: float = 0.0) -> Iterator[tuple[str, float]]:
+        """The log of a run's ServerApp as it is written, with its time stamps, until the run ends.
+
+        after: leave out what is not newer than this time stamp.
+        """
+        request = self._names.StreamLogsRequest(run_id=int(flower_run), after_timestamp=after)
+        with self._errors("StreamLogs"):
+            for part in self._client.StreamLogs(request):
+                yield str(part.log_output), float(part.latest_timestamp)
+
     def _call(self, method: str, request: Any) -> Any:
-        try:
+        with self._errors(method):
             return getattr(self._client, method)(request)
+
+    @contextlib.contextmanager
+    def _errors(self, method: str) -> Iterator[None]:
+        """Raises DeployError for the errors of a request."""
+        try:
+            yield
         except httpx.HTTPStatusError as error:
             cause = flower.FlowerError.from_json(error.response.text)
             reason = f"[{cause.code}] {cause.message}" if cause else f"HTTP {error.response.status_code}"
@@ -120,6 +141,6 @@ class Control:
                 )
             raise DeployError(f"{self._superlink}: {method} was refused: {reason}") from None
         except httpx.HTTPError as error:
-            raise DeployError(
+            raise UnreachableError(
                 f"{self._superlink}: cannot be reached ({error or type(error).__name__})"
             ) from None

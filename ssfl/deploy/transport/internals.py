@@ -137,7 +137,9 @@ def control_names() -> Any:
         from flwr.supercore.control import ControlHttpClient
         from flwr.supercore.fab import Fab
 
-        requests = ("RegisterNode", "UnregisterNode", "ListNodes", "StartRun", "ListRuns", "StopRun")
+        requests = (
+            "RegisterNode", "UnregisterNode", "ListNodes", "StartRun", "ListRuns", "StopRun", "StreamLogs",
+        )  # fmt: skip
         names = {f"{name}Request": getattr(control_pb2, f"{name}Request") for name in requests}
     except (ImportError, AttributeError) as error:
         raise FlowerVersionError(

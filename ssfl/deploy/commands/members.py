@@ -1,0 +1,87 @@
+"""`ssfl deploy key`, `register`, `revoke` and `renew`: the keys and certificates of a federation in use.
+
+The roster decides; a server that is running is told at once, another reads the roster when it starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ssfl.deploy.commands.run import control_of
+from ssfl.deploy.errors import DeployError
+from ssfl.deploy.federation import keys
+from ssfl.deploy.federation.addresses import host_name
+from ssfl.deploy.federation.registration import register_site, revoke_site
+from ssfl.deploy.federation.roster import fingerprint, load_roster
+from ssfl.deploy.transport.control import Control, UnreachableError
+
+
+def make_key(arguments: argparse.Namespace) -> int:
+    """Write a site's private key and its public key, at the site. Returns the exit code. Raises DeployError."""
+    folder: Path = arguments.site_folder
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    keys.make_site_keys(folder, folder.resolve().name)
+    public_key = folder / keys.SITE_PUBLIC_KEY
+    print(f"wrote {folder / keys.SITE_KEY}: keep it here; send {public_key} to the operator of the server")
+    print(f"SHA-256 of the public key: {fingerprint(public_key)}")
+    return 0
+
+
+def register(arguments: argparse.Namespace) -> int:
+    """Register a site or a site's new key. Returns the exit code. Raises DeployError."""
+    done = register_site(arguments.folder, arguments.name, arguments.public_key, arguments.client)
+    member = done.member
+
+    def tell(control: Control) -> None:
+        control.register(arguments.public_key, member.name)
+        _unregister_others(control, arguments.folder)
+
+    _tell_server(arguments.folder, tell)
+    print(f"{member.name} is client {member.client}; SHA-256 of its public key: {member.key}")
+    print(f"send {done.handover} to the site, which copies ca.crt and site.json beside its site.key")
+    return 0
+
+
+def revoke(arguments: argparse.Namespace) -> int:
+    """Refuse a site from now on. Returns the exit code. Raises DeployError."""
+    member = revoke_site(arguments.folder, arguments.name)
+    _tell_server(arguments.folder, lambda control: _unregister_others(control, arguments.folder))
+    print(f"{member.name} (client {member.client}) is revoked: its key is refused from now on")
+    return 0
+
+
+def renew(arguments: argparse.Namespace) -> int:
+    """Renew the server's certificate. Returns the exit code. Raises DeployError."""
+    hosts = [host_name(host) for host in arguments.host]
+    ca_key = arguments.ca_key or arguments.folder / keys.CA_KEY
+    end = keys.renew_server_certificate(arguments.folder, ca_key, hosts)
+    print(
+        f"the certificate is valid until {end:%Y-%m-%d}; restart the server to use it; sites keep their ca.crt"
+    )
+    return 0
+
+
+def _unregister_others(control: Control, folder: Path) -> None:
+    """Remove the nodes whose key is not on the roster."""
+    known = {member.key for member in load_roster(folder)}
+    for node in control.nodes():
+        if node.key not in known:
+            control.unregister(node.node)
+
+
+def _tell_server(folder: Path, tell: Callable[[Control], None]) -> None:
+    """Tell the running server. Raises DeployError if it refuses."""
+    if not (folder / "flwr" / "config.toml").is_file():
+        return  # not started yet
+    try:
+        with control_of(folder) as control:
+            tell(control)
+    except UnreachableError as error:
+        print(f"ssfl: {error}; the change takes effect when the server starts", file=sys.stderr)
+    except DeployError as error:
+        raise DeployError(
+            f"the change is on the roster, but the running server did not take it: {error}"
+        ) from None

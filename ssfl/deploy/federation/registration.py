@@ -1,0 +1,94 @@
+"""Changes of a federation's sites after `ssfl deploy init`: a new site, a new key of a site, a site that leaves."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssfl.deploy.errors import DeployError
+from ssfl.deploy.federation.folders import server_address, write_site_files
+from ssfl.deploy.federation.roster import (
+    Member,
+    Roster,
+    check_site_name,
+    fingerprint,
+    read_roster,
+    save_roster,
+)
+
+HANDOVER = "handover"
+"""Folder of the server with one folder for each site registered later: what the site needs besides its own key."""
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A site on the roster."""
+
+    member: Member
+    handover: Path
+    """Files for the site, none of them secret."""
+
+
+def register_site(server: Path, name: str, public_key: Path, client: int | None) -> Registration:
+    """Add a site, or replace the key of client `client`. Raises DeployError, and changes nothing then."""
+    check_site_name(name)
+    if client is not None and client < 0:
+        raise DeployError(f"--client {client}: must be at least 0")
+    address, roster, key = server_address(server), read_roster(server), fingerprint(public_key)
+    member = Member(_next_client(roster) if client is None else client, name, key)
+    _check_unused(roster, key, member.client, public_key)
+    kept = [m for m in roster.members if m.client != member.client]
+    namesake = next((m for m in kept if m.name == name), None)
+    if namesake is not None:
+        raise DeployError(
+            f"{name}: is the name of client {namesake.client}; to replace its key: --client {namesake.client}"
+        )
+    replaced = [m for m in roster.members if m.client == member.client and m.key != key]
+    save_roster(server, Roster((*kept, member), (*roster.revoked, *replaced)))
+    for old in replaced:
+        if old.name != name:
+            _public_key(server, old.name).unlink(missing_ok=True)
+    path = _public_key(server, name)
+    path.parent.mkdir(exist_ok=True, mode=0o700)
+    if path.resolve() != public_key.resolve():
+        shutil.copy(public_key, path)
+    handover = server / HANDOVER / name
+    handover.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_site_files(handover, server, member, address)
+    return Registration(member, handover)
+
+
+def revoke_site(server: Path, name: str) -> Member:
+    """Remove a site and its key from the roster. Returns it. Raises DeployError for an unknown site."""
+    roster = read_roster(server)
+    member = next((m for m in roster.members if m.name == name), None)
+    if member is None:
+        names = ", ".join(m.name for m in roster.members) or "none"
+        raise DeployError(f"{name}: no such site in {server}; registered: {names}")
+    kept = tuple(m for m in roster.members if m is not member)
+    save_roster(server, Roster(kept, (*roster.revoked, member)))
+    _public_key(server, name).unlink(missing_ok=True)
+    shutil.rmtree(server / HANDOVER / name, ignore_errors=True)
+    return member
+
+
+def _public_key(server: Path, name: str) -> Path:
+    return server / "keys" / f"{name}.pub"
+
+
+def _check_unused(roster: Roster, key: str, client: int, public_key: Path) -> None:
+    """Raises DeployError for a key of another site, or of none any more."""
+    for member in roster.members:
+        if member.key == key and member.client != client:
+            raise DeployError(f"{public_key}: is the key of {member.name} (client {member.client}) already")
+    for old in roster.revoked:
+        if old.key == key:
+            raise DeployError(
+                f"{public_key}: this key of {old.name} was revoked or replaced; "
+                "the site makes a new one: ssfl deploy key"
+            )
+
+
+def _next_client(roster: Roster) -> int:
+    return max((m.client for m in (*roster.members, *roster.revoked)), default=-1) + 1
