@@ -24,6 +24,7 @@ from ssfl.core.payloads import (
     kept_counts,
 )
 from ssfl.core.reading import WireError, octets
+from ssfl.wire.feedback import Values, errors_at, with_errors
 from ssfl.wire.half import Half
 from ssfl.wire.holdings import Known, State, values_at
 from ssfl.wire.log import Log
@@ -33,7 +34,6 @@ from ssfl.wire.stack import Hop, Transform
 from ssfl.wire.value_codec import ValueCodec, Vector
 
 MaskCoding = Literal["bitmap", "coded"]
-Values = DenseValues | MaskedValues | SparseValues
 
 
 @final
@@ -122,12 +122,12 @@ class Coding(Transform):
     def _with_feedback(
         self, name: str, part: Values, codec: ValueCodec, held: Reference, hop: Hop, state: State
     ) -> tuple[Part, State]:
-        lost = state.get(f"residual/{name}")
-        wanted = part.values if lost is None or len(lost) != len(part.values) else part.values + lost
+        lost = errors_at(name, part, state)
+        wanted = part.values if lost is None else part.values + lost
         part = replace(part, values=wanted)
         sent = coded(part, codec, held, hop.layout, hop.draws(name), self.masks)
         arrived = _decode_values(sent, held.values).values
-        return sent, {**state, f"residual/{name}": wanted - arrived}
+        return sent, with_errors(name, part, wanted - arrived, state)
 
 
 @final

@@ -25,7 +25,8 @@ from ssfl.core.payloads import (
 )
 from ssfl.core.reading import octets
 from ssfl.core.rng import stream
-from ssfl.wire.coding import Coding, Values, Votes
+from ssfl.wire.coding import Coding, Votes
+from ssfl.wire.feedback import Values
 from ssfl.wire.half import Half
 from ssfl.wire.holdings import State, values_at
 from ssfl.wire.int8 import Int8
@@ -239,6 +240,42 @@ def test_feedback_of_another_mask_is_forgotten() -> None:
         before, after = (support(share).pack(theta(seed)) for seed in (0, 1))
         _, state = send([coding], Payload({"w": after}, 3), hop(before), state)
         assert len(state["wire/up/coding/residual/w"]) == len(after.values)
+
+
+def test_feedback_of_another_mask_of_the_same_size_is_forgotten() -> None:
+    coding = Coding(Int8(), Uniform(2.0), feedback=True)
+    state: State = {}
+    for bits in (support().mask, support().mask.flip(0)):
+        own = Support.of(bits, LAYOUT)
+        plain = coding.send(Payload({"w": own.pack(theta(1))}, 3), hop(own.pack(theta(0))), {})[0]
+        sent, state = coding.send(Payload({"w": own.pack(theta(1))}, 3), hop(own.pack(theta(0))), state)
+        assert encode(sent) == encode(plain)
+    fed, _ = coding.send(Payload({"w": own.pack(theta(1))}, 3), hop(own.pack(theta(0))), state)
+    assert encode(fed) != encode(plain)
+
+
+def test_feedback_follows_the_coordinates_of_changing_masks() -> None:
+    """SparsyFed sends as many values in every round, at other places: at each coordinate, what arrived plus the last
+    residual is what was to be sent there, summed over the rounds that sent it."""
+    coding = Coding(Int8(), Uniform(2.0), feedback=True)
+    state: State = {}
+    wanted, arrived = (
+        torch.zeros(LAYOUT.size, dtype=torch.float64),
+        torch.zeros(LAYOUT.size, dtype=torch.float64),
+    )
+    for round_ in range(12):
+        before, after = theta(round_), theta(round_) + 0.1 * theta(100 + round_)
+        bits = torch.zeros(LAYOUT.size, dtype=torch.bool)
+        bits[torch.randperm(LAYOUT.size, generator=stream(round_, "places"))[:90]] = True
+        where = replace(hop(DenseValues(before)), round=round_)
+        sent, state = send([coding], Payload({"w": pack_sparse(after, bits)}, 3), where, state)
+        part = receive([coding], sent, where, {})[0].parts["w"]
+        wanted[bits] += (after - before)[bits].double()
+        arrived[bits] += (dense_values(part) - before)[bits].double()
+    trained = LAYOUT.trained_size
+    residual = state["wire/up/coding/residual/w"].double()
+    assert int(residual.count_nonzero()) > 90
+    torch.testing.assert_close((arrived + residual)[:trained], wanted[:trained], rtol=0, atol=1e-4)
 
 
 def test_draws_are_named_by_client_and_round() -> None:
