@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.isa import CAPS, restart_capped
+from benchmarks.isa import CAPS, hindrance, restart_capped
 from benchmarks.machine import describe
 
 
@@ -54,8 +55,14 @@ class _CappedAction(argparse.Action):
     """Restart the benchmark with the limits of an instruction set, unless they are set."""
 
     def __call__(
-        self, parser: object, namespace: argparse.Namespace, values: Any, option: object = None
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: object = None,
     ) -> None:
+        if why := hindrance(values, platform.machine()):
+            parser.error(f"--isa {values}: {why}")
         restart_capped(values)
         setattr(namespace, self.dest, values)
 
@@ -63,7 +70,11 @@ class _CappedAction(argparse.Action):
 def options(description: str) -> argparse.ArgumentParser:
     """--quick, --json and --isa."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="few repetitions, small sizes: under 60 s")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="few repetitions, small sizes: under 60 s if no other option asks for more work",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and FILE.machine.json")
     parser.add_argument(
         "--isa", choices=CAPS, action=_CappedAction, help="limit every library to an instruction set"

@@ -25,20 +25,41 @@ CAPS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "ATEN_CPU_CAPABILITY": "default",
             "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
         },
+        "neon": {
+            "SSFL_MAX_ISA": "neon",
+            "ONEDNN_MAX_CPU_ISA": "ADVANCED_SIMD",
+            "ATEN_CPU_CAPABILITY": "default",
+        },
     }
 )
 """--isa -> environment variables that limit our kernels, oneDNN, PyTorch's loops and MKL. sse2: the minimum of each."""
+OTHER_NAMES = ("DNNL_MAX_CPU_ISA",)
+"""Variables that also limit a library: oneDNN's older name."""
+ARM = ("aarch64", "arm64")
+
+
+def hindrance(isa: str, machine: str) -> str:
+    """Why an instruction set cannot be measured on this kind of processor (`platform.machine()`), else empty."""
+    on_arm = machine in ARM
+    if (isa == "neon") == on_arm:
+        return ""
+    allowed = "neon" if on_arm else ", ".join(name for name in CAPS if name != "neon")
+    return f"this processor is {machine}; allowed here: {allowed}"
 
 
 def restart_capped(isa: str) -> None:
-    """Restart this process with the limits; returns if they are already set."""
+    """Restart this process with exactly these limits, without inherited ones; returns if they are already set."""
     caps = CAPS[isa]
-    if any(os.environ.get(name) != value for name, value in caps.items()):
+    if caps_set() != caps:
         sys.stdout.flush()
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **caps})
+        others = {name: value for name, value in os.environ.items() if name not in _names()}
+        os.execve(sys.executable, sys.orig_argv, {**others, **caps})
 
 
 def caps_set() -> dict[str, str]:
     """The limits in this process's environment."""
-    names = {name for caps in CAPS.values() for name in caps}
-    return {name: os.environ[name] for name in sorted(names) if name in os.environ}
+    return {name: os.environ[name] for name in sorted(_names()) if name in os.environ}
+
+
+def _names() -> set[str]:
+    return {name for caps in CAPS.values() for name in caps} | set(OTHER_NAMES)

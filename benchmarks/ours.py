@@ -42,8 +42,8 @@ from ssfl.engine.executors.batched.executor import BatchedExecutor
 from ssfl.engine.executors.executor import Executor
 from ssfl.engine.executors.processes.executor import ProcessExecutor
 from ssfl.engine.executors.sequential import SequentialExecutor
-from ssfl.engine.executors.threads import ThreadExecutor
 from ssfl.engine.executors.step_times import Form
+from ssfl.engine.executors.threads import ThreadExecutor
 from ssfl.engine.executors.timing import time_steps
 from ssfl.engine.loop import RoundLoop
 from ssfl.engine.simulator import Simulator

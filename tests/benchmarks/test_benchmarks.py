@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import math
@@ -10,14 +9,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import bench_core, bench_round, bench_scale
+from benchmarks import bench_core, bench_scale
 from benchmarks.bare import PlainLoop
 from benchmarks.contest import Contestant, ContestantError, RunningContestant, Score, contest
 from benchmarks.figures import Figure, paired_ratio, publish, spread, table
@@ -36,14 +34,6 @@ from benchmarks.workload import accuracy_of, client_arrays, cohort_of, seeded, w
 from tests.support.paths import ROOT
 
 FIELDS = {"name", "value", "unit", "against", "ratio", "n", "spread"}
-
-
-@pytest.mark.parametrize("parser", [bench_round.parser, bench_scale.parser, bench_core.parser])
-def test_every_command_takes_quick_and_json(parser: Callable[[], argparse.ArgumentParser]) -> None:
-    assert not parser().parse_args([]).quick
-    chosen = parser().parse_args(["--quick", "--json", "figures.json"])
-    assert chosen.quick
-    assert chosen.json == Path("figures.json")
 
 
 def test_the_json_is_a_list_of_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
