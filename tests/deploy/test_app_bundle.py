@@ -15,9 +15,12 @@ if sys.version_info < (3, 11):
     pytest.skip("needs Python 3.11", allow_module_level=True)
 
 import tomllib
+from flwr.cli.build import build_fab_from_disk
+from flwr.common.config import flatten_dict, fuse_dicts, get_fab_config, parse_config_args
 
 from ssfl.config import load_config
 from ssfl.deploy.server_app import words_from
+from tests.deploy import app_keys
 
 
 def test_the_bundle_takes_every_key_and_sets_none(tmp_path: Path) -> None:
@@ -49,4 +52,23 @@ def test_the_checkout_is_the_same_app(tmp_path: Path) -> None:
         for root in (ROOT, written)
     )
     assert ours["components"] == theirs["components"]
-    assert set(ours["config"]) < set(theirs["config"])
+    assert ours["config"] == theirs["config"]
+
+
+def test_the_keys_in_pyproject_are_made_from_the_table() -> None:
+    text = app_keys.DOCUMENT.read_text(encoding="utf-8")
+    assert app_keys.with_keys(text) == text, "python -m tests.deploy.app_keys writes the keys"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Flower's own dependencies
+@pytest.mark.parametrize("bundle", ["checkout", "written"])
+def test_flower_accepts_every_key_and_no_other(bundle: str, tmp_path: Path) -> None:
+    """With Flower's own functions: the file that `flwr run` sends, and the configuration that a ServerApp gets."""
+    folder = ROOT if bundle == "checkout" else write_app(tmp_path)
+    app = get_fab_config(build_fab_from_disk(folder))["tool"]["flwr"]["app"]
+    defaults = flatten_dict(app["config"])
+    given = parse_config_args(['training.comm_round=3 preset="digits" deploy.server_data=true'])
+    words = ["preset=digits", "training.comm_round=3", "deploy.server_data=true"]
+    assert sorted(words_from(fuse_dicts(defaults, given))) == sorted(words)
+    with pytest.raises(ValueError, match=r"deploy\.quorom"):
+        fuse_dicts(defaults, parse_config_args(["deploy.quorom=1"]))

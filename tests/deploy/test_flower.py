@@ -77,6 +77,7 @@ def test_flowers_own_command_starts_a_run(tmp_path: Path) -> None:
         keyed = f'words="{" ".join((*WORDS, *DEPLOY, common))}" training.comm_round=3 model.dense_ratio=0.2'
         for app, config, rounds in (
             (ROOT, f'words="{words}"', 2),
+            (ROOT, keyed.replace("comm_round=3", "comm_round=4"), 4),
             (live.root / "researcher" / "app", keyed, 3),
         ):
             command_words = [*flwr, str(app), "ssfl", "--run-config", config]
