@@ -211,6 +211,35 @@ def test_a_dead_site_does_not_hold_the_others_up() -> None:
     assert weights.equal(simulated("ssfl", gone))
 
 
+def test_a_resumed_server_waits_for_sites_that_are_busy() -> None:
+    """They finish their epoch before they answer its first ping; until then it does not know their state."""
+    settings = DeploySettings(deadline_seconds=200, patience_seconds=300, quorum=0.5)
+    bench = make_bench("ssfl", settings=settings)
+    for client in (3, 4):
+        bench.site(client).seconds = 20.0
+    bench.run(1)
+    assert bench.events[0]["clients"] == 5, "all are asked to score"
+
+
+def test_a_resumed_server_waits_a_little_for_sites_that_are_still_connecting() -> None:
+    settings = DeploySettings(deadline_seconds=200, patience_seconds=300, quorum=0.5, return_seconds=10)
+    bench = make_bench("ssfl", settings=settings)
+    later, lost = bench.site(3), bench.site(4)
+    later.online = lost.online = False
+
+    def connect(message: Message, answer: Message | str) -> Message | str:
+        later.online = True
+        return answer
+
+    bench.site(2).fault, bench.site(2).seconds = connect, 2.5
+    seen: list[tuple[object, float]] = []
+    bench.loop.emit = lambda event: seen.append((event.get("clients"), bench.fleet.time))
+    bench.run(1)
+    clients, seconds = next(pair for pair in seen if pair[0] is not None)
+    assert clients == 4
+    assert 10 <= seconds < 15
+
+
 def test_a_restarted_site_without_memory_gets_its_mask_with_the_next_message() -> None:
     bench = make_bench("ssfl")
 

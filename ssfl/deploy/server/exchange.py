@@ -69,8 +69,6 @@ class _ExchangeState:
     arrived: PendingReplies
     under_way: set[int] = field(default_factory=set)
     given_up: dict[int, str] = field(default_factory=dict)
-    lost_at: dict[int, float] = field(default_factory=dict)
-    """When the connection to a working client was lost."""
     accepted: int = 0
 
 
@@ -154,7 +152,7 @@ class FleetExchange:
             self._send(state, max(1.0, deadline - self._now()))
             changed = self._handle_outcomes(state)
             late = self._now() >= deadline
-            unreachable = all(self._is_unreachable(state, c) for c in state.waiting)
+            unreachable = all(map(self._is_unreachable, state.waiting))
             enough = state.accepted >= quorum
             if not state.waiting or (enough and (late or unreachable)):
                 self._give_up(state, LATE if late else "not connected")
@@ -282,17 +280,15 @@ class FleetExchange:
             self.log.warning("broadcast_again", text, run=self.registry.run, client=client)
             return
         self.log.warning("no_answer", f"client {client}: {reason}", run=self.registry.run, client=client)
-        if outcome.gone:
-            state.lost_at[client] = self._now()
-        elif reason != LATE and site is not None and site.joined is not None:
+        if not outcome.gone and reason != LATE and site is not None and site.joined is not None:
             self._stop_waiting_for(
                 state, client, reason
             )  # the site reports a failure: repeating would not help
 
-    def _is_unreachable(self, state: _ExchangeState, client: int) -> bool:
+    def _is_unreachable(self, client: int) -> bool:
         """Whether the client has been disconnected for at least `return_seconds`."""
-        gone_for = self._now() - state.lost_at.get(client, float("-inf"))
-        return self.registry.away(client) and gone_for >= self.settings.return_seconds
+        seconds = self.registry.away_seconds(client)
+        return seconds > 0 and seconds >= self.settings.return_seconds
 
     def _stop_waiting_for(self, state: _ExchangeState, client: int, reason: str) -> None:
         state.waiting.discard(client)

@@ -49,6 +49,8 @@ class Site:
     """Has answered every message, as far as the server knows."""
     present: bool = True
     """The transport counts it as online."""
+    lost_at: float = 0.0
+    """When it was last found to be disconnected."""
     refusal: str = ""
     """Why it has not joined: its own reason, or why its answer was refused."""
     refused_answers: int = 0
@@ -118,7 +120,7 @@ class SiteRegistry:
         self.max_body_bytes = 1_000_000
         self._sites: dict[int, Site] = {}
         self._pending: dict[str, PendingMessage] = {}
-        self._updated_at = float("-inf")
+        self._started_at, self._updated_at = now(), float("-inf")
         self._unknown_keys: set[str] = set()
         self._lost: list[WorkOutcome] = []
 
@@ -154,7 +156,21 @@ class SiteRegistry:
 
     def away(self, client: int) -> bool:
         """Whether this client is disconnected or excluded, or its join was refused."""
-        return not any(s.expected for s in self._sites.values() if s.client == client)
+        return self.away_seconds(client) > 0
+
+    def away_seconds(self, client: int) -> float:
+        """For how long this client has been disconnected; infinite if it is excluded, or its join was refused.
+
+        A client that has not been seen counts from the start of this process: after a crash, sites are still
+        connecting.
+        """
+        sites = [s for s in self._sites.values() if s.client == client]
+        if any(s.expected for s in sites):
+            return 0.0
+        if any(s.present for s in sites):
+            return float("inf")
+        since = max((s.lost_at for s in sites), default=self._started_at)
+        return max(self.now() - since, 1e-9)
 
     # ── sending ──────────────────────────────────────────────────────────────────────────────────────────────────
     def send_work(self, works: Sequence[messages.Work], deadline_seconds: float) -> tuple[int, ...]:
@@ -183,7 +199,7 @@ class SiteRegistry:
         failed = []
         for (site, _), ticket in zip(outgoing, tickets, strict=True):
             if ticket is None:
-                site.present = False
+                self._lose(site)
                 failed.append(site)
             else:
                 site.free = False
@@ -208,13 +224,17 @@ class SiteRegistry:
         self._updated_at = self.now()
         here = {info.node: info for info in self.port.sites()}
         for site in self._sites.values():
-            if site.present and site.node not in here:
+            if site.node in here:
+                site.present = True
+            elif site.present:
                 self.log.warning("site_away", self._name(site), run=self.run, client=site.client)
-            site.present = site.node in here
+                self._lose(site)
         for info in here.values():
             known = self._sites.get(info.node)
             if known is None and self._is_registered(info):
-                self._sites[info.node] = Site(info.node, info.key, info.name, info.session)
+                member = self._members.get(info.key)
+                client = None if member is None else member.client
+                self._sites[info.node] = Site(info.node, info.key, info.name, info.session, client)
             elif known is not None and known.session != info.session:
                 self._restarted(known, info.session)
         waiting_nodes = {pending.site.node for pending in self._pending.values()}
@@ -240,6 +260,9 @@ class SiteRegistry:
                 self._lost.append(WorkOutcome(site.client, None, "restarted while it worked", gone=True))
         site.session, site.free, site.next_try, site.pause = session, False, 0.0, RETRY_SECONDS
         site.refused_answers, site.refusal = 0, ""
+
+    def _lose(self, site: Site) -> None:
+        site.present, site.lost_at = False, self.now()
 
     def _is_registered(self, info: SiteInfo) -> bool:
         if not self._members or info.key in self._members:
@@ -276,7 +299,7 @@ class SiteRegistry:
         site = pending.site
         gone = failure.kind == "offline"
         if gone:
-            site.present = False
+            self._lose(site)
         if failure.kind == "refused":
             return self._refuse(pending, failure.reason)
         # A site that reports a failure is free for the next message; after an expired message this is not known.
