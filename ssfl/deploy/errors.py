@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from ssfl.errors import UserError
 
 
 class DeployError(UserError):
     """A deployment cannot be started or joined with these arguments."""
+
+
+@final
+class UnreachableError(DeployError):
+    """The SuperLink does not answer: it is down, or the network is."""

@@ -13,8 +13,8 @@ pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
 from ssfl.cli import main
 from ssfl.deploy.commands.follow import follow_log
 from ssfl.deploy.commands.run import StartWatch
-from ssfl.deploy.errors import DeployError
-from ssfl.deploy.transport.control import Control, UnreachableError
+from ssfl.deploy.errors import DeployError, UnreachableError
+from ssfl.deploy.transport.control import Control
 
 
 class FakeControl:

@@ -8,13 +8,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ssfl.deploy.errors import DeployError
+from ssfl.deploy.errors import DeployError, UnreachableError
 from ssfl.deploy.server.run_record import REFUSALS, RunRecord, load_records
-from ssfl.deploy.transport.control import Control, UnreachableError
 from ssfl.report.runs import load_run
 from ssfl.report.tables.summary import summary_text
 from ssfl.tracking.console import ConsoleProgress
+
+if TYPE_CHECKING:  # so that this module needs no Flower
+    from ssfl.deploy.transport.control import Control
 
 POLL_SECONDS = 0.2
 RETRY_SECONDS = 2.0

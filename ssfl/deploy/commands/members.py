@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ssfl.deploy.commands.run import control_of
-from ssfl.deploy.errors import DeployError
+from ssfl.deploy.errors import DeployError, UnreachableError
 from ssfl.deploy.federation import keys
 from ssfl.deploy.federation.addresses import host_name
 from ssfl.deploy.federation.registration import register_site, revoke_site
 from ssfl.deploy.federation.roster import fingerprint, load_roster
-from ssfl.deploy.transport.control import Control, UnreachableError
+from ssfl.deploy.transport.control import Control
 
 
 def make_key(arguments: argparse.Namespace) -> int:

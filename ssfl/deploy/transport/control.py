@@ -16,14 +16,10 @@ from typing import Any, final
 import httpx
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
-from ssfl.deploy.errors import DeployError
+from ssfl.deploy.errors import DeployError, UnreachableError
 from ssfl.deploy.transport import internals as flower
 
 Value = str | int | float | bool
-
-
-class UnreachableError(DeployError):
-    """The SuperLink does not answer: it is not running, or the network does not reach it."""
 
 
 @dataclass(frozen=True)
