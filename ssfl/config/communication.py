@@ -57,7 +57,8 @@ def codecs_ignore(config: Config) -> tuple[str, ...]:
     unread = {
         "uplink_step": codecs.uplink != "uniform",
         "uplink_rounding": codecs.uplink not in ("int8", "uniform"),
-        "downlink_step": codecs.downlink != "uniform",
+        # Replies without a reference (DisPFL's models) are coded with the downlink's precision.
+        "downlink_step": "uniform" not in (codecs.downlink, codecs.uplink),
         "link_round_trip_ms": not config.communication.link_mbits,
     }
     return tuple(f"communication.{name}" for name, is_unread in unread.items() if is_unread)

@@ -251,7 +251,10 @@ class CommunicationConfig:
     )
     downlink: ValueCodecName | Auto = setting("auto", "codec of the server's values")
     downlink_step: float = setting(
-        0.05, "downlink=uniform: step, in root mean squares of a tensor's values", above=0, at_most=1
+        0.05,
+        "uniform: step of the downlink and of values without a reference, in root mean squares of a tensor's values",
+        above=0,
+        at_most=1,
     )
     downlink_versions: int = setting(
         0,

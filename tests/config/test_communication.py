@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from itertools import product
 
 import pytest
 
+from ssfl.assemble.communication import wire_of
 from ssfl.config import ConfigError, ConfigWarning, codecs_of, config_digest, load_config
+from ssfl.config.schema import ValueCodecName
+from ssfl.core.layout import Layout
+
+LAYOUT = Layout(("a.weight", "a.bias"), ((8, 4), (8,)), (True, False), (True, True))
 
 
 def load(*words: str) -> object:
@@ -109,3 +116,25 @@ def test_what_is_read_is_not_warned_of() -> None:
         "communication.error_feedback=true",
         "communication.uplink_rounding=nearest",
     )
+
+
+CODECS: tuple[ValueCodecName, ...] = ("fp32", "lossless", "bf16", "fp16", "int8", "uniform")
+
+
+def test_a_setting_that_changes_a_codec_is_part_of_the_digest() -> None:
+    """The oracle: the transforms that a run builds from its configuration."""
+    default = load_config([])
+    for uplink, downlink in product(CODECS, CODECS):
+        plain = replace(default.communication, uplink=uplink, downlink=downlink)
+        settings = (
+            plain,
+            replace(plain, uplink_step=0.25),
+            replace(plain, downlink_step=0.5),
+            replace(plain, uplink_rounding="stochastic"),
+            replace(plain, uplink_rounding="nearest"),
+        )
+        configs = [replace(default, communication=one) for one in settings]
+        wires = [wire_of(config, LAYOUT) for config in configs]
+        for config, wire in zip(configs, wires, strict=True):
+            if (wire.down, wire.up) != (wires[0].down, wires[0].up):
+                assert config_digest(config) != config_digest(configs[0]), config.communication
