@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ssfl.core.layout import Layout
 from ssfl.core.payloads import DenseValues, MaskBits, MaskedValues, Payload
+from ssfl.deploy.federation.roster import Member
 from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.server.exchange import QuorumError
 from ssfl.deploy.settings import DeploySettings
@@ -362,6 +363,39 @@ def test_a_site_under_a_new_node_takes_its_clients_place() -> None:
     old = bench.fleet.sites_by_node.pop(102)
     bench.fleet.sites_by_node[300] = FakeSite(trainer_of("ssfl", "group", bench.data, 2), old.key)
     assert deployed(bench).equal(simulated("ssfl", {}))
+
+
+def test_a_key_that_is_replaced_during_a_run_is_refused_and_the_new_one_accepted() -> None:
+    """Also in the middle of an exchange, whose work the new process does."""
+    bench = make_bench("ssfl")
+    members = [Member(c, f"site-{c}", f"key-{c}") for c in range(len(SIZES))]
+    bench.registry.roster = lambda: members
+    fresh = FakeSite(trainer_of("ssfl", "group", bench.data, 0), "new-key")
+
+    def replace_key(answer: Message, reply: messages.Done) -> None:
+        members[0] = Member(0, "site-0", "new-key")
+        bench.fleet.sites_by_node[300] = fresh
+
+    bench.site(0).fault = in_work("train", 2, replace_key)
+    weights = deployed(bench)
+    assert weights.equal(simulated("ssfl", {})), "no reply is missing"
+    assert {m.exchange for m in fresh.served if isinstance(m, messages.Work)}
+    assert bench.logged("roster_changed")
+    assert [line["key"] for line in bench.logged("site_refused")] == ["key-0"]
+    last = max(n for n, (node, _) in enumerate(bench.fleet.sent) if node == 300)
+    first = min(n for n, (node, _) in enumerate(bench.fleet.sent) if node == 300)
+    assert 100 not in {node for node, _ in bench.fleet.sent[first:last]}, "the old key gets nothing more"
+
+
+def test_a_key_that_is_revoked_is_refused_from_then_on() -> None:
+    bench = make_bench("fedavg", sizes=(9, 9, 9))
+    members = [Member(c, f"site-{c}", f"key-{c}") for c in range(3)]
+    bench.registry.roster = lambda: members
+    bench.join_all()
+    members.clear()
+    bench.join_all()
+    assert bench.registry.clients == {}, "an empty roster is not an open one"
+    assert len(bench.logged("site_refused")) == 3
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from ssfl.assemble.build import federation_of
 from ssfl.config import ConfigError, load_config
 from ssfl.deploy.commands.follow import follow
 from ssfl.deploy.errors import DeployError
+from ssfl.deploy.federation.roster import Member, Roster, save_roster
 from ssfl.deploy.log import EventLog
 from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.server.exchange import QuorumError
@@ -385,6 +386,44 @@ def test_a_late_site_takes_part_from_the_next_round_on(tmp_path: Path, home: Pat
     assert works
     assert works[0].missed, "the mask comes with its first work"
     assert json.loads((folder / "deployment.json").read_text())["counts"].keys() == {"0", "1", "2"}
+
+
+def test_sites_registered_during_a_run_take_part_if_their_number_fits(tmp_path: Path, home: Path) -> None:
+    """Clients 1 and 2 are registered after the start, with numbers from 0 to 1 in this run (deploy.sites=2)."""
+    home.mkdir()
+    fleet, lines = fleet_of(tmp_path), list[dict[str, Any]]()
+    save_roster(home, Roster((Member(0, "a", "key-0"),), ()))
+
+    def register(message: Message, answer: Message | str) -> Message | str:
+        work = message_bytes.unpack(message)
+        if isinstance(work, messages.Work) and work.round == 2:
+            save_roster(home, Roster(tuple(Member(c, f"site-{c}", f"key-{c}") for c in range(3)), ()))
+            time.sleep(1.2)  # the server looks for sites once a second
+        return answer
+
+    fleet.sites_by_node[100].fault = register
+    words = words_in(tmp_path, "training.comm_round=9", "deploy.sites=2")
+    folder = run_words(fleet, words, log=listed_log(lines))
+    assert json.loads((folder / "deployment.json").read_text())["counts"].keys() == {"0", "1"}
+    (line,) = [line for line in lines if line["event"] == "site_left_out"]
+    assert line["client"] == 2
+    assert "whose clients are 0 to 1" in line["text"]
+    assert any(isinstance(m, messages.Work) for m in fleet.sites_by_node[101].served)
+
+
+def test_a_roster_that_cannot_be_read_changes_nothing(tmp_path: Path, home: Path) -> None:
+    home.mkdir()
+    save_roster(home, Roster(tuple(Member(c, f"site-{c}", f"key-{c}") for c in range(3)), ()))
+    fleet, lines = fleet_of(tmp_path), list[dict[str, Any]]()
+
+    def spoil(message: Message, answer: Message | str) -> Message | str:
+        (home / "roster.json").write_text("{")
+        time.sleep(0.5)
+        return answer
+
+    fleet.sites_by_node[100].fault = spoil
+    run_words(fleet, words_in(tmp_path), log=listed_log(lines))
+    assert [line["level"] for line in lines if line["event"] == "roster_unreadable"] == ["error"]
 
 
 def test_no_site_at_all_stops_the_run_before_anything_is_written(tmp_path: Path, home: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ class _Driver:
     observers: Broadcast
     metrics: Metrics
     loop: RoundLoop
+    left_out: set[int] = field(default_factory=set)
+    """Clients that have joined but cannot take part in this run."""
 
     def emit(self, event: Mapping[str, Any]) -> None:
         """Record an event, with the clients that did not answer."""
@@ -126,12 +128,13 @@ class _Driver:
 
     def _add_late_sites(self, clock: Clock) -> None:
         """Add clients that joined after the start, if the method has a global model."""
-        new = {
-            c: s.joined.examples
-            for c, s in self.run.registry.clients.items()
-            if s.joined is not None and c not in self.run.counts and c < self.setup.federation.num_clients
-        }
-        if not new or not self.run.settings.late_sites:
+        if not self.run.settings.late_sites:
+            return
+        joined = {c: s.joined.examples for c, s in self.run.registry.clients.items() if s.joined is not None}
+        late, most = joined.keys() - self.run.counts.keys(), self.setup.federation.num_clients
+        self._report_left_out({c for c in late if c >= most}, most)
+        new = {c: joined[c] for c in late if c < most}
+        if not new:
             return
         state = self.loop.progress.state if self.loop.progress is not None else None
         if state is None or self.setup.algorithm.weights_to_evaluate(state, self.loop.context) is None:
@@ -142,6 +145,14 @@ class _Driver:
         self.retry_while_disk_full(lambda: write_atomically(self.folder / run_folder.DEPLOYMENT, raw))
         text = f"clients {', '.join(map(str, sorted(new)))} take part from round {clock.round} on"
         self.run.log.info("late_sites", text, run=self.run.record.run)
+
+    def _report_left_out(self, clients: set[int], most: int) -> None:
+        """Once for each client whose number is above those of this run."""
+        for client in sorted(clients - self.left_out):
+            text = f"client {client} was registered after the start of this run, whose clients are 0 to {most - 1}"
+            text += "; it takes part in the next run (deploy.sites reserves numbers)"
+            self.run.log.warning("site_left_out", text, run=self.run.record.run, client=client)
+        self.left_out |= clients
 
 
 def drive(run: ServerRun, setup: RunSetup, folder: Path) -> None:

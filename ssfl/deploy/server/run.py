@@ -151,7 +151,7 @@ def _run(
     data = server_data(config, settings, named)
     registry = SiteRegistry(port, members, record.run, log)
     run = ServerRun(port, config, settings, data, registry, log, record, home, join_config)
-    registry.join_of, registry.check = run.join_of, run.check
+    registry.join_of, registry.check, registry.roster = run.join_of, run.check, run.read_roster
     log.info("run_begins", " ".join(record.words), run=record.run)
     return run
 

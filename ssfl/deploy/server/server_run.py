@@ -12,6 +12,8 @@ from typing import Any
 
 from ssfl.assemble.build import RunSetup
 from ssfl.config import Config
+from ssfl.deploy.errors import DeployError
+from ssfl.deploy.federation.roster import Member, load_roster
 from ssfl.deploy.log import EventLog, one_line
 from ssfl.deploy.protocol import messages
 from ssfl.deploy.server.exchange import QuorumError
@@ -39,6 +41,8 @@ class ServerRun:
     started: float = field(default_factory=time.monotonic)
     setup: RunSetup | None = None
     counts: dict[int, int] = field(default_factory=dict)
+    _roster: tuple[Member, ...] = ()
+    _roster_error: str = ""
 
     # ── sites ────────────────────────────────────────────────────────────────────────────────────────────────────
     def join_of(self, client: int) -> messages.Join:
@@ -97,6 +101,18 @@ class ServerRun:
         elif others:
             joined = others[0]  # the first site that joined decides
         return layout_of(self.config, self.data, joined).digest.hex()
+
+    def read_roster(self) -> tuple[Member, ...]:
+        """The roster as of now: sites are registered and revoked while a run is in progress."""
+        try:
+            self._roster = load_roster(self.home)
+        except DeployError as error:
+            if str(error) != self._roster_error:
+                self._roster_error = str(error)
+                self.log.error("roster_unreadable", f"{error}; the last one is used", run=self.record.run)
+        else:
+            self._roster_error = ""
+        return self._roster
 
     def wait_for_sites(self, wanted: int, seconds: float) -> None:
         """Wait until `wanted` sites have joined; after `seconds`, a quorum of them is enough.

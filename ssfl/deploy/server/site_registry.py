@@ -101,7 +101,8 @@ Check = Callable[[int, messages.Joined], str | None]
 class SiteRegistry:
     """All sites of one run.
 
-    join_of: the join message for a client. check: why a client's Joined cannot be accepted, or None.
+    members: the roster; empty: every site may take part. join_of: the join message for a client. check: why a client's
+    Joined cannot be accepted, or None. roster: the members as of now.
     """
 
     def __init__(
@@ -114,7 +115,9 @@ class SiteRegistry:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.port, self.run, self.log, self.now, self._sleep = port, run, log, now, sleep
+        self._open = not members
         self._members = {m.key: m for m in members}
+        self.roster: Callable[[], Sequence[Member]] = lambda: tuple(self._members.values())
         self.join_of: JoinOf = lambda client: messages.Join(run, client, "")
         self.check: Check = lambda client, joined: None
         self.max_body_bytes = 1_000_000
@@ -222,6 +225,7 @@ class SiteRegistry:
     def _update_sites(self) -> None:
         """Record which sites are connected; ping those that are not known to be free."""
         self._updated_at = self.now()
+        self._read_roster()
         here = {info.node: info for info in self.port.sites()}
         for site in self._sites.values():
             if site.node in here:
@@ -249,15 +253,32 @@ class SiteRegistry:
         ]
         self._send([(s, messages.Ping(self.run)) for s in due], "ping", PING_SECONDS)
 
+    def _read_roster(self) -> None:
+        """Sites whose key is no longer on the roster are refused from now on; new keys are accepted."""
+        members = {m.key: m for m in self.roster()}
+        if self._open or members == self._members:
+            return
+        before, self._members = self._members, members
+        for site in [s for s in self._sites.values() if before.get(s.key) != members.get(s.key)]:
+            self._drop_pending(site, "its key has been replaced or revoked")
+            del self._sites[site.node]
+        self._unknown_keys -= members.keys()
+        names = ", ".join(f"{m.name} (client {m.client})" for m in sorted(members.values(), key=str))
+        self.log.info("roster_changed", f"the sites are now {names}", run=self.run)
+
+    def _drop_pending(self, site: Site, reason: str) -> None:
+        """Do not wait for the answers to this site's messages any longer."""
+        for ticket in [t for t, pending in self._pending.items() if pending.site is site]:
+            pending = self._pending.pop(ticket)
+            if pending.purpose == "work" and site.client is not None:
+                self._lost.append(WorkOutcome(site.client, None, reason, gone=True))
+
     def _restarted(self, site: Site, session: str) -> None:
         """The site has reconnected: unanswered messages to its previous process are lost; ask for its state again.
 
         An operator may have corrected what was refused, so refused answers are counted anew.
         """
-        for ticket in [t for t, pending in self._pending.items() if pending.site is site]:
-            pending = self._pending.pop(ticket)
-            if pending.purpose == "work" and site.client is not None:
-                self._lost.append(WorkOutcome(site.client, None, "restarted while it worked", gone=True))
+        self._drop_pending(site, "restarted while it worked")
         site.session, site.free, site.next_try, site.pause = session, False, 0.0, RETRY_SECONDS
         site.refused_answers, site.refusal = 0, ""
 
@@ -265,7 +286,7 @@ class SiteRegistry:
         site.present, site.lost_at = False, self.now()
 
     def _is_registered(self, info: SiteInfo) -> bool:
-        if not self._members or info.key in self._members:
+        if self._open or info.key in self._members:
             return True
         if info.key not in self._unknown_keys:
             self._unknown_keys.add(info.key)
