@@ -55,7 +55,7 @@ def inflated(raw: bytes | memoryview, nbytes: int) -> bytearray:
         frame = zstandard.get_frame_parameters(raw)
         if frame.content_size != nbytes:
             raise WireError(f"a frame of {_size(frame.content_size)} bytes where {nbytes} are expected")
-        if frame.window_size > MAX_WINDOW_BYTES and frame.window_size > nbytes:
+        if frame.window_size > MAX_WINDOW_BYTES:
             raise WireError(f"a frame needs a window of {frame.window_size} bytes")
         if frame.dict_id:
             raise WireError("a frame needs a dictionary")

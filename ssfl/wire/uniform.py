@@ -22,6 +22,7 @@ Rounding = Literal["nearest", "stochastic"]
 _HEAD = struct.Struct("<BH")  # bytes per symbol, segments
 MAX_SEGMENTS = (1 << 16) - 1
 LARGEST_SYMBOL = 1 << 30
+FINE_STEPS = 1 << 22
 _SEGMENT = np.dtype([("count", "<u4"), ("step", "<f4")])
 
 
@@ -56,7 +57,7 @@ class Uniform(ValueCodec):
         measured = scaled if self.of == "delta" else vector.values.to(scaled.dtype)
         parts = zip(torch.split(scaled, counts), torch.split(measured, counts), steps, strict=True)
         for part, measured_part, segment in parts:
-            segment["step"] = step = self._step(measured_part)
+            segment["step"] = step = self._step(measured_part) or _fine_step(part)
             if step:
                 part.div_(step)
                 self._round_(part, draws)
@@ -92,7 +93,12 @@ class Uniform(ValueCodec):
             raise WireError(f"segments of {sum(counts)} values where {count} are expected")
         raw = inflated(reader.take(reader.left), count * size)
         symbols = torch.from_numpy(unzigzag(from_planes(raw, count, size)))
-        if size > 3 and count and int(symbols.abs().max()) > LARGEST_SYMBOL:
+        # Not abs().max(): the magnitude of -2^31 does not fit into int32.
+        if (
+            size > 3
+            and count
+            and not -LARGEST_SYMBOL <= int(symbols.min()) <= int(symbols.max()) <= LARGEST_SYMBOL
+        ):
             raise WireError("a symbol is out of range")
         delta = torch.empty(count, dtype=wide(dtype))
         for out, part, step in zip(
@@ -107,6 +113,16 @@ class Uniform(ValueCodec):
         """Bytes of head, counts and steps."""
         _, segments = _HEAD.unpack(reader.take(_HEAD.size))
         return _HEAD.size + int(segments) * _SEGMENT.itemsize
+
+
+def _fine_step(delta: Tensor) -> float:
+    """A step for values that have become 0 (their rms gives none): 2^-22 of the largest difference to the reference.
+
+    0 if there is no difference.
+    """
+    low, high = torch.aminmax(delta)
+    largest = max(-float(low), float(high))
+    return max(float(np.float32(largest / FINE_STEPS)), float(np.finfo(np.float32).tiny)) if largest else 0.0
 
 
 def _symbols(scaled: Tensor, largest: float) -> tuple[int, np.ndarray]:

@@ -269,6 +269,9 @@ def of_values() -> Mapping[str, bytes]:
         "uniform_symbol_of_32_bits": values(
             4, uniform(size=4, symbols=b"\xfe" + bytes(P - 1) + b"\xff" * 3 * P)
         ),
+        "uniform_symbol_of_minus_2_31": values(
+            4, uniform(size=4, symbols=b"".join(b"\xff" + bytes(P - 1) for _ in range(4)))
+        ),
         "uniform_bomb": values(4, struct.pack("<BHI", 1, 1, P) + ONE + BOMB),
         "log_short": values(5, ONE),
         "log_largest_nan": values(5, NAN + b"\x08" + squeezed(bytes(P))),

@@ -8,19 +8,20 @@ import struct
 import numpy as np
 import pytest
 import torch
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from ssfl.core.reading import Reader, WireError, raw_bytes
 from ssfl.core.rng import stream
-from ssfl.wire.entropy import from_planes, inflated, planes_of, squeezed, unzigzag, zigzag
+from ssfl.wire.entropy import from_planes, inflated, planes_of, squeezed, squeezed_strings, unzigzag, zigzag
 from ssfl.wire.half import Half
 from ssfl.wire.int8 import Int8
 from ssfl.wire.log import Log
 from ssfl.wire.lossless import Lossless
 from ssfl.wire.parts import VALUE_CODECS
-from ssfl.wire.uniform import Uniform
+from ssfl.wire.uniform import Rounding, Uniform
 from ssfl.wire.value_codec import NotFiniteError, ValueCodec, Vector
 from tests.support.refusals import refusal
 
@@ -207,6 +208,19 @@ def test_float64_values_are_computed_in_float64() -> None:
     assert Uniform.decode(Reader(body), 1, torch.float64, None).item() == symbol * float(step)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e10])
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_values_that_have_become_zero_arrive_as_zero(scale: float, rounding: Rounding) -> None:
+    """Their root mean square gives no step, but the receiver must not keep the values that it holds."""
+    held = torch.cat([normal(100), normal(100, name="other")]) * scale
+    values = torch.cat([torch.zeros(100), held[100:] * 1.01])
+    codec = Uniform(0.05, rounding, of="values")
+    found = crossed(codec, Vector(values, held, [100, 100]))
+    assert float(found[:100].abs().max()) <= 2.0**-21 * float(held[:100].abs().max())
+    unchanged = crossed(codec, Vector(torch.zeros(5), torch.zeros(5), [5]))
+    assert unchanged.equal(torch.zeros(5))
+
+
 def test_uniform_codes_of_normal_values_are_near_their_entropy() -> None:
     values = normal(500_000)
     symbols = (values / (0.5 * float(values.pow(2).mean().sqrt()))).round().long()
@@ -282,6 +296,20 @@ def test_a_frame_says_its_size_and_nothing_follows() -> None:
     with pytest.raises(WireError, match="nothing was coded"):
         inflated(frame, 0)
     assert squeezed(b"") == b""
+
+
+def test_a_window_above_8_mib_is_refused() -> None:
+    """Also where the window is the content itself: a frame in one segment."""
+    raw = bytes((8 << 20) + 1)
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=27, write_content_size=True)
+    frame = zstandard.ZstdCompressor(compression_params=parameters).compress(raw)
+    assert zstandard.get_frame_parameters(frame).window_size > 8 << 20
+    assert "needs a window of" in refusal(lambda: inflated(frame, len(raw)))
+    for ours in (squeezed(raw), squeezed_strings(raw)):
+        assert inflated(ours, len(raw)) == raw
+
+
+def test_an_empty_frame_is_no_frame() -> None:
     assert inflated(b"", 0) == b""
 
 
@@ -323,6 +351,8 @@ def test_hostile_data_of_codecs() -> None:
         assert "not finite, negative or above" in text
     table = struct.pack("<BHI", 4, 1, 1) + one
     assert "out of range" in refused(Uniform, table + squeezed(struct.pack("<I", 2**32 - 2)), 1)
+    for symbol in (2**32 - 1, 2**32 - 2, 2**31 + 2):  # -2^31, 2^31 - 1, 2^30 + 1
+        assert "out of range" in refused(Uniform, table + squeezed(struct.pack("<I", symbol)), 1)
     assert "stage 2" in refused(Int8, struct.pack("<BI", 2, 4), 3)
     assert "blocks of 0" in refused(Int8, struct.pack("<BI", 0, 0), 3)
     assert "blocks of 1048577" in refused(Int8, struct.pack("<BI", 0, (1 << 20) + 1), 3)
