@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -30,6 +31,7 @@ from ssfl.deploy.errors import DeployError
 from ssfl.deploy.federation.roster import Member, Roster, save_roster
 from ssfl.deploy.log import EventLog
 from ssfl.deploy.protocol import message_bytes, messages
+from ssfl.deploy.server import driver, published
 from ssfl.deploy.server.exchange import QuorumError
 from ssfl.deploy.server.run import run_words
 from ssfl.deploy.server.run_record import HOME_VARIABLE, Status, load_records, save_record
@@ -486,6 +488,52 @@ def test_a_full_disk_is_waited_for(tmp_path: Path, home: Path) -> None:
     finally:
         unmount()
     assert [line["level"] for line in lines if line["event"] == "disk_full"] == ["error"]
+
+
+def failing_writes(monkeypatch: pytest.MonkeyPatch, module: Any, number: int, times: int, name: str) -> None:
+    """Writes of files with `name` in their path fail so many times."""
+    write, left = module.write_atomically, [times]
+
+    def failing(path: Path, raw: bytes) -> None:
+        if name in str(path) and left[0]:
+            left[0] -= 1
+            raise OSError(number, os.strerror(number), str(path))
+        write(path, raw)
+
+    monkeypatch.setattr(module, "write_atomically", failing)
+
+
+DISPFL = ("algorithm=dispfl", "training.comm_round=2")
+
+
+def test_a_full_disk_is_waited_for_with_peers_models_too(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "DISK_SECONDS", 0.01)
+    losses = []
+    for times in (0, 3):
+        lines: list[dict[str, Any]] = []
+        failing_writes(monkeypatch, published, errno.ENOSPC, times, "published")
+        fleet = fleet_of(tmp_path / str(times))
+        folder = run_words(fleet, words_in(tmp_path, *DISPFL), log=listed_log(lines))
+        losses.append([e["client_loss_mean"] for e in events(folder) if e["event"] == "round"])
+        assert len([line for line in lines if line["event"] == "disk_full"]) == bool(times)
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("module", "name"), [(published, "published"), (driver, "broadcasts")])
+def test_a_file_that_may_not_be_written_ends_the_run_in_one_line(
+    module: Any, name: str, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_writes(monkeypatch, module, errno.EACCES, 1, name)
+    words = words_in(tmp_path, *(DISPFL if module is published else ()))
+    lines: list[dict[str, Any]] = []
+    with pytest.raises(DeployError, match=rf"{name}/.*: Permission denied; the last checkpoint is kept"):
+        run_words(fleet_of(tmp_path), words, log=listed_log(lines))
+    assert [line["event"] for line in lines if line["level"] == "error"] == ["run_stopped"]
+    (record,) = load_records(home)
+    assert record.status == "failed"
+    assert record.reason.endswith("Permission denied; the last checkpoint is kept")
 
 
 def test_prometheus_can_scrape_a_run(tmp_path: Path, home: Path) -> None:

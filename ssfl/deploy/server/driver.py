@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -40,6 +41,7 @@ from ssfl.tracking import Broadcast, JsonlWriter, trackers_of
 
 BROADCASTS = "broadcasts"
 FINISH_SECONDS = 5.0
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 DISK_SECONDS = 1.0
 """Between two attempts to write to a full disk."""
 
@@ -87,14 +89,19 @@ class _Driver:
         return time.perf_counter() - start
 
     def retry_while_disk_full(self, write: Callable[[], object]) -> None:
-        """Write; on a full disk, retry for at most `patience_seconds`. Raises DeployError after that."""
+        """Write; on a full disk, retry for at most `patience_seconds`.
+
+        Raises DeployError after that, and at once for any other reason why a file cannot be written.
+        """
         end, reported = time.monotonic() + self.run.settings.patience_seconds, False
         while True:
             try:
                 write()
                 return
             except OSError as error:
-                text = f"{self.folder}: {error.strerror}"
+                text = f"{error.filename or self.folder}: {error.strerror or error}"
+                if error.errno not in DISK_FULL:
+                    raise DeployError(f"{text}; the last checkpoint is kept") from error
                 if not reported:
                     self.run.log.error(
                         "disk_full", f"{text}; waiting for free space", run=self.run.record.run
@@ -182,6 +189,7 @@ def drive(run: ServerRun, setup: RunSetup, folder: Path) -> None:
         return_large_blocks(setup.theta.nbytes)
         driver = _Driver(run, setup, folder, exchange, checkpoints, writer, observers, metrics, loop)
         loop.emit, loop.save, exchange.on_broadcast = driver.emit, driver.save, driver.keep_broadcast
+        exchange.write = driver.retry_while_disk_full
         _run_loop(driver, saved[0] if saved else None)
 
 

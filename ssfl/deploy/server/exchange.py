@@ -77,7 +77,7 @@ class FleetExchange:
     """The loop's `Exchange` over a registry of sites.
 
     number: exchanges done so far in this run. broadcasts: what every client must hold, by digest. Checkpoints keep
-    both (`driver.py`).
+    both (`driver.py`). write: calls a function that writes a file, which may wait for free space.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class FleetExchange:
         self.broadcasts: dict[str, HeldBroadcast] = {}
         self.summary = ExchangeSummary()
         self.on_broadcast: Callable[[HeldBroadcast], None] = lambda broadcast: None
+        self.write: Callable[[Callable[[], object]], object] = lambda write: write()
         self._scratch, self._now, self._sleep = scratch, now, sleep
 
     # ── Exchange ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -113,7 +114,7 @@ class FleetExchange:
         outgoing = OutgoingWork(
             plan, self.registry, self.number, self.layout, self.broadcasts, self.published
         )
-        arrived = PendingReplies(self._scratch, self._log_full_disk)
+        arrived = PendingReplies(self._scratch, self._log_no_file)
         state = _ExchangeState(plan, meter, outgoing, set(outgoing.inboxes), arrived)
         start = self._now()
         order = sorted(state.outgoing.inboxes)
@@ -223,7 +224,7 @@ class FleetExchange:
             self._stop_waiting_for(state, client, reason)
             return
         if state.plan.publish:
-            self.published.put(client, self.number, done.payload)
+            self.write(lambda: self.published.put(client, self.number, done.payload))
         state.waiting.discard(client)
         is_next = not any(waiting < client for waiting in state.waiting)
         state.arrived.put(client, done.report, payload if is_next else done.payload)
@@ -267,8 +268,8 @@ class FleetExchange:
             payload = self.coder.read(client, from_bytes(payload, self.layout))
         return ClientReply(client, payload, arrived.report)
 
-    def _log_full_disk(self, error: OSError) -> None:
-        self.log.warning("disk_full", f"{error}: the reply stays in memory", run=self.registry.run)
+    def _log_no_file(self, error: OSError) -> None:
+        self.log.warning("reply_in_memory", f"{error}: the reply stays in memory", run=self.registry.run)
 
     def _failed(self, state: _ExchangeState, outcome: WorkOutcome) -> None:
         client, reason = outcome.client, outcome.reason

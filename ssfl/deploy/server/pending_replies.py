@@ -29,12 +29,12 @@ class PendingReply:
 class PendingReplies:
     """The replies of one exchange, by client.
 
-    folder: for files; None: the system's temporary folder. on_full: called if a file cannot be written; the reply then
+    folder: for files; None: the system's temporary folder. on_error: called if a file cannot be written; the reply then
     stays in memory.
     """
 
-    def __init__(self, folder: Path | None, on_full: Callable[[OSError], None]) -> None:
-        self._folder, self._on_full = folder, on_full
+    def __init__(self, folder: Path | None, on_error: Callable[[OSError], None]) -> None:
+        self._folder, self._on_error = folder, on_error
         self._replies: dict[int, tuple[ClientReport, Payload | bytes | IO[bytes]]] = {}
         self._held_bytes = 0
 
@@ -71,7 +71,7 @@ class PendingReplies:
             file.flush()
             return file
         except OSError as error:
-            self._on_full(error)
+            self._on_error(error)
             if file is not None:
                 with contextlib.suppress(OSError):  # closing writes the rest again
                     file.close()
