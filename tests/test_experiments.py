@@ -20,7 +20,8 @@ from ssfl.report.runs.compact import load_compact
 from ssfl.report.runs.labels import density as density_of
 from ssfl.report.runs.labels import method as label_of
 from ssfl.report.runs.run import Run
-from ssfl.report.studies.study import Selector, read_study, short_table, write_study
+from ssfl.report.studies.definition import Selector, read_study
+from ssfl.report.studies.study import insert_tables, write_study
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = """#!/usr/bin/env bash
@@ -30,7 +31,7 @@ STAND_IN = """#!/usr/bin/env bash
 shift
 while [ $# -gt 0 ]; do
   case $1 in
-    --lines) cp "$2" "$KEEP/lines"; shift 2;;
+    --lines) cat "$2" >>"$KEEP/lines"; shift 2;;
     --*) shift 2;;
     *) echo "$1" >>"$KEEP/words"; shift;;
   esac
@@ -164,8 +165,7 @@ def test_a_study_runs_what_its_table_and_its_comparisons_name(name: str, folder:
         for c in cells
     }
     assert run | {Selector("FedAvg", 1.0)} == {Selector(s.method, float(s.density)) for s in study.order}
-    compared = {s for c in study.comparisons for s in (c.first, c.second)}
-    assert compared <= set(study.order)
+    assert {s for claim in study.claims for s in claim.selectors} <= set(study.order)
     assert {c.dataset.validation_portion for c in cells} == {0.0}
     assert {c.dataset.validation_portion for c in trials} == {0.1}
     budgets = {(c.training.comm_round, c.experiment.seed) for c in trials}
@@ -190,8 +190,8 @@ def test_the_page_of_a_study_is_up_to_date(name: str, tmp_path: Path) -> None:
     home = ROOT / "experiments" / name
     if not (home / "runs.json").is_file():
         pytest.skip("not run yet")
-    for file in ("runs.json", "study.json"):
-        (tmp_path / file).write_bytes((home / file).read_bytes())
+    for file in home.glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
     page = write_study(tmp_path, pictures=False).read_text(encoding="utf-8")
     assert (home / "results.md").read_text(encoding="utf-8") == page, "run: bash experiments/keep.sh"
 
@@ -209,23 +209,59 @@ def test_the_table_of_the_codecs_is_up_to_date() -> None:
     assert (home / "bytes.md").read_text(encoding="utf-8") == done.stdout, remedy
 
 
-def test_the_main_readmes_table_is_up_to_date() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = readme.partition("<!-- table of cifar10_converged -->\n")[2].partition("<!-- end of table -->")[0]
-    assert table == short_table(ROOT / "experiments" / "cifar10_converged"), "run: bash experiments/keep.sh"
+@pytest.mark.parametrize("page", ["README.md", "experiments/cifar10_converged/README.md"])
+def test_the_tables_of_a_page_are_up_to_date(page: str, tmp_path: Path) -> None:
+    committed = (ROOT / page).read_text(encoding="utf-8")
+    again = tmp_path / "README.md"
+    again.write_text(committed, encoding="utf-8")
+    insert_tables(ROOT / "experiments" / "cifar10_converged", again)
+    assert committed == again.read_text(encoding="utf-8"), "run: bash experiments/keep.sh"
+    assert committed.count("<!-- end of table -->") == 2
+
+
+RATES_FROM = {
+    "cifar10_converged": "run_others.sh",
+    "tinyimagenet": "run_small.sh",
+    "cifar10_patho2": "run.sh",
+}
+
+
+@pytest.mark.parametrize("name", RATES_FROM)
+def test_no_run_starts_with_a_rate_that_was_not_chosen(name: str, tmp_path: Path) -> None:
+    ssfl = tmp_path / "ssfl"
+    ssfl.write_text(STAND_IN)
+    ssfl.chmod(0o755)
+    places = {"SSFL": str(ssfl), "PYTHON": sys.executable, "KEEP": str(tmp_path)}
+    places |= {"OUT": str(tmp_path / "out"), "RESULTS": str(tmp_path / "nothing")}
+    command = ["bash", str(ROOT / "experiments" / name / RATES_FROM[name])]
+    clean = {key: value for key, value in os.environ.items() if key not in ("PRESET", "EXTRA", "UNTUNED")}
+
+    def start(**more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, env={**clean, **places, **more}, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    refused = start()
+    assert refused.returncode != 0
+    assert "run the tune script of this experiment first" in refused.stderr
+    assert not (tmp_path / "lines").exists()
+    start(UNTUNED="1")  # `keep` of a small script then finds no runs
+    assert "optimizer.lr=0." in (tmp_path / "lines").read_text()
 
 
 @pytest.mark.parametrize(
     "name", [name for name in STUDIES if (ROOT / "experiments" / name / "runs.json").is_file()]
 )
 def test_every_curve_of_a_committed_table_is_flat(name: str) -> None:
-    """Computed from the file's rows, for every line of the page's first table."""
+    """Computed from the file's rows, for every line of the page's table of accuracies."""
     home = ROOT / "experiments" / name
     runs = [
         cell.run for cell in load_compact(home / "runs.json") if cell.run is not None and cell.run.finished
     ]
-    table = (home / "results.md").read_text(encoding="utf-8").partition("## Differences")[0]
+    page = (home / "results.md").read_text(encoding="utf-8")
+    table = page.partition("## Accuracies")[2].partition("## ")[0]
     lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][2:]
+    assert lines
     for method, density, *_ in lines:
         those = [
             r for r in runs if (label_of(r), density_of(r)) == (method.removeprefix("| "), float(density))

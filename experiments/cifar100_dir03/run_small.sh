@@ -4,11 +4,15 @@
 experiment=cifar100_dir03
 . "$(dirname "$0")/../common.sh"
 seeds=${SEEDS:-550,110,220}
+ssfl_rate=$(rate SSFL 0.03)
+fedavg_rate=$(rate FedAvg 0.03)
+sparsyfed_rate=$(rate SparsyFed 0.03)
+dispfl_rate=$(rate DisPFL 0.03)
 sweep small cifar100_dir03_small 2 <<LINES
-algorithm=sparsyfed optimizer.lr=$(rate SparsyFed 0.03) experiment.seed=$seeds
-algorithm=fedavg_ft optimizer.lr=$(rate FedAvg 0.03) experiment.seed=$seeds
-algorithm=dispfl algorithm.params.fair_budget=true optimizer.lr=$(rate DisPFL 0.03) experiment.seed=$seeds
-algorithm=ssfl optimizer.lr=$(rate SSFL 0.03) experiment.seed=$seeds
-algorithm=fedavg optimizer.lr=$(rate FedAvg 0.03) experiment.seed=$seeds
+algorithm=sparsyfed optimizer.lr=$sparsyfed_rate experiment.seed=$seeds
+algorithm=fedavg_ft optimizer.lr=$fedavg_rate experiment.seed=$seeds
+algorithm=dispfl algorithm.params.fair_budget=true optimizer.lr=$dispfl_rate experiment.seed=$seeds
+algorithm=ssfl optimizer.lr=$ssfl_rate experiment.seed=$seeds
+algorithm=fedavg optimizer.lr=$fedavg_rate experiment.seed=$seeds
 LINES
 keep small

@@ -10,3 +10,8 @@ JOBS=${JOBS:-1} sweep runs_others cifar10_converged 1 <<LINES
 algorithm=dispfl algorithm.params.fair_budget=true model.dense_ratio=0.5 optimizer.lr=$dispfl experiment.seed=$seeds
 algorithm=sparsyfed model.dense_ratio=0.5 optimizer.lr=$sparsyfed experiment.seed=$seeds
 LINES
+# Planned addition: density 0.05 with the rates of 0.5, for the claim that SSFL's gap grows with sparsity.
+JOBS=${JOBS:-1} sweep runs_others_more cifar10_converged 1 <<LINES
+algorithm=dispfl algorithm.params.fair_budget=true model.dense_ratio=0.05 optimizer.lr=$dispfl experiment.seed=$seeds
+algorithm=sparsyfed model.dense_ratio=0.05 optimizer.lr=$sparsyfed experiment.seed=$seeds
+LINES

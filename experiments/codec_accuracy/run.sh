@@ -15,11 +15,11 @@ if [ "${1:-}" = harvest ]; then
   exit
 fi
 seeds=${SEEDS:-550,110,220}
-chosen() { "$python" -m ssfl.report.studies.choice "$converged/lr.json" "$1" 0.1; }
-half="model.dense_ratio=0.5 optimizer.lr=$(chosen "algorithm=ssfl model.dense_ratio=0.5")"
-rate=$(chosen "algorithm=ssfl model.dense_ratio=0.1")
-tenth="model.dense_ratio=0.1 optimizer.lr=$rate"
-twentieth="model.dense_ratio=0.05 optimizer.lr=$rate"
+record_folder=$converged
+half="model.dense_ratio=0.5 optimizer.lr=$(rate "algorithm=ssfl model.dense_ratio=0.5" 0.1 lr.json)"
+lr=$(rate "algorithm=ssfl model.dense_ratio=0.1" 0.1 lr.json)
+tenth="model.dense_ratio=0.1 optimizer.lr=$lr"
+twentieth="model.dense_ratio=0.05 optimizer.lr=$lr"
 sweep runs cifar10_converged 1 <<LINES
 $tenth communication.profile=small experiment.seed=$seeds
 $half communication.profile=small experiment.seed=$seeds

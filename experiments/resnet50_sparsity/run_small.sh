@@ -4,9 +4,12 @@
 experiment=resnet50_sparsity
 . "$(dirname "$0")/../common.sh"
 seeds=${SEEDS:-550,110,220}
+ssfl_rate=$(rate SSFL 0.1)
+fedavg_rate=$(rate FedAvg 0.1)
+dispfl_rate=$(rate DisPFL 0.1)
 sweep small resnet50_sparsity_small 2 <<LINES
-algorithm=dispfl algorithm.params.fair_budget=true model.dense_ratio=0.5,0.2,0.1,0.05 optimizer.lr=$(rate DisPFL 0.1) experiment.seed=$seeds
-algorithm=ssfl model.dense_ratio=0.5,0.2,0.1,0.05 optimizer.lr=$(rate SSFL 0.1) experiment.seed=$seeds
-algorithm=fedavg optimizer.lr=$(rate FedAvg 0.1) experiment.seed=$seeds
+algorithm=dispfl algorithm.params.fair_budget=true model.dense_ratio=0.5,0.2,0.1,0.05 optimizer.lr=$dispfl_rate experiment.seed=$seeds
+algorithm=ssfl model.dense_ratio=0.5,0.2,0.1,0.05 optimizer.lr=$ssfl_rate experiment.seed=$seeds
+algorithm=fedavg optimizer.lr=$fedavg_rate experiment.seed=$seeds
 LINES
 keep small

@@ -4,10 +4,14 @@
 experiment=tinyimagenet
 . "$(dirname "$0")/../common.sh"
 seeds=${SEEDS:-550,110,220}
+ssfl_rate=$(rate SSFL 0.1)
+fedavg_rate=$(rate FedAvg 0.1)
+sparsyfed_rate=$(rate SparsyFed 0.1)
+dispfl_rate=$(rate DisPFL 0.1)
 sweep small tinyimagenet_small 2 <<LINES
-algorithm=sparsyfed optimizer.lr=$(rate SparsyFed 0.1) experiment.seed=$seeds
-algorithm=dispfl algorithm.params.fair_budget=true optimizer.lr=$(rate DisPFL 0.1) experiment.seed=$seeds
-algorithm=ssfl optimizer.lr=$(rate SSFL 0.1) experiment.seed=$seeds
-algorithm=fedavg optimizer.lr=$(rate FedAvg 0.1) experiment.seed=$seeds
+algorithm=sparsyfed optimizer.lr=$sparsyfed_rate experiment.seed=$seeds
+algorithm=dispfl algorithm.params.fair_budget=true optimizer.lr=$dispfl_rate experiment.seed=$seeds
+algorithm=ssfl optimizer.lr=$ssfl_rate experiment.seed=$seeds
+algorithm=fedavg optimizer.lr=$fedavg_rate experiment.seed=$seeds
 LINES
 keep small

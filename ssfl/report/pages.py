@@ -16,8 +16,12 @@ from ssfl.report.paper.published import TABLES
 from ssfl.report.runs.compact import COMPACT, all_runs
 from ssfl.report.runs.labels import density
 from ssfl.report.runs.run import Run, RunError
+from ssfl.report.runs.settings import settings
 from ssfl.report.studies.choice import read_choice
-from ssfl.report.studies.study import PAGE, STUDY, read_study, short_table
+from ssfl.report.studies.claims import short_claims
+from ssfl.report.studies.definition import STUDY, read_study
+from ssfl.report.studies.flatness import LIMIT
+from ssfl.report.studies.study import PAGE, claims_section, rates_section, short_table
 from ssfl.report.tables.paper_table import paper_table
 from ssfl.report.write import in_order
 
@@ -83,15 +87,16 @@ def _section(folder: Path, images: Path, draw: bool) -> str:
 
 
 def _study(folder: Path) -> str:
-    """The table of a study, and a link to its page."""
+    """The tables of a study, and a link to its page."""
     text = "\n### Until curves are flat\n\n"
     if not (folder / COMPACT).is_file():
         return text + f"Not run yet: `bash experiments/{folder.name}/run.sh`.\n"
     page = f"../experiments/{folder.name}/{PAGE}"
-    table = short_table(folder) or "No setting has finished all its seeds yet.\n"
-    text += f"{table}\nDifferences with intervals, flatness, accuracy against bytes: [results]({page}).\n"
-    records = sorted(folder.glob("lr*.json"))
-    return text + ("".join(map(_rates, records)) or "\nLearning rates: not chosen yet (`tune.sh`).\n")
+    study, found = read_study(folder / STUDY), settings([folder / COMPACT])
+    table = short_table(study, found) or "No setting has finished all its seeds yet.\n"
+    text += f"{table}\nEvery seed, flatness, bytes to an accuracy, code and machines: [results]({page}).\n"
+    text += f"\n#### What can be said\n\n{claims_section(study, found, short_claims(study, found))}"
+    return text + f"\n#### Learning rates\n{rates_section(folder)}"
 
 
 def _stage(results: Path, name: str, stage: str, images: Path, draw: bool) -> str:
@@ -126,7 +131,7 @@ def _rates(path: Path) -> str:
     if not path.is_file():
         return "\nLearning rates: not tuned yet (`tune_small.sh`).\n"
     choice = read_choice(path)
-    return f"\nLearning rates. Chosen by: {choice.rule}.\n\n{choice.table()}"
+    return f"\nLearning rates. Chosen by: {choice.rule}.\n\n{choice.table()}{choice.close_calls(LIMIT)}"
 
 
 def main(words: Sequence[str]) -> int:

@@ -61,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
     "report.figures": {"report.runs"},
     "report.paper": set(),
     "report.tables": {"report.runs", "report.paper"},
-    "report.studies": {"report.runs", "report.tables", "report.figures", "run_folder"},
+    "report.studies": {"report.runs", "report.paper", "report.tables", "report.figures", "run_folder"},
     "report": {
         "report.runs",
         "report.figures",

@@ -219,11 +219,24 @@ def test_a_resumed_search_widens_no_further_than_an_uninterrupted_one(
 def test_a_script_reads_what_was_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "choice.json"
     write_choice(choice([("algorithm=ssfl", 0.1, 0.5), ("algorithm=ssfl", 0.3, 0.6), ("b", 0.1, 0.2)]), path)
-    assert choice_main([str(path), "algorithm=ssfl", "9"]) == 0
+    assert choice_main([str(path), "algorithm=ssfl"]) == 0
     assert capsys.readouterr().out == "0.3\n"
+    assert choice_main([str(path), "unknown"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "unknown: chosen 0 times, must be once; chosen settings: algorithm=ssfl; b" in shown.err
     assert choice_main([str(path), "unknown", "9"]) == 0
     shown = capsys.readouterr()
     assert (shown.out, "using 9" in shown.err) == ("9\n", True)
     (tmp_path / "broken.json").write_text("{}")
-    assert choice_main([str(tmp_path / "broken.json"), "b", "9"]) == 0
+    assert choice_main([str(tmp_path / "broken.json"), "b"]) == 1
     assert "cannot be read as a record of a choice" in capsys.readouterr().err
+
+
+def test_a_close_choice_is_said() -> None:
+    found = choice(
+        [("a", 0.1, 0.4398), ("a", 0.03, 0.4396), ("a", 0.3, None), ("b", 0.1, 0.5), ("b", 0.3, 0.4)]
+    )
+    assert "Decided by less than 1 point (1 seed per trial" in found.close_calls(0.01)
+    assert found.close_calls(0.01).endswith(": a: 0.1 over 0.03 by 0.02.\n")
+    assert found.close_calls(0.0001) == ""

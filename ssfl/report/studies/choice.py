@@ -1,7 +1,7 @@
 """One value of a key per setting, by validation accuracy: the trials of a sweep, the best, and a record of both.
 
 `ssfl sweep --choose KEY --by METRIC` runs the trials and writes the record, `choice.json`; this module reads the runs
-and chooses. `python -m ssfl.report.studies.choice FILE METHOD DEFAULT` prints a chosen value for a script.
+and chooses. `python -m ssfl.report.studies.choice FILE SETTING` prints a chosen value for a script.
 """
 
 from __future__ import annotations
@@ -91,6 +91,25 @@ class Choice:
             text += f"| {trial.setting or trial.method} | {trial.value} | {score} | {mark} |\n"
         return text
 
+    def close_calls(self, limit: float) -> str:
+        """A paragraph with the choices that another value missed by less than `limit` (0-1); "" if there is none."""
+        calls = []
+        for setting, best in self.best().items():
+            others = [
+                t for t in self.trials if t.setting == setting and t is not best and t.score is not None
+            ]
+            second = max(others, key=lambda trial: trial.score or 0.0, default=None)
+            if second is not None and (gap := (best.score or 0.0) - (second.score or 0.0)) < limit:
+                name = setting or best.method
+                calls.append(f"{name}: {best.value} over {second.value} by {100 * gap:.2f}")
+        if not calls:
+            return ""
+        seeds = "; ".join(sorted({f"{t.seeds} {'seed' if t.seeds == 1 else 'seeds'}" for t in self.trials}))
+        return (
+            f"\nDecided by less than {100 * limit:g} point ({seeds} per trial, so another seed may choose differently):"
+            f" {'; '.join(calls)}.\n"
+        )
+
 
 def score_of(run: Run, by: By) -> float | None:
     """The rule's accuracy of a finished run; None for others.
@@ -150,21 +169,31 @@ def read_choice(path: Path) -> Choice:
 
 
 def main(words: Sequence[str]) -> int:
-    """Arguments: FILE SETTING DEFAULT. Prints the chosen value of a setting (or of a method with only one setting)."""
-    if len(words) != 3:
-        print("usage: python -m ssfl.report.studies.choice FILE SETTING DEFAULT", file=sys.stderr)
+    """Arguments: FILE SETTING [DEFAULT]. Prints the chosen value of a setting (or of a method with only one setting).
+
+    Without a chosen value it prints DEFAULT and a warning; without DEFAULT it ends with 1.
+    """
+    if len(words) not in (2, 3):
+        print("usage: python -m ssfl.report.studies.choice FILE SETTING [DEFAULT]", file=sys.stderr)
         return 2
-    path, wanted, default = Path(words[0]), words[1], words[2]
+    path, wanted, default = Path(words[0]), words[1], words[2] if len(words) == 3 else None
     try:
-        best = read_choice(path).best().values()
+        print(_chosen(path, wanted))
     except RunError as error:
-        print(f"choice: {error}; using {default}", file=sys.stderr)
-        best = {}.values()
+        print(f"choice: {error}{f'; using {default}' if default else ''}", file=sys.stderr)
+        if default is None:
+            return 1
+        print(default)
+    return 0
+
+
+def _chosen(path: Path, wanted: str) -> float | str:
+    best = read_choice(path).best().values()
     found = [trial for trial in best if wanted in (trial.setting, trial.method)]
     if len(found) != 1:
-        print(f"{wanted}: chosen {len(found)} times in {path}, using {default}", file=sys.stderr)
-    print(found[0].value if len(found) == 1 else default)
-    return 0
+        known = "; ".join(trial.setting for trial in best) or "none"
+        raise RunError(f"{path}: {wanted}: chosen {len(found)} times, must be once; chosen settings: {known}")
+    return found[0].value
 
 
 if __name__ == "__main__":

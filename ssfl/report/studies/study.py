@@ -1,96 +1,39 @@
-"""The page of a study: its table, whether every curve is flat, differences paired by seed, accuracy against bytes.
+"""The page of a study: what can be said about its claims, accuracies, whether every curve is flat, bytes, rates.
 
-`python -m ssfl.report.studies.study EXPERIMENT...` reads EXPERIMENT/runs.json (`ssfl.report.runs.collect`) and
-EXPERIMENT/study.json (title, order of the settings, comparisons) and writes EXPERIMENT/results.md with its figures.
-No number on such a page is written by hand. `... --table EXPERIMENT PAGE` writes a short table between the marks
-`<!-- table of EXPERIMENT -->` and `<!-- end of table -->` of a Markdown page.
+`python -m ssfl.report.studies.study EXPERIMENT...` reads EXPERIMENT/runs.json (`ssfl.report.runs.collect`), the records
+of its searches (lr*.json) and EXPERIMENT/study.json (`ssfl.report.studies.definition`). It writes EXPERIMENT/results.md
+with its figures. No number on such a page is written by hand. `... --insert EXPERIMENT PAGE` writes its tables between
+the marks `<!-- table of EXPERIMENT -->` (or `claims of`, `paper's claims of`) and `<!-- end of table -->` of a page.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any
 
 from ssfl.report.runs.compact import COMPACT
-from ssfl.report.runs.labels import density
 from ssfl.report.runs.run import Run, RunError
 from ssfl.report.runs.settings import Setting, settings
-from ssfl.report.studies.flatness import LIMIT, Flatness, late_accuracy, setting_flatness
-from ssfl.report.studies.paired import LEVEL, Difference, paired
+from ssfl.report.studies.bytes_until import adverse, byte_differences_table, bytes_table, short
+from ssfl.report.studies.choice import read_choice
+from ssfl.report.studies.claims import RULE, claims_table, short_claims
+from ssfl.report.studies.complete import complete, finished, is_flat, spread
+from ssfl.report.studies.definition import NAMES, STUDY, Selector, Study, ambiguous, read_study
+from ssfl.report.studies.flatness import LIMIT, setting_flatness
+from ssfl.report.studies.length import length_notes
+from ssfl.report.studies.versions import Versions, versions_of
 from ssfl.report.tables.grid import draw
-from ssfl.report.tables.paper_table import code_notes
 
-STUDY = "study.json"
 PAGE = "results.md"
-Accuracy = Literal["global_accuracy", "client_accuracy_mean"]
-NAMES: Mapping[Accuracy, str] = {"global_accuracy": "global", "client_accuracy_mean": "clients"}
-HEAD = ("method", "density", "lr", "seeds", "global %", "clients %", "last tenth", "MB sent", "TFLOPs")
-
-
-@final
-@dataclass(frozen=True)
-class Selector:
-    """A setting by method and density."""
-
-    method: str
-    density: float
-
-    def __str__(self) -> str:
-        return self.method + (f" at {self.density:g}" if self.density != 1 else "")
-
-    def find(self, found: Sequence[Setting]) -> Setting | None:
-        """The setting of this method and density; None if it was not run."""
-        those = [
-            s for s in found if s.runs and s.method == self.method and density(s.runs[0]) == self.density
-        ]
-        return those[0] if len(those) == 1 else None
-
-
-@final
-@dataclass(frozen=True)
-class Comparison:
-    """A claim about two settings, first minus second."""
-
-    claim: str
-    first: Selector
-    second: Selector
-    accuracies: tuple[Accuracy, ...]
-
-
-@final
-@dataclass(frozen=True)
-class Study:
-    """The content of study.json."""
-
-    title: str
-    order: tuple[Selector, ...]
-    """All settings of the study, in the order of its table."""
-    comparisons: tuple[Comparison, ...]
-    thresholds: tuple[float, ...]
-    """Global accuracies (0-1) up to which bytes are counted."""
-
-
-def read_study(path: Path) -> Study:
-    """Read a study.json. Raises RunError if it is damaged."""
-    try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Study(
-            stored["title"],
-            tuple(Selector(*entry) for entry in stored["settings"]),
-            tuple(
-                Comparison(c["claim"], Selector(*c["first"]), Selector(*c["second"]), tuple(c["accuracies"]))
-                for c in stored["comparisons"]
-            ),
-            tuple(stored["thresholds"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: cannot be read as a study ({error})") from None
+END = "<!-- end of table -->"
+HEAD = (
+    *("method", "density", "lr", "seeds", "global %", "clients %", "last tenth", "MB sent", "TFLOPs"),
+    "code",
+)
+SHORT = ("method", "density", "global %", "clients %", "MB sent")
 
 
 def write_study(folder: Path, pictures: bool = True) -> Path:
@@ -100,14 +43,13 @@ def write_study(folder: Path, pictures: bool = True) -> Path:
         f"# {study.title}\n",
         "Made by `python -m ssfl.report.studies.study` from [runs.json](runs.json) and [study.json](study.json).\n",
         _missing(study, found),
-        results_table(study, found),
-        "\n".join(["", *_notes(found)]),
-        "## Differences, paired by seed\n",
-        differences_table(study, found),
-        "\n## Bytes to an accuracy\n",
-        bytes_table(study, found),
+        f"## What can be said\n\n{claims_section(study, found, claims_table(study, found))}",
+        f"## Accuracies\n\n{results_table(study, found)}",
+        "\n".join(_notes(study, found)),
+        _bytes(study, found),
         _pictures(folder, found, pictures),
-        "\n## Commands\n",
+        f"## Learning rates\n{rates_section(folder)}",
+        "## Commands\n",
         "\n".join(f"- {s.label}: `{s.command}`" for s in found if s.finished and s.command) + "\n",
     ]
     page = folder / PAGE
@@ -115,54 +57,57 @@ def write_study(folder: Path, pictures: bool = True) -> Path:
     return page
 
 
-def finished(study: Study, found: Sequence[Setting]) -> list[tuple[Selector, Setting]]:
-    """The settings whose seeds all finished, in the study's order."""
-    pairs = [(selector, selector.find(found)) for selector in study.order]
-    return [(selector, s) for selector, s in pairs if s is not None and len(s.finished) == s.asked]
-
-
-def complete(study: Study, found: Sequence[Setting]) -> list[tuple[Selector, Setting]]:
-    """The finished settings whose curves are flat; only these are in the tables."""
-    return [(selector, setting) for selector, setting in finished(study, found) if is_flat(setting)]
-
-
-def is_flat(setting: Setting) -> bool:
-    """Whether the curves of all accuracies that the method has are flat."""
-    gains = [setting_flatness(setting, name) for name in NAMES]
-    return all(gain.flat for gain in gains if gain is not None)
+def claims_section(study: Study, found: Sequence[Setting], table: str) -> str:
+    """A table of claims with the adverse results and the rule of its conclusions below."""
+    against = "\n".join(f"{line}\n" for line in adverse(study, found))
+    return "\n".join(part for part in (table, against, RULE) if part)
 
 
 def results_table(study: Study, found: Sequence[Setting]) -> str:
     """Both accuracies, flatness, bytes (including one-off phases) and FLOPs of every complete setting."""
-    return draw(HEAD, [_row(selector, s) for selector, s in complete(study, found)], "markdown", None, (0,))
+    versions = versions_of(found)
+    rows = [_row(selector, s, versions) for selector, s in complete(study, found)]
+    return draw(HEAD, rows, "markdown", None, (0, len(HEAD) - 1))
 
 
-def short_table(folder: Path) -> str:
-    """Both accuracies and the bytes of every complete setting of the experiment in `folder`; "" if there is none."""
-    if not (folder / COMPACT).is_file():
-        return ""
+def short_table(study: Study, found: Sequence[Setting]) -> str:
+    """Both accuracies and the bytes of every complete setting; "" if there is none."""
+    versions = versions_of(found)
+    rows = [_row(selector, setting, versions) for selector, setting in complete(study, found)]
+    cells = [[row[HEAD.index(name)] for name in SHORT] for row in rows]
+    return draw(SHORT, cells, "markdown", None, (0,)) if rows else ""
+
+
+def insert_tables(folder: Path, page: Path) -> None:
+    """Write the short tables between their marks in a Markdown page. Raises RunError if the page has no such marks."""
     study, found = read_study(folder / STUDY), settings([folder / COMPACT])
-    rows = [_row(selector, setting) for selector, setting in complete(study, found)]
-    chosen = [HEAD.index(name) for name in ("method", "density", "global %", "clients %", "MB sent")]
-    cells = [[row[i] for i in chosen] for row in rows]
-    return draw([HEAD[i] for i in chosen], cells, "markdown", None, (0,)) if rows else ""
+    tables = {
+        "table": short_table(study, found),
+        "claims": claims_section(study, found, short_claims(study, found)),
+        "paper's claims": claims_section(study, found, short_claims(study, found, ("paper",))),
+    }
+    text = page.read_text(encoding="utf-8")
+    marks = {f"<!-- {name} of {folder.name} -->\n": table for name, table in tables.items()}
+    there = [mark for mark in marks if END in text.partition(mark)[2]]
+    if not there:
+        raise RunError(f"{page}: needs a line {' or '.join(map(str.strip, marks))}, and a line {END} below")
+    for mark in there:
+        before, _, rest = text.partition(mark)
+        text = before + mark + marks[mark] + END + rest.partition(END)[2]
+    page.write_text(text, encoding="utf-8")
 
 
-def insert_table(folder: Path, page: Path) -> None:
-    """Write the short table between its marks in a Markdown page. Raises RunError if the page has no such marks."""
-    text, begin, end = (
-        page.read_text(encoding="utf-8"),
-        f"<!-- table of {folder.name} -->\n",
-        "<!-- end of table -->",
+def rates_section(folder: Path) -> str:
+    """The records of the searches for learning rates; a line if there is none."""
+    choices = [read_choice(path) for path in sorted(folder.glob("lr*.json"))]
+    if not choices:
+        return "\nNot chosen yet (`tune.sh`).\n"
+    return "".join(
+        f"\nChosen by: {choice.rule}.\n\n{choice.table()}{choice.close_calls(LIMIT)}" for choice in choices
     )
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise RunError(f"{page}: needs lines {begin.strip()} and {end} for the table")
-    page.write_text(before + begin + short_table(folder) + end + after, encoding="utf-8")
 
 
-def _row(selector: Selector, setting: Setting) -> list[str]:
+def _row(selector: Selector, setting: Setting, versions: Versions) -> list[str]:
     runs = setting.finished
     gains = [setting_flatness(setting, name) for name in NAMES]
     return [
@@ -172,90 +117,27 @@ def _row(selector: Selector, setting: Setting) -> list[str]:
         str(len(runs)),
         spread(setting, "global_accuracy") or "none",
         spread(setting, "client_accuracy_mean"),
-        " / ".join(_gain(g) for g in gains if g is not None) or "–",
+        " / ".join(str(gain) for gain in gains if gain is not None) or "–",
         short(statistics.fmean(run.total_bytes for run in runs) / 1e6),
         short(statistics.fmean(run.total("train_flops") for run in runs) / 1e12),
+        versions.of(setting),
     ]
 
 
-def short(value: float) -> str:
-    """At least three significant digits."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _gain(gain: Flatness) -> str:
-    return str(gain)
-
-
-def spread(setting: Setting, accuracy: Accuracy) -> str:
-    """Mean ± sample standard deviation over the finished seeds, in percent; "" if there is none."""
-    values = [100 * v for run in setting.finished if (v := late_accuracy(run, accuracy)) is not None]
-    if not values:
-        return ""
-    return f"{statistics.fmean(values):.1f}" + (
-        f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    )
-
-
-def differences_table(study: Study, found: Sequence[Setting]) -> str:
-    """Each comparison's difference in points with its confidence interval, per seed, and the verdict."""
-    done = {str(selector): setting for selector, setting in complete(study, found)}
-    rows = []
-    for comparison in study.comparisons:
-        first, second = done.get(str(comparison.first)), done.get(str(comparison.second))
-        for accuracy in comparison.accuracies:
-            gap = paired(first, second, accuracy) if first and second else None
-            if gap is not None:
-                seeds = ", ".join(f"{100 * value:+.1f}" for value in gap.by_seed.values())
-                pair = f"{comparison.first} − {comparison.second}"
-                rows.append([comparison.claim, pair, NAMES[accuracy], str(gap), seeds, verdict(gap)])
-    head = ["claim", "difference", "accuracy", f"points [{100 * LEVEL:g} % interval]", "by seed", "shown"]
-    return draw(head, rows, "markdown", None, text_columns=(0, 1, 2, 5))
-
-
-def verdict(gap: Difference) -> str:
-    """The conclusion from an interval; no difference if it includes 0."""
-    if gap.half_width is None:
-        return "one seed: nothing"
-    if not gap.excludes_zero:
-        return "no difference"
-    return "above" if gap.mean > 0 else "below"
-
-
-def bytes_table(study: Study, found: Sequence[Setting]) -> str:
-    """Megabytes until a run's global accuracy first reaches each threshold; mean over seeds if all reach it."""
-    rows = []
-    for selector, setting in complete(study, found):
-        reached = [[megabytes_until(run, level) for run in setting.finished] for level in study.thresholds]
-        if any(row.get("global_accuracy") is not None for run in setting.finished for row in run.evaluations):
-            rows.append([str(selector), *map(_mean_of_all, reached)])
-    head = ["setting", *(f"MB to {100 * level:g} %" for level in study.thresholds)]
-    return draw(head, rows, "markdown", None, text_columns=(0,))
-
-
-def megabytes_until(run: Run, level: float) -> float | None:
-    """Megabytes sent until the first evaluation with that global accuracy (0-1), including one-off phases."""
-    fields = ("downlink_bytes", "uplink_bytes", "peer_bytes")
-    sent = accumulate(sum(row.get(name) or 0 for name in fields) / 1e6 for row in run.exchanges)
-    for total, row in zip(sent, run.exchanges):
-        if (row.get("global_accuracy") or 0.0) >= level:
-            return total
-    return None
-
-
-def _mean_of_all(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return short(statistics.fmean(known)) if known and len(known) == len(values) else "not reached"
-
-
 def _missing(study: Study, found: Sequence[Setting]) -> str:
-    done = {str(selector) for selector, _ in finished(study, found)}
-    absent = [str(selector) for selector in study.order if str(selector) not in done]
+    done, several = {selector for selector, _ in finished(study, found)}, ambiguous(study, found)
+    absent = [str(selector) for selector in study.order if selector not in done and selector not in several]
     text = f"**Not finished yet, so not in the tables below:** {'; '.join(absent)}.\n" if absent else ""
     rising = [_rising(selector, s) for selector, s in finished(study, found) if not is_flat(s)]
     if rising:
         text += (
             f"\n**Finished, but not flat by the rule, so not in the tables below:** {'; '.join(rising)}.\n"
+        )
+    if several:
+        named = [f"{selector} ({' | '.join(s.label for s in those)})" for selector, those in several.items()]
+        text += (
+            "\n**Run in several ways, so not in the tables below until study.json names one** (for example"
+            f' `["SSFL", 0.5, {{"optimizer.lr": 0.1}}]`): {"; ".join(named)}.\n'
         )
     return text
 
@@ -268,24 +150,30 @@ def _rising(selector: Selector, setting: Setting) -> str:
     return f"{selector} ({', '.join(values)}; last tenth {', '.join(gains)})"
 
 
-def _notes(found: Sequence[Setting]) -> list[str]:
-    runs = [run for setting in found for run in setting.finished]
-    versions = code_notes(runs) or [f"Code: {run.code}." for run in runs[:1]]
-    commits = sorted({str((run.environment.get("code") or {}).get("commit")) for run in runs})
-    sets = sorted({str(run.environment.get("instruction_set")) for run in runs})
-    return [
-        "*global*: the global model on the whole test set; *clients*: the mean over clients of each client's last"
-        " trained model on its own test split; do not compare the two. A run's result is the mean of its evaluations in"
-        " the last tenth of the rounds (of FedAvg-FT's clients, after fine-tuning). Mean ± sample standard deviation"
-        " over seeds."
-        " *MB sent*: down, up and between clients, including one-off scoring and masks.",
-        "",
+def _notes(study: Study, found: Sequence[Setting]) -> list[str]:
+    paragraphs = [
+        "A run's result is the mean of its evaluations in the last tenth of the rounds (of FedAvg-FT's clients, after"
+        " fine-tuning). Mean ± sample standard deviation over seeds. *MB sent*: down, up and between clients, including"
+        " one-off scoring and masks.",
         "*last tenth*: the gain of the mean curve in the last tenth of the rounds over the tenth before, in points,"
         f" global / clients. A curve is flat if it is less than {100 * LIMIT:g}; other settings are in no table.",
-        "",
-        f"{versions[0]} Commit {', '.join(commits)}; instruction set {', '.join(sets)}.",
-        "",
+        *length_notes(study, found),
+        "*code*: the code and the machine that made the runs. A row with several letters averages over them, and a"
+        " difference between rows of different letters may be a difference of code or machine. Minutes are wall time,"
+        " with pauses.",
     ]
+    return ["", "\n\n".join(paragraphs), "", *versions_of(found).legend(), ""]
+
+
+def _bytes(study: Study, found: Sequence[Setting]) -> str:
+    every = sorted({run.setting("training.frequency_of_the_test", 1) for s in found for run in s.finished})
+    text = (
+        "## Bytes to an accuracy\n\n*MB once*: scoring and masks before the first round; included in the rest. Runs"
+        f" are tested every {' or '.join(map(str, every))} rounds, so other bytes are known to that many rounds."
+        " Differences are paired by seed.\n"
+    )
+    tables = [*(bytes_table(study, found, name) for name in NAMES), byte_differences_table(study, found)]
+    return text + "".join(f"\n{table}" for table in tables if table)
 
 
 def _pictures(folder: Path, found: Sequence[Setting], pictures: bool) -> str:
@@ -308,17 +196,17 @@ def _pictures(folder: Path, found: Sequence[Setting], pictures: bool) -> str:
 
 
 def main(words: Sequence[str]) -> int:
-    """Arguments: EXPERIMENT..., or --table EXPERIMENT PAGE."""
+    """Arguments: EXPERIMENT..., or --insert EXPERIMENT PAGE."""
     try:
         match list(words):
-            case ["--table", folder, page]:
-                insert_table(Path(folder), Path(page))
+            case ["--insert", folder, page]:
+                insert_tables(Path(folder), Path(page))
             case [_, *_] if not any(word.startswith("-") for word in words):
                 for word in words:
                     print(write_study(Path(word)))
             case _:
                 print(
-                    "usage: python -m ssfl.report.studies.study EXPERIMENT... | --table EXPERIMENT PAGE",
+                    "usage: python -m ssfl.report.studies.study EXPERIMENT... | --insert EXPERIMENT PAGE",
                     file=sys.stderr,
                 )
                 return 2

@@ -15,6 +15,8 @@ from ssfl.report.tables.breakdown import OVERALL
 from ssfl.report.tables.grid import Style, draw, without_empty
 from ssfl.report.tables.units import Unit, flops_unit, size_unit
 
+VALIDATION = ("global_validation_accuracy", "client_validation_accuracy_mean")
+
 
 @final
 @dataclass(frozen=True)
@@ -110,13 +112,13 @@ def seeds_table(runs: Sequence[Run], style: Style = "text", width: int | None = 
         finished = [run.last_evaluation() for run in members if run.finished]
         if len(finished) > 1:
             left_out = str(len(members) - len(finished))
-            names = ("global_accuracy", "client_accuracy_mean", *OVERALL)
+            names = ("global_accuracy", "client_accuracy_mean", *VALIDATION, *OVERALL)
             overall = [_over_seeds(finished, name) for name in names]
             cells.append([label, str(len(finished)), left_out, *overall])
     if not cells:
         return ""
     head = ["method", "finished runs", "left out", "global %, mean ± std", "clients %, mean ± std"]
-    extra = [f"{name}, mean ± std" for name in OVERALL.values()]
+    extra = [f"{name}, mean ± std" for name in ("validation: global %", "clients %", *OVERALL.values())]
     head, cells = without_empty([*head, *extra], cells, range(len(head), len(head) + len(extra)))
     return draw(head, cells, style, width, text_columns=(0,))
 

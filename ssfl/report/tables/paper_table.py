@@ -22,11 +22,11 @@ from ssfl.report.runs.labels import density
 from ssfl.report.runs.run import Row, Run, RunError, flat
 from ssfl.report.runs.settings import Setting, settings
 from ssfl.report.tables.breakdown import OVERALL
+from ssfl.report.tables.comparison import VALIDATION
 from ssfl.report.tables.grid import draw, without_empty
 from ssfl.report.tables.units import Unit, flops_unit, size_unit
 
 Format = Literal["text", "markdown", "csv", "latex"]
-VALIDATION = ("global_validation_accuracy", "client_validation_accuracy_mean")
 ALWAYS = ("", "method", "seeds", "global %", "clients %")
 SOMETIMES = ("validation: global %", "clients %", *OVERALL.values(), "paper %", "paper's metric")
 """Columns that appear only if a line has an entry: held-out rows, more metrics, published numbers."""

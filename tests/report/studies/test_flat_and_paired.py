@@ -1,8 +1,7 @@
-"""Flat curves and paired differences: by hand, and compared with scipy's t test; a page from invented runs."""
+"""Flat curves and paired differences: by hand, and compared with scipy's t test."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,14 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
-from ssfl.report.runs import RunError
-from ssfl.report.runs.collect import collect
 from ssfl.report.runs.settings import settings
+from ssfl.report.studies.claims import conclusion
 from ssfl.report.studies.flatness import flatness, late_accuracy, mean_curve
 from ssfl.report.studies.flatness import main as flatness_main
 from ssfl.report.studies.paired import by_seed, difference
 from ssfl.report.studies.paired import main as paired_main
-from ssfl.report.studies.study import megabytes_until, verdict, write_study
 from tests.support.packed_runs import write_sweep
 
 RISING = tuple(0.02 * n for n in range(1, 21))
@@ -114,16 +111,16 @@ def test_three_seeds_by_hand() -> None:
     found = difference({1: 0.51, 2: 0.52, 3: 0.53}, {1: 0.50, 2: 0.50, 3: 0.50, 4: 0.1})
     assert str(found) == "+2.00 [-0.48, +4.48], n = 3"
     assert found is not None
-    assert verdict(found) == "no difference"
+    assert conclusion(found) == "cannot be told"
     narrow = difference({1: 0.519, 2: 0.520, 3: 0.521}, {1: 0.50, 2: 0.50, 3: 0.50})
     assert narrow is not None
-    assert verdict(narrow) == "above"
+    assert conclusion(narrow) == "holds"
     below = difference({1: 0.481, 2: 0.480}, {1: 0.5, 2: 0.5})
     assert below is not None
-    assert verdict(below) == "below"
+    assert conclusion(below) == "does not hold"
     alone = difference({1: 0.4}, {1: 0.1})
     assert alone is not None
-    assert verdict(alone) == "one seed: nothing"
+    assert conclusion(alone) == "cannot be told"
 
 
 def test_differences_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,65 +138,3 @@ def test_runs_that_did_not_finish_are_in_no_difference(tmp_path: Path) -> None:
     write_sweep(tmp_path / "sweep", [("ssfl", 1, (0.2, 0.4))], finished=False)
     (setting,) = settings([tmp_path / "sweep"])
     assert by_seed(setting, "global_accuracy") == {}
-
-
-# ── the page ─────────────────────────────────────────────────────────────────────────────────────────────────────
-def study(folder: Path) -> Path:
-    """An experiment with FedAvg(-FT) and SSFL finished, and a setting that was not run."""
-    runs = [("ssfl", s, (0.2, 0.3, 0.41 + 0.001 * s)) for s in (1, 2, 3)]
-    runs += [("fedavg_ft", s, (0.2, 0.3, 0.4)) for s in (1, 2, 3)]
-    folder.mkdir()
-    collect([write_sweep(folder.parent / "sweep", runs)], folder / "runs.json", with_fedavg=True)
-    both = ["global_accuracy", "client_accuracy_mean"]
-    stored = {
-        "title": "Made up",
-        "settings": [["FedAvg", 1], ["FedAvg-FT", 1], ["SSFL", 0.5], ["SparsyFed", 0.5]],
-        "comparisons": [
-            {"claim": "SSFL >= FedAvg", "first": ["SSFL", 0.5], "second": ["FedAvg", 1], "accuracies": both},
-            {"claim": "not run", "first": ["SSFL", 0.5], "second": ["SparsyFed", 0.5], "accuracies": both},
-        ],
-        "thresholds": [0.3, 0.9],
-    }
-    (folder / "study.json").write_text(json.dumps(stored))
-    return folder
-
-
-def test_a_page_says_what_there_is_and_what_is_missing(tmp_path: Path) -> None:
-    page = write_study(study(tmp_path / "mine")).read_text()
-    assert "**Not finished yet, so not in the tables below:** SparsyFed at 0.5." in page
-    assert (
-        "| SSFL >= FedAvg | SSFL at 0.5 − FedAvg | global | +1.20 [+0.95, +1.45], n = 3 | +1.1, +1.2, +1.3 | above |"
-        in page
-    )
-    assert "not run" not in page
-    assert "| FedAvg-FT | 1 |" in page
-    (fedavg,) = [line for line in page.splitlines() if line.startswith("| FedAvg | 1 |")]
-    assert "| 40.0 ± 0.0 | 50.0 ± 0.0 |" in fedavg
-    assert "| SSFL at 0.5 | 0.088 | not reached |" in page
-    assert "Code: 0123456789abcdef. Commit c0ffee; instruction set AVX512." in page
-    assert {p.name for p in (tmp_path / "mine").glob("*.png")} == {"rounds.png", "bytes.png", "sparsity.png"}
-
-
-def test_a_setting_that_still_rises_is_in_no_table(tmp_path: Path) -> None:
-    folder = study(tmp_path / "mine")
-    rising = [("ssfl", s, RISING) for s in (1, 2, 3)] + [("fedavg_ft", s, LEVEL) for s in (1, 2, 3)]
-    (folder / "runs.json").unlink()
-    collect([write_sweep(tmp_path / "other", rising)], folder / "runs.json", with_fedavg=True)
-    page = write_study(folder, pictures=False).read_text()
-    line = "SSFL at 0.5 (global 39.0 ± 0.0 %, clients 49.0 ± 0.0 %; last tenth global +4.00 (not flat) points"
-    assert f"**Finished, but not flat by the rule, so not in the tables below:** {line}" in page
-    assert "| SSFL |" not in page
-    assert "| FedAvg | 1 |" in page
-
-
-def test_bytes_until_an_accuracy_count_the_scoring(tmp_path: Path) -> None:
-    (setting,) = [s for s in settings([study(tmp_path / "mine") / "runs.json"]) if s.method == "SSFL"]
-    assert megabytes_until(setting.finished[0], 0.25) == pytest.approx((2 * 40_000 + 4 * 2 * 1000) / 1e6)
-    assert megabytes_until(setting.finished[0], 0.99) is None
-
-
-def test_a_damaged_study_is_one_line(tmp_path: Path) -> None:
-    folder = study(tmp_path / "mine")
-    (folder / "study.json").write_text("{}")
-    with pytest.raises(RunError, match=r"study\.json: cannot be read as a study"):
-        write_study(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ssfl.report.runs import load_run
-from ssfl.report.tables.comparison import comparison_table
+from ssfl.report.tables.comparison import comparison_table, seeds_table
 from ssfl.report.tables.paper_table import Format, paper_table
 from ssfl.report.tables.summary import summary_text
 from tests.support.packed_runs import write_run
@@ -58,6 +58,16 @@ def test_the_comparison_has_columns_for_it(held_out: Path, nothing_held_out: Pat
     first, second = csv.DictReader(io.StringIO(comparison_table(runs, "csv")))
     assert (first[GLOBAL], first[OWN], first[SPREAD]) == ("0.31", "0.61", "0.1")
     assert (second[GLOBAL], second[OWN]) == ("", "")
+
+
+def test_the_means_over_seeds_of_a_report_have_it_too(held_out: Path, nothing_held_out: Path) -> None:
+    runs = [load_run(held_out / number) for number in ("1", "2")]
+    head, _, line = seeds_table(runs, "markdown").splitlines()
+    assert "| validation: global %, mean ± std | clients %, mean ± std |" in head
+    assert "| 32.00 ± 1.41 | 63.00 ± 2.83 |" in line
+    second = write_run(nothing_held_out / "2", "ssfl", 2, (0.2, 0.4))
+    whole = [load_run(folder) for folder in (nothing_held_out / "1", second)]
+    assert "validation" not in seeds_table(whole, "markdown")
 
 
 @pytest.mark.parametrize("style", ["text", "markdown", "latex"])

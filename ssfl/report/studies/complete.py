@@ -1,0 +1,37 @@
+"""Which settings of a study are in its tables: all seeds finished, and every curve flat at its end."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from ssfl.report.runs.settings import Setting
+from ssfl.report.studies.definition import NAMES, Accuracy, Selector, Study
+from ssfl.report.studies.flatness import late_accuracy, setting_flatness
+
+
+def finished(study: Study, found: Sequence[Setting]) -> list[tuple[Selector, Setting]]:
+    """The settings whose seeds all finished, in the study's order."""
+    pairs = [(selector, selector.find(found)) for selector in study.order]
+    return [(selector, s) for selector, s in pairs if s is not None and len(s.finished) == s.asked]
+
+
+def complete(study: Study, found: Sequence[Setting]) -> list[tuple[Selector, Setting]]:
+    """The finished settings whose curves are flat; only these are in the tables."""
+    return [(selector, setting) for selector, setting in finished(study, found) if is_flat(setting)]
+
+
+def is_flat(setting: Setting) -> bool:
+    """Whether the curves of all accuracies that the method has are flat."""
+    gains = [setting_flatness(setting, name) for name in NAMES]
+    return all(gain.flat for gain in gains if gain is not None)
+
+
+def spread(setting: Setting, accuracy: Accuracy) -> str:
+    """Mean ± sample standard deviation over the finished seeds, in percent; "" if there is none."""
+    values = [100 * v for run in setting.finished if (v := late_accuracy(run, accuracy)) is not None]
+    if not values:
+        return ""
+    return f"{statistics.fmean(values):.1f}" + (
+        f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    )
