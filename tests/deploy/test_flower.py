@@ -67,6 +67,15 @@ def test_a_soak_of_200_rounds_with_seeded_kills(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_local_without_tls(tmp_path: Path) -> None:
+    words = command(
+        "local", "--insecure", "--sites", "2", "--console", "quiet", *WORDS, "training.comm_round=1"
+    )
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_flowers_own_command_starts_a_run(tmp_path: Path) -> None:
     """`flwr run` with the checkout as the app, and with the bundle that takes every key."""
     with live_federation(tmp_path, [*WORDS], SITES) as live:

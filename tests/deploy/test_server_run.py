@@ -34,7 +34,7 @@ from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.server import driver, published
 from ssfl.deploy.server.exchange import QuorumError
 from ssfl.deploy.server.run import run_words
-from ssfl.deploy.server.run_record import HOME_VARIABLE, Status, load_records, save_record
+from ssfl.deploy.server.run_record import HOME_VARIABLE, OPEN_VARIABLE, Status, load_records, save_record
 from ssfl.deploy.server.setup import server_data
 from ssfl.deploy.settings import DeploySettings
 from ssfl.deploy.site.data import data_of_client
@@ -426,6 +426,17 @@ def test_a_roster_that_cannot_be_read_changes_nothing(tmp_path: Path, home: Path
     fleet.sites_by_node[100].fault = spoil
     run_words(fleet, words_in(tmp_path), log=listed_log(lines))
     assert [line["level"] for line in lines if line["event"] == "roster_unreadable"] == ["error"]
+
+
+def test_without_node_keys_the_roster_does_not_count(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --insecure every site makes a new key and registers it itself; it asks for its client number."""
+    home.mkdir()
+    save_roster(home, Roster(tuple(Member(c, f"site-{c}", f"registered-{c}") for c in range(3)), ()))
+    monkeypatch.setenv(OPEN_VARIABLE, "1")
+    folder = run_words(fleet_of(tmp_path), words_in(tmp_path, "training.comm_round=1"), log=listed_log([]))
+    assert [e["clients"] for e in events(folder) if e["event"] == "round"] == [3]
 
 
 def test_no_site_at_all_stops_the_run_before_anything_is_written(tmp_path: Path, home: Path) -> None:

@@ -21,7 +21,7 @@ from ssfl.assemble.execution import resolve_engine
 from ssfl.assemble.lifecycle import machine_facts
 from ssfl.config import Config, config_to_yaml, load_config, read_config
 from ssfl.deploy.errors import DeployError
-from ssfl.deploy.federation.roster import Member, load_roster
+from ssfl.deploy.federation.roster import Member
 from ssfl.deploy.log import EventLog, one_line
 from ssfl.deploy.protocol.payloads import most_bytes
 from ssfl.deploy.server.driver import drive
@@ -33,7 +33,7 @@ from ssfl.deploy.server.run_record import (
     load_records,
     save_record,
 )
-from ssfl.deploy.server.server_run import ServerRun
+from ssfl.deploy.server.server_run import ServerRun, members_of
 from ssfl.deploy.server.setup import server_data, setup_for
 from ssfl.deploy.server.site_registry import SiteRegistry
 from ssfl.deploy.settings import DeploySettings, settings_of, split_words
@@ -146,7 +146,7 @@ def _run(
     record: RunRecord,
     join_config: str,
 ) -> ServerRun:
-    members = load_roster(home)
+    members = members_of(home)
     named = any(word.partition("=")[0] in ("dataset.name", "preset") for word in record.words)
     data = server_data(config, settings, named)
     registry = SiteRegistry(port, members, record.run, log)
@@ -157,7 +157,7 @@ def _run(
 
 
 def _execute(run: ServerRun) -> Path:
-    members = load_roster(run.home)
+    members = members_of(run.home)
     if not run.counts:
         run.wait_for_sites(run.settings.sites or len(members) or 1, run.settings.start_seconds)
         run.counts = {c: s.joined.examples for c, s in run.registry.clients.items() if s.joined is not None}

@@ -21,6 +21,8 @@ RUNS, REFUSALS = "runs", "refusals"
 
 HOME_VARIABLE = "SSFL_DEPLOY_HOME"
 """Environment variable with the server's folder, for the processes that Flower starts."""
+OPEN_VARIABLE = "SSFL_DEPLOY_OPEN"
+"""Environment variable that is set if the server has no node keys (--insecure): every site registers itself."""
 
 
 @dataclass(frozen=True)

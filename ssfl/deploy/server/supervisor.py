@@ -31,7 +31,7 @@ from ssfl.deploy.federation.roster import load_roster
 from ssfl.deploy.log import EventLog
 from ssfl.deploy.processes.process_group import ProcessGroup, flower_environment, last_line, wait_for_port
 from ssfl.deploy.processes.reaper import MARK
-from ssfl.deploy.server.run_record import RunRecord, load_records, save_record
+from ssfl.deploy.server.run_record import OPEN_VARIABLE, RunRecord, load_records, save_record
 from ssfl.deploy.transport.control import Control, Value
 
 RETURN_LARGE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(1 << 18), "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
@@ -130,8 +130,9 @@ class Server:
         )
 
     def _start_superexec(self) -> None:
+        environment = {} if self.options.secure else {OPEN_VARIABLE: "1"}
         self.superexec = self.processes.start(
-            "superexec", self._superexec_words(), self.logs / "superexec.log"
+            "superexec", self._superexec_words(), self.logs / "superexec.log", environment
         )
 
     def _superlink_words(self) -> list[str]:
