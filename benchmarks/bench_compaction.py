@@ -28,7 +28,7 @@ from ssfl.engine.compute.arithmetic import channels_last
 from ssfl.engine.compute.compaction import Plan, compacted, live_channels, winograd_weights
 from ssfl.engine.compute.flat_module import FlatModule
 from ssfl.engine.compute.malloc import keep_freed_memory
-from ssfl.engine.executors.timing import Form
+from ssfl.engine.executors.step_times import Form
 from ssfl.native import available
 
 DENSITIES = (0.5, 0.1, 0.05, 0.01)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.figures import Figure, options, paired_ratio, publish, spread
-from benchmarks.ours import Ours
+from benchmarks.ours import Ours, Way
 from benchmarks.workload import BATCH_SIZE, LR, Workload, workload
 from ssfl.algorithms.base import Algorithm, Probe
 from ssfl.algorithms.dispfl import DisPFL, MaskSearch
@@ -48,7 +48,7 @@ class MethodRun:
 
     def __init__(self, work: Workload, method: Callable[[int], Algorithm[Any]]) -> None:
         algorithm = method(work.cohort)
-        self.ours = Ours(work, "sequential", workers=1, algorithm=algorithm)
+        self.ours = Ours(work, Way("sequential"), algorithm)
         self.seconds: list[float] = []
 
     def round(self) -> float:

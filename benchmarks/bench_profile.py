@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.bare import PlainLoop
 from benchmarks.figures import Figure, options, publish
-from benchmarks.ours import Ours
+from benchmarks.ours import Ours, Way
 from benchmarks.workload import Workload, workload
 
 CONTESTANTS = ("plain loop", "ssfl, sequential")
@@ -50,7 +50,7 @@ def round_of(contestant: str, work: Workload) -> Callable[[], object]:
     """A round of one contestant."""
     if contestant == CONTESTANTS[0]:
         return PlainLoop(work).round
-    return Ours(work, "sequential", workers=1).round
+    return Ours(work, Way("sequential")).round
 
 
 def kind_of(operation: str) -> str:

@@ -6,6 +6,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -23,41 +24,57 @@ PROCESSES = "ssfl, 2 processes"
 BF16 = "ssfl, 2 threads, bf16"
 DIRECT = "ssfl, 2 threads, direct convolutions"
 BATCHED = "ssfl, 32 clients a block"
+AUTO = "ssfl, auto"
+AUTO_ALONE = "ssfl, auto, 1 core"
 BARE_LOOP = "plain loop, 1 thread"
 BARE = "plain, 2 processes"
 LIMIT = "convolutions and products alone, 2 processes"
+MODELS = ("cnn", "resnet18", "tiny")
+QUICK = {"resnet18": "resnet18-quick"}
+"""Workloads of --quick: a round of two clients with two minibatches each."""
 TURNS = {"cnn": 6, "resnet18": 4, "tiny": 6}
 BURSTS = {"cnn": 4, "resnet18": 1, "tiny": 4}
 """Rounds per turn; a round of ResNet18 takes seconds, so a pause before it has no visible effect."""
 
 
-def contestants(work: Workload, peers: Sequence[str], quick: bool = False) -> list[Contestant]:
-    """The contestants: plain PyTorch, ssfl, the limit, and installed peers; quick: only those with target values."""
+def contestants(
+    work: Workload, peers: Sequence[str], quick: bool = False, kernels: bool = True
+) -> list[Contestant]:
+    """The contestants: plain PyTorch, ssfl, the limit, and installed peers; quick: only those with target values.
+
+    kernels: False runs ssfl as if it were installed without a C compiler.
+    """
     name = work.name
-    if name == "tiny":
+    ours = partial(python_contestant, module="benchmarks.ours", kernels=kernels)
+    if work.network == "tiny":
         return [
-            python_contestant(BARE_LOOP, "benchmarks.bare", name, "--cores", "1"),
-            python_contestant(SEQUENTIAL, "benchmarks.ours", name, "--executor", "sequential"),
-            python_contestant(BATCHED, "benchmarks.ours", name, "--executor", "batched"),
+            python_contestant(BARE_LOOP, "benchmarks.bare", [name, "--cores", "1"]),
+            ours(SEQUENTIAL, arguments=[name, "--executor", "sequential"]),
+            ours(BATCHED, arguments=[name, "--executor", "batched"]),
+            ours(AUTO_ALONE, arguments=[name, "--executor", "auto", "--cores", "1"]),
+            ours(AUTO, arguments=[name, "--executor", "auto"]),
         ]
     some = [
-        python_contestant(BARE_LOOP, "benchmarks.bare", name, "--cores", "1"),
-        python_contestant(BARE, "benchmarks.bare", name),
-        python_contestant(SEQUENTIAL, "benchmarks.ours", name, "--executor", "sequential"),
-        python_contestant(OURS, "benchmarks.ours", name, "--executor", "threads"),
-        python_contestant(ALONE, "benchmarks.ours", name, "--executor", "sequential", "--threads", "2"),
-        python_contestant(PROCESSES, "benchmarks.ours", name, "--executor", "processes"),
-        python_contestant(
-            DIRECT, "benchmarks.ours", name, "--executor", "threads", "--convolutions", "direct"
-        ),
-        python_contestant(LIMIT, "benchmarks.limit", name),
+        python_contestant(BARE_LOOP, "benchmarks.bare", [name, "--cores", "1"]),
+        python_contestant(BARE, "benchmarks.bare", [name]),
+        ours(SEQUENTIAL, arguments=[name, "--executor", "sequential"]),
+        ours(AUTO, arguments=[name, "--executor", "auto"]),
+        ours(OURS, arguments=[name, "--executor", "threads"]),
+        ours(ALONE, arguments=[name, "--executor", "sequential", "--threads", "2"]),
     ]
-    if has_bf16_arithmetic():
-        some.append(
-            python_contestant(BF16, "benchmarks.ours", name, "--executor", "threads", "--precision", "bf16")
-        )
+    if kernels:
+        direct = [name, "--executor", "threads", "--convolutions", "direct"]
+        some += [
+            ours(PROCESSES, arguments=[name, "--executor", "processes"]),
+            ours(DIRECT, arguments=direct),
+            python_contestant(LIMIT, "benchmarks.limit", [name]),
+        ]
+    if kernels and has_bf16_arithmetic():
+        some.append(ours(BF16, arguments=[name, "--executor", "threads", "--precision", "bf16"]))
     if quick:
-        some = [c for c in some if c.name in (BARE, OURS, ALONE, LIMIT)]
+        # Before its first round each of ours measures steps: 15 s for ResNet18 with AVX2.
+        with_targets = {BARE, OURS} if name in QUICK.values() else {BARE, OURS, ALONE, LIMIT}
+        some = [c for c in some if c.name in with_targets or (c.name in (BARE_LOOP, AUTO) and not kernels)]
     return some + peer_contestants(work, peers)
 
 
@@ -65,7 +82,7 @@ def figures(work: Workload, scores: dict[str, Score]) -> list[Figure]:
     """Seconds, CPU seconds, images per second and memory of every contestant; and the ratios of ssfl."""
     rows = []
     for name, score in scores.items():
-        label = f"{work.name}: {name}"
+        label = f"{work.name}: {name}" + (f" ({score.note})" if score.note else "")
         rows.append(times(f"{label}: round", score.seconds))
         rows.append(times(f"{label}: round, CPU", score.cpu_seconds))
         if score.first_seconds:
@@ -76,7 +93,7 @@ def figures(work: Workload, scores: dict[str, Score]) -> list[Figure]:
         rows.append(Figure(f"{label}: start", score.start_seconds, "s"))
         if score.accuracy == score.accuracy:  # the limit does not train
             rows.append(Figure(f"{label}: test accuracy", score.accuracy, "share"))
-    for ours in (OURS, ALONE, SEQUENTIAL, BF16, BATCHED):
+    for ours in (OURS, ALONE, SEQUENTIAL, BF16, BATCHED, AUTO, AUTO_ALONE):
         if ours in scores:
             rows += [_against(work, ours, other, scores) for other in scores if other not in (ours, LIMIT)]
     if OURS in scores and LIMIT in scores:
@@ -92,28 +109,33 @@ def _against(work: Workload, ours: str, other: str, scores: dict[str, Score]) ->
     return Figure(row.name, row.value, row.unit, other, ratio, row.n, row.spread)
 
 
-def run(names: Sequence[str], turns: int | None, peers: Sequence[str], quick: bool) -> list[Figure]:
-    """All workloads, one after the other."""
+def run(
+    names: Sequence[str], turns: int | None, peers: Sequence[str], quick: bool, kernels: bool = True
+) -> list[Figure]:
+    """All models, one after the other."""
     rows: list[Figure] = []
-    for name in names:
-        work = workload(name)
-        some = contestants(work, peers, quick)
-        print(f"{name}: {', '.join(c.name for c in some)}", file=sys.stderr)
-        burst = min(BURSTS[name], 2) if quick else BURSTS[name]
-        rows += figures(work, contest(some, turns or TURNS[name], burst))
-        if name != "tiny":
-            rows += overhead(work, 2 if quick else (turns or TURNS[name]) * 2 * BURSTS[name])
+    for model in names:
+        work = workload(QUICK.get(model, model) if quick else model)
+        some = contestants(work, peers, quick, kernels)
+        print(f"{work.name}: {', '.join(c.name for c in some)}", file=sys.stderr)
+        burst = min(BURSTS[model], 2) if quick else BURSTS[model]
+        rows += figures(work, contest(some, turns or TURNS[model], burst))
+        if kernels and model != "tiny" and work.name not in QUICK.values():
+            rows += overhead(work, 2 if quick else (turns or TURNS[model]) * 2 * BURSTS[model])
     return rows
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = options(__doc__ or "")
-    parser.add_argument("--model", choices=[*TURNS, "all"], default="all")
+    parser.add_argument("--model", choices=[*MODELS, "all"], default="all")
     parser.add_argument(
         "--turns", type=int, help="turns per contestant (default: 6 of 4 rounds; resnet18: 4 of one round)"
     )
     parser.add_argument("--peers", nargs="*", choices=[*PEERS], default=None, help="default: all installed")
+    parser.add_argument(
+        "--without-kernels", action="store_true", help="ssfl as if installed without a C compiler; no limit"
+    )
     parser.add_argument("--install-peers", action="store_true", help="create the peers' environments first")
     return parser
 
@@ -122,7 +144,7 @@ def main() -> None:
     """See README.md in this folder."""
     chosen = parser().parse_args()
     torch.set_num_threads(1)
-    names = list(TURNS) if chosen.model == "all" else [chosen.model]
+    names = list(MODELS) if chosen.model == "all" else [chosen.model]
     peers = list(PEERS) if chosen.peers is None else chosen.peers
     if chosen.quick:
         names = ["cnn", "tiny"] if chosen.model == "all" else names
@@ -131,7 +153,7 @@ def main() -> None:
         for peer in peers:
             install(peer)
     turns = chosen.turns or (2 if chosen.quick else None)
-    publish(run(names, turns, peers, chosen.quick), chosen.json)
+    publish(run(names, turns, peers, chosen.quick, not chosen.without_kernels), chosen.json)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,9 @@ def measure(settings: Sequence[Setting], rounds: int, executor: str) -> dict[Set
     scores: dict[Setting, Score] = {}
     for setting in settings:
         print(setting.name, file=sys.stderr)
-        contestant = python_contestant(setting.name, "benchmarks.ours", setting.name, "--executor", executor)
+        contestant = python_contestant(
+            setting.name, "benchmarks.ours", [setting.name, "--executor", executor]
+        )
         done = contest([contestant], rounds)
         if setting.name in done:
             scores[setting] = done[setting.name]

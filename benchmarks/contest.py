@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from benchmarks.gate import NOTE
 from benchmarks.machine import cpu_seconds, peak_memory_bytes, tree
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +51,8 @@ class Score:
     """Seconds of the first round of each burst; empty if turns are single rounds."""
     peak_bytes: float = float("nan")
     accuracy: float = float("nan")
+    note: str = ""
+    """What the contestant says of itself."""
 
 
 class RunningContestant:
@@ -77,11 +80,15 @@ class RunningContestant:
             os.close(fd)
         self._rest = b""
         try:
-            self._read_answer()
+            note = self._read_answer()
+            if note.startswith(NOTE):
+                self._read_answer()
         except BaseException:
             self.close()
             raise
         self.score = Score(time.perf_counter() - start)
+        if note.startswith(NOTE):
+            self.score.note = note.removeprefix(NOTE)
 
     def round(self) -> None:
         """One measured round."""
@@ -190,6 +197,7 @@ def _unnamed_file() -> int:
     return os.memfd_create("output") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
 
 
-def python_contestant(name: str, module: str, *arguments: str) -> Contestant:
-    """A contestant that runs in this Python interpreter."""
-    return Contestant(name, (sys.executable, "-m", module, *arguments))
+def python_contestant(name: str, module: str, arguments: Sequence[str], kernels: bool = True) -> Contestant:
+    """A contestant that runs in this Python interpreter. kernels: False as without a C compiler."""
+    before = () if kernels else ("benchmarks.without_kernels",)
+    return Contestant(name, (sys.executable, "-m", *before, module, *arguments))

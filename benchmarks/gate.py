@@ -1,6 +1,7 @@
 """The protocol by which a contestant (a child process) runs one round at a time. Needs the standard library only.
 
-The child announces "ready" before every round; the parent's clock runs from "round" to the next "ready".
+The child announces "ready" before every round, and may send one note before the first.
+The parent's clock runs from "round" to the next "ready".
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ import argparse
 import os
 from collections.abc import Callable
 
+NOTE = "note "
+"""The beginning of a note's line."""
+
 
 class Gate:
     """The child's side, over two inherited file descriptors."""
@@ -16,6 +20,10 @@ class Gate:
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self._commands = os.fdopen(read_fd, "r")
         self._answers = os.fdopen(write_fd, "w", buffering=1)
+
+    def note(self, text: str) -> None:
+        """Send a text for the names of this contestant's figures; before the first round."""
+        self._answers.write(f"{NOTE}{text}\n")
 
     def wait(self, accuracy: Callable[[], float]) -> bool:
         """Wait for a command; True for another round. Sends the global model's test accuracy when it is requested."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from benchmarks.auto_choice import auto_choice, choice_text
 from benchmarks.gate import Gate, contestant_options
 from benchmarks.workload import (
     BATCH_SIZE,
@@ -27,6 +28,10 @@ from benchmarks.workload import (
 )
 from ssfl.algorithms.base import Algorithm, ClientReply, ClientTask, RoundPlan, ServerContext
 from ssfl.algorithms.fedavg import FedAvg
+from ssfl.assemble.execution import Choice
+from ssfl.assemble.executors import ROWS
+from ssfl.config import EngineConfig
+from ssfl.config.schema import ExecutorName
 from ssfl.core.layout import Layout
 from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.data.arrays import Arrays
@@ -38,12 +43,7 @@ from ssfl.engine.client.memory import ClientMemories
 from ssfl.engine.client.runner import ClientRunner
 from ssfl.engine.compute.arithmetic import Arithmetic
 from ssfl.engine.compute.malloc import give_back_freed_memory, keep_freed_memory
-from ssfl.engine.executors.batched.executor import BatchedExecutor
-from ssfl.engine.executors.executor import Executor
-from ssfl.engine.executors.processes.executor import ProcessExecutor
-from ssfl.engine.executors.sequential import SequentialExecutor
 from ssfl.engine.executors.step_times import Form
-from ssfl.engine.executors.threads import ThreadExecutor
 from ssfl.engine.executors.timing import time_steps
 from ssfl.engine.loop import RoundLoop
 from ssfl.engine.simulator import Simulator
@@ -59,13 +59,13 @@ def our_module(work: Workload) -> nn.Module:
     """The same function as the workload's network, as in ssfl (its `cnn` pools before ReLU, with equal results)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        if work.name == "tiny":
+        if work.network == "tiny":
             pools = (False, True)
             return SmallCNN(work.shape, CLASSES, (8, 16), pools, 0, lambda c: nn.GroupNorm(4, c))
-        if work.name.startswith("scale"):
+        if work.network == "scale":
             return MLP(work.shape, CLASSES, (hidden_width(work.parameters),) * 2)
-        norm = "group2" if work.name == "resnet18" else "group"
-        return build_model(work.name, CLASSES, work.shape, norm)
+        norm = "group2" if work.network == "resnet18" else "group"
+        return build_model(work.network, CLASSES, work.shape, norm)
 
 
 def our_data(work: Workload) -> Data:
@@ -84,6 +84,27 @@ def form_here(work: Workload, module: nn.Module, convolutions: str = "auto") -> 
     """The choice of `engine.memory_format=auto` on this machine."""
     times = time_steps(module, work.shape, BATCH_SIZE, block=1, native=available())
     return times.form(convolutions=convolutions)
+
+
+def choice_here(work: Workload, module: nn.Module, way: Way) -> Choice:
+    """A named executor with its block and workers; the memory format and convolutions that `auto` chooses here."""
+    kernels = "native" if available() else "torch"
+    block = work.cohort if way.executor == "batched" else 1
+    form = Form("contiguous", "direct")
+    if block == 1:
+        form = form_here(work, module, "direct" if way.precision == "bf16" else way.convolutions)
+    assert way.executor != "auto"
+    return Choice(way.executor, way.workers, block, *form, kernels)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a contestant computes."""
+
+    executor: ExecutorName | Literal["auto"]
+    workers: int = 1
+    precision: str = "fp32"
+    convolutions: str = "auto"
 
 
 def our_tasks(algorithm: Algorithm[Any]) -> Mapping[str, ClientTask]:
@@ -116,35 +137,31 @@ class TimedExchange:
 class Ours:
     """A run, one round at a time."""
 
-    def __init__(
-        self,
-        work: Workload,
-        executor: str,
-        workers: int,
-        precision: str = "fp32",
-        convolutions: str = "auto",
-        algorithm: Algorithm[Any] | None = None,
-    ) -> None:
+    def __init__(self, work: Workload, way: Way, algorithm: Algorithm[Any] | None = None) -> None:
         """algorithm: None means FedAvg."""
         module, data = our_module(work), our_data(work)
-        keep_freed_memory(workers if executor == "threads" else 1, 4 * Layout.of(module).size)
-        self.form = Form("contiguous", "direct")
-        if executor != "batched":
-            self.form = form_here(work, module, "direct" if precision == "bf16" else convolutions)
-        give_back_freed_memory()  # as in `ssfl run`: memory freed after making data and measuring
+        keep_freed_memory(
+            way.workers if way.executor in ("threads", "auto") else 1, 4 * Layout.of(module).size
+        )
         fit = FitSpec(1, BATCH_SIZE, ExponentialDecay(LR, 1.0))
         algorithm = FedAvg(fit, work.cohort) if algorithm is None else algorithm
-        layout, convolutions = self.form
+        if way.executor == "auto":
+            choice = auto_choice(work, module, data, algorithm, way.workers)
+        else:
+            choice = choice_here(work, module, way)
+        self.choice = choice
+        give_back_freed_memory()  # as in `ssfl run`: memory freed after making data and measuring
         arithmetic = Arithmetic(
-            precision,
-            channels_last=layout != "contiguous",
-            native=available(),
-            mixed=layout == "mixed",
-            winograd=convolutions == "winograd",
+            way.precision,
+            channels_last=choice.memory_format != "contiguous",
+            native=choice.kernels == "native",
+            mixed=choice.memory_format == "mixed",
+            winograd=choice.convolutions == "winograd",
         )
         data = data.laid_out(arithmetic.channels_last)
         self.runner = ClientRunner(module, data, our_tasks(algorithm), SEED, arithmetic=arithmetic)
-        self.executor = executor_of(executor, self.runner, workers, work.cohort)
+        engine = replace(EngineConfig(), **asdict(choice))
+        self.executor = ROWS[choice.executor].build(self.runner, engine)
         counts = {k: data.examples(k) for k in range(data.num_clients)}
         context = ServerContext(self.runner.layout, counts, SEED)
         self.exchange = TimedExchange(Simulator(self.executor))
@@ -170,17 +187,6 @@ class Ours:
         return float(self.executor.predict(theta)[1].double().mean())
 
 
-def executor_of(name: str, runner: ClientRunner, workers: int, block: int) -> Executor:
-    """sequential, threads, batched (the cohort as one block) or processes."""
-    if name == "threads":
-        return ThreadExecutor(runner, workers)
-    if name == "processes":
-        return ProcessExecutor(runner, workers)
-    if name == "batched":
-        return BatchedExecutor(runner, block)
-    return SequentialExecutor(runner)
-
-
 def _ignored(event: object) -> None:
     """Events go nowhere."""
 
@@ -193,19 +199,21 @@ def _unsaved(progress: Progress) -> float:
 def main() -> None:
     """One executor as a contestant."""
     parser = contestant_options("ssfl")
-    parser.add_argument(
-        "--executor", choices=["sequential", "threads", "batched", "processes"], default="threads"
-    )
+    names = ["sequential", "threads", "batched", "processes", "auto"]
+    parser.add_argument("--executor", choices=names, default="threads")
     parser.add_argument("--threads", type=int, default=1, help="threads of one step (sequential)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--convolutions", choices=["auto", "direct"], default="auto")
     options = parser.parse_args()
     torch.set_num_threads(1)
     work = workload(options.workload)
-    ours = Ours(work, options.executor, options.cores, options.precision, options.convolutions)
+    ours = Ours(work, Way(options.executor, options.cores, options.precision, options.convolutions))
     torch.set_num_threads(options.threads)
+    gate = Gate(*options.gate)
+    if options.executor == "auto":
+        gate.note(choice_text(ours.choice))
     try:
-        Gate(*options.gate).serve(ours.round, ours.accuracy)
+        gate.serve(ours.round, ours.accuracy)
     finally:
         ours.executor.close()
 

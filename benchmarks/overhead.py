@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.figures import Figure, spread
-from benchmarks.ours import Ours
+from benchmarks.ours import Ours, Way
 from benchmarks.workload import LR, Workload
 from ssfl.engine.compute.flat_module import FlatModule
 
@@ -41,7 +41,7 @@ class BareSteps:
 
 def overhead(work: Workload, rounds: int) -> list[Figure]:
     """Sequential rounds and bare steps alternately; the rest of the round, and the time outside the clients' work."""
-    ours = Ours(work, "sequential", workers=1)
+    ours = Ours(work, Way("sequential"))
     steps = BareSteps(ours, work)
     rest, outside = [], []
     theta = ours.progress.state.theta

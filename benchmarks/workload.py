@@ -37,6 +37,11 @@ class Workload:
     parameters: int
 
     @property
+    def network(self) -> str:
+        """The name of its network: cnn, resnet18, tiny or scale."""
+        return self.name.partition("-")[0]
+
+    @property
     def round_examples(self) -> int:
         """Examples trained on in one round."""
         return self.cohort * self.examples
@@ -179,6 +184,7 @@ WORKLOADS = {
     for w in (
         Workload("cnn", IMAGE, 100, 10, 50, peer_cnn, 122_890),
         Workload("resnet18", IMAGE, 100, 10, 50, peer_resnet18, 11_173_962),
+        Workload("resnet18-quick", IMAGE, 100, 2, 32, peer_resnet18, 11_173_962),
         Workload("tiny", (1, 8, 8), 32, 32, 50, tiny_cnn, 3_866),
     )
 }

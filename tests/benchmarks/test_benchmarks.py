@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -17,7 +18,15 @@ from torch import nn
 
 from benchmarks import bench_core, bench_scale
 from benchmarks.bare import PlainLoop
-from benchmarks.contest import Contestant, ContestantError, RunningContestant, Score, contest
+from benchmarks.bench_round import BARE, OURS, contestants, figures
+from benchmarks.contest import (
+    Contestant,
+    ContestantError,
+    RunningContestant,
+    Score,
+    contest,
+    python_contestant,
+)
 from benchmarks.figures import Figure, paired_ratio, publish, spread, table
 from benchmarks.limit import step_calls
 from benchmarks.machine import (
@@ -28,7 +37,7 @@ from benchmarks.machine import (
     resident_bytes,
     tree,
 )
-from benchmarks.ours import Ours, our_data, our_module
+from benchmarks.ours import Ours, Way, our_data, our_module
 from benchmarks.peers.install import PEERS
 from benchmarks.workload import accuracy_of, client_arrays, cohort_of, seeded, workload
 from tests.support.paths import ROOT
@@ -72,7 +81,7 @@ def _means(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.stack([x[y == c].mean(0) for c in range(10)])[y]
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet18", "tiny", "scale-10-2-10000"])
+@pytest.mark.parametrize("name", ["cnn", "resnet18", "resnet18-quick", "tiny", "scale-10-2-10000"])
 def test_sizes_are_what_they_say(name: str) -> None:
     work = workload(name)
     for module in (work.build(), our_module(work)):
@@ -138,10 +147,10 @@ def test_a_plain_round_averages_what_the_clients_trained(monkeypatch: pytest.Mon
     torch.testing.assert_close(loop.theta, before + 3.0)
 
 
-@pytest.mark.parametrize("executor", ["sequential", "batched"])
-def test_our_contestant_trains(executor: str) -> None:
+@pytest.mark.parametrize("executor", ["sequential", "batched", "auto"])
+def test_our_contestant_trains(executor: Literal["sequential", "batched", "auto"]) -> None:
     work = workload("tiny")
-    ours = Ours(work, executor, workers=1)
+    ours = Ours(work, Way(executor))
     start = accuracy_of(seeded(work), client_arrays(work))
     for _ in range(4):
         assert ours.round() > 0
@@ -178,6 +187,35 @@ def test_a_burst_counts_its_first_round_apart() -> None:
     assert len(score.seconds) == 6
     assert len(score.first_seconds) == 2
     assert score.accuracy == 0.1  # a first, two bursts of one and three, one for the memory
+
+
+NOTING = COUNTING.replace("Gate(*map(int, sys.argv[-2:]))", "gate = Gate(*map(int, sys.argv[-2:]))\ngate")
+NOTING = NOTING.replace("gate.serve", "gate.note('in blocks')\ngate.serve")
+
+
+def test_a_note_before_the_first_round_is_kept() -> None:
+    (score,) = contest([_contestant("notes", NOTING)], turns=1).values()
+    assert (score.note, score.accuracy) == ("in blocks", 0.03)
+    assert figures(workload("tiny"), {"notes": score})[0].name == "tiny: notes (in blocks): round"
+
+
+def test_without_kernels_a_contestant_has_none() -> None:
+    """And `auto` chooses none."""
+    (score,) = contest(
+        [
+            python_contestant(
+                "ours", "benchmarks.ours", ["tiny", "--executor", "auto", "--cores", "1"], kernels=False
+            )
+        ],
+        turns=1,
+    ).values()
+    assert score.note.endswith("no kernels")
+
+
+def test_a_quick_round_of_resnet18_is_small() -> None:
+    names = [c.name for c in contestants(workload("resnet18-quick"), [], quick=True)]
+    assert names == [BARE, OURS]
+    assert workload("resnet18-quick").round_examples < workload("resnet18").round_examples / 4
 
 
 def test_a_contestant_leaves_no_process_behind() -> None:
