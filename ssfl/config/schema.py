@@ -241,7 +241,7 @@ class CommunicationConfig:
         "auto", "codec of the difference between a client's values and those it received"
     )
     uplink_step: float = setting(
-        0.5, "uplink=uniform: step, in root mean squares of a tensor's difference", above=0, at_most=16
+        0.5, "uplink=uniform: step, in root mean squares of a tensor's difference", at_least=1e-5, at_most=16
     )
     uplink_rounding: Rounding | Auto = setting(
         "auto", "uplink=int8, uniform: stochastic is unbiased; auto: stochastic for int8, else nearest"
@@ -253,7 +253,7 @@ class CommunicationConfig:
     downlink_step: float = setting(
         0.05,
         "uniform: step of the downlink and of values without a reference, in root mean squares of a tensor's values",
-        above=0,
+        at_least=1e-5,
         at_most=1,
     )
     downlink_versions: int = setting(

@@ -10,10 +10,12 @@ from ssfl.algorithms.base import ClientReply, Instruction, PeerModel, RoundPlan
 from ssfl.core.payloads import SERVER, Part, Payload
 from ssfl.core.reading import WireError
 from ssfl.engine.accounting.ledger import Meter
+from ssfl.engine.client.errors import DivergedError
 from ssfl.engine.client.memory import ClientMemories, ClientMemory
 from ssfl.engine.loop import Exchange
-from ssfl.wire.holdings import Holdings, Known
+from ssfl.wire.holdings import Held, Holdings, Known
 from ssfl.wire.stack import NOTHING_RECEIVED, Received, WireStack, newly_held
+from ssfl.wire.value_codec import NotFiniteError
 
 Refused = Callable[[int, WireError], None]
 
@@ -89,7 +91,7 @@ class ServerCoder:
             to = SERVER if self.wire.encodes_once else client
             key = id(message), to, id(held) if held else 0
             if key not in made:
-                made[key] = self.wire.send_to(message, to, plan.phase, plan.clock.round, held)
+                made[key] = self._sent(message, to, plan, held)
             return made[key]
 
         instructions = tuple(
@@ -97,6 +99,14 @@ class ServerCoder:
             for i in plan.instructions
         )
         return replace(plan, instructions=instructions)
+
+    def _sent(self, message: Payload, to: int, plan: RoundPlan, held: Held) -> Payload:
+        """The encoded message. Raises DivergedError if its values cannot be coded."""
+        try:
+            return self.wire.send_to(message, to, plan.phase, plan.clock.round, held)
+        except NotFiniteError as error:
+            place = f"phase {plan.phase}, round {plan.clock.round}"
+            raise DivergedError(None, f"{place}: the server's message contains {error}") from error
 
     def _received_by(self, instruction: Instruction, plan: RoundPlan) -> Received:
         inbox = [message for message in instruction.inbox if isinstance(message, Payload)]

@@ -76,8 +76,9 @@ def test_equal_codecs_are_one_setting_however_they_are_named() -> None:
     [
         (["communication.profile=tiny"], "must be one of exact, balanced, small"),
         (["communication.uplink=fp8"], "must be one of fp32, lossless, bf16, fp16, int8, uniform, auto"),
-        (["communication.uplink_step=0"], "above 0 and at most 16"),
-        (["communication.downlink_step=2"], "above 0 and at most 1"),
+        (["communication.uplink_step=0"], "at least 1e-05 and at most 16"),
+        (["communication.downlink_step=2"], "at least 1e-05 and at most 1"),
+        (["communication.downlink_step=1e-10"], "at least 1e-05"),
         (["communication.error_feedback=true"], "communication.uplink=fp32 has no coding error"),
         (
             ["communication.downlink_versions=3"],

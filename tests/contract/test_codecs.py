@@ -13,15 +13,18 @@ import torch
 from torch import Tensor
 
 from ssfl.core.layout import Layout
-from ssfl.core.payloads import nbytes
+from ssfl.core.payloads import Payload, nbytes
+from ssfl.engine.client.errors import DivergedError
+from ssfl.engine.executors.processes.executor import ProcessExecutor
 from ssfl.engine.simulator import Absence, all_answer, seeded_absence
 from ssfl.wire.coding import Coding, Votes
 from ssfl.wire.half import Half
+from ssfl.wire.holdings import State
 from ssfl.wire.int8 import Int8
 from ssfl.wire.log import Log
 from ssfl.wire.lossless import Lossless
 from ssfl.wire.message import decode, encode
-from ssfl.wire.stack import WireStack
+from ssfl.wire.stack import Hop, WireStack
 from ssfl.wire.uniform import Uniform
 from tests.contract.reading import timeless
 from tests.contract.table import ALGORITHMS, DENSITY, EXECUTORS, REFERENCE, ROUNDS, SIZES, models_of
@@ -75,6 +78,14 @@ ROWS = [
 ]
 every_row = pytest.mark.parametrize(("name", "stack"), ROWS)
 PERSONAL = ("dispfl", "local")
+ACROSS_PROCESSES = [
+    ("ssfl", "small"),
+    ("fedavg", "feedback"),
+    ("fedavg", "tracked"),
+    ("sparsyfed", "feedback"),
+    ("dispfl", "lossless"),
+]
+"""Every kind of state that codecs keep, and messages between clients; workers take seconds to start."""
 
 
 def new_rig(
@@ -89,7 +100,7 @@ def new_rig(
     data, method, module = float_data(SIZES), ALGORITHMS[name](), tiny_net("batch")
     built = STACKS[stack](Layout.of(module), seed)
     runner = make_runner(data, module, method.tasks, seed, torch.float32, wire=built)
-    chosen = EXECUTORS[executor](runner)
+    chosen = ProcessExecutor(runner, 2) if executor == "processes" else EXECUTORS[executor](runner)
     return make_rig(
         method, data, module, seed, wire, torch.float32, executor=chosen, absent=absent, stack=built
     )
@@ -151,6 +162,19 @@ def test_threads_compute_the_same_bits(name: str, stack: str) -> None:
     one, other = ended(name, stack), ended(name, stack, "threads")
     assert one.models.equal(other.models)
     assert one.events == other.events
+
+
+@pytest.mark.parametrize(("name", "stack"), ACROSS_PROCESSES)
+def test_processes_compute_the_same_bits(name: str, stack: str) -> None:
+    """Residuals, held values and coded messages cross to the workers and back."""
+    one, other = ended(name, stack), ended(name, stack, "processes")
+    assert one.models.equal(other.models)
+    assert one.events == other.events
+    ours, theirs = one.rig.states(), other.rig.states()
+    assert ours.keys() == theirs.keys()
+    for client, state in ours.items():
+        assert state.keys() == theirs[client].keys()
+        assert all(state[key].equal(theirs[client][key]) for key in state)
 
 
 @every_row
@@ -219,13 +243,34 @@ def test_densities_are_exact(stack: str) -> None:
     assert int(run.models[~mask].count_nonzero()) == 0
 
 
-def test_a_broadcast_is_encoded_once() -> None:
-    """Counted: the same encoder calls for a cohort of 2 as of 5, and one object that all clients get."""
-    run = ended("fedavg", "small")
-    for plan, _ in run.rig.recorder.passed:
-        inboxes = [i.inbox[0] for i in plan.instructions]
-        assert len(inboxes) > 1
-        assert all(message is inboxes[0] for message in inboxes)
+@pytest.mark.parametrize(("name", "messages"), [("fedavg", ROUNDS), ("ssfl", ROUNDS + 2)])
+def test_a_broadcast_is_encoded_once(name: str, messages: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call of the encoder for each broadcast, and none for each client: five score, three train in a round."""
+    calls: list[str] = []
+    send = Coding.send
+
+    def counted(self: Coding, payload: Payload, hop: Hop, state: State) -> tuple[Payload, State]:
+        calls.append(hop.direction)
+        return send(self, payload, hop, state)
+
+    monkeypatch.setattr(Coding, "send", counted)
+    run = _ended(new_rig(name, "small"))
+    plans = [plan for plan, _ in run.rig.recorder.passed]
+    assert calls.count("down") == messages == len(plans)
+    assert calls.count("up") == sum(len(plan.instructions) for plan in plans) > 2 * messages
+
+
+@pytest.mark.parametrize("value", [1e6, float("inf")])
+def test_a_model_that_the_downlink_cannot_code_ends_the_run_with_one_line(value: float) -> None:
+    """float16 ends at 65,504."""
+    module = tiny_net("batch")
+    stack = WireStack(Layout.of(module), 7, (Coding(Half(torch.float16)),))
+    rig = make_rig(ALGORITHMS["fedavg"](), float_data(SIZES), module, dtype=torch.float32, stack=stack)
+    rig.theta[0] = value
+    with pytest.raises(DivergedError) as caught:
+        rig.loop.run(rig.loop.start(rig.theta, ROUNDS))
+    assert "phase train, round 1: the server's message contains values" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_feedback_and_held_values_are_client_state() -> None:
