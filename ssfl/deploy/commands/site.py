@@ -14,6 +14,7 @@ from ssfl.deploy.federation.folders import read_site_folder
 from ssfl.deploy.log import EventLog
 from ssfl.deploy.site.data import SiteData, load_site_data
 from ssfl.deploy.site.loop import serve
+from ssfl.deploy.site.one_process import one_process
 from ssfl.deploy.site.sessions import SiteOptions, builder_of
 from ssfl.deploy.site.trainer import Trainer
 from ssfl.deploy.transport.fleet import Credentials, FleetPort
@@ -33,6 +34,11 @@ def run_site(arguments: argparse.Namespace) -> int:
         return 0
     credentials, name = credentials_of(arguments)
     state = state_folder(arguments)
+    with one_process(state, credentials.private_key):
+        return _serve(arguments, credentials, name, state)
+
+
+def _serve(arguments: argparse.Namespace, credentials: Credentials, name: str, state: Path | None) -> int:
     log = EventLog(name, None if state is None else state / "site.jsonl")
     data = _load(arguments, log)
     options = SiteOptions(
