@@ -249,6 +249,48 @@ def test_a_folder_that_cannot_be_made_ends_the_run_in_one_line(tmp_path: Path, h
     assert record.reason.startswith("experiment.output_dir=")
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_second_run_is_refused_while_one_is_in_progress(
+    resumed: bool, tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A site holds one run: two would make it build its network again and again."""
+    before = run_words(fleet_of(tmp_path), words_in(tmp_path, "training.comm_round=1")) if resumed else None
+    fleet = fleet_of(tmp_path)
+    texts: list[str] = []
+
+    def second(message: Message, answer: Message | str) -> Message | str:
+        work = message_bytes.unpack(message)
+        if isinstance(work, messages.Work) and work.round == 2 and not texts:
+            with pytest.raises(
+                DeployError, match="is in progress, and a server has one run at a time: wait, or"
+            ):
+                run_words(fleet_of(tmp_path), words_in(tmp_path), str(before or ""), "9", listed_log([]))
+            assert follow(home, "9", "quiet", lambda recorded: None, seconds=5) == 1
+            texts.append(capsys.readouterr().err)
+        return answer
+
+    fleet.sites_by_node[100].fault = second
+    folder = run_words(fleet, words_in(tmp_path), flower_run="1", log=listed_log([]))
+    assert model(folder).equal(simulated_model(WORDS, SITES, {})), "the first run is not disturbed"
+    (first,) = [r for r in load_records(home) if r.folder == str(folder)]
+    assert f"ssfl deploy stop {first.run}" in texts[0]
+    if resumed:
+        assert {r.status for r in load_records(home)} == {"finished"}, "the resumed run stays as it was"
+
+
+def test_a_new_run_is_refused_while_the_supervisor_is_to_resume_another(tmp_path: Path, home: Path) -> None:
+    fleet = fleet_of(tmp_path)
+    crash_at(fleet, 2)
+    with pytest.raises(Crash):
+        run_words(fleet, words_in(tmp_path, "training.comm_round=2"), log=listed_log([]))
+    (record,) = load_records(home)
+    with pytest.raises(DeployError, match=f"run {record.run} is in progress"):
+        run_words(fleet_of(tmp_path), words_in(tmp_path), log=listed_log([]))
+    folder = run_words(fleet_of(tmp_path), [], resume=record.folder, log=listed_log([]))
+    assert str(folder) == record.folder
+    run_words(fleet_of(tmp_path), words_in(tmp_path, "training.comm_round=1"), log=listed_log([]))
+
+
 def test_a_run_that_the_supervisor_cannot_resume_fails_once(
     tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ import secrets
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ssfl.deploy.federation.roster import Member
 from ssfl.deploy.log import EventLog, one_line
 from ssfl.deploy.protocol.payloads import most_bytes
 from ssfl.deploy.server.driver import drive
+from ssfl.deploy.server.one_run import one_run
 from ssfl.deploy.server.run_record import (
     REFUSALS,
     RunRecord,
@@ -57,16 +59,24 @@ def run_words(
     home = home_folder()
     log = log or EventLog("server", None if home is None else home / "server.jsonl")
     again = claimed_record(home, flower_run)
-    try:
-        run = _resumed(port, Path(resume), home, log) if resume else _new(port, words, home, log, again)
-    except UserError as error:
-        reason = " ".join(str(error).split())
-        refused = again or RunRecord(_new_name(), tuple(words), flower_run=flower_run)
-        refused = replace(refused, status="failed", reason=reason)
-        refused = _refused_resume(home, Path(resume), refused) if resume else save_record(home, refused)
-        log.error("run_stopped", f"{reason}; nothing was written", run=refused.run)
-        raise
-    run.save_record(pid=os.getpid(), flower_run=flower_run, status="running" if resume else "waiting")
+    known = _record_of(home, Path(resume)) if resume else again
+    with ExitStack() as held:
+        try:
+            held.enter_context(one_run(home, "" if known is None else known.run))
+            run = _resumed(port, Path(resume), home, log) if resume else _new(port, words, home, log, again)
+        except UserError as error:
+            reason = " ".join(str(error).split())
+            refused = again or RunRecord(_new_name(), tuple(words), flower_run=flower_run)
+            refused = replace(refused, status="failed", reason=reason)
+            refused = _refused_resume(home, Path(resume), refused) if resume else save_record(home, refused)
+            log.error("run_stopped", f"{reason}; nothing was written", run=refused.run)
+            raise
+        run.save_record(pid=os.getpid(), flower_run=flower_run, status="running" if resume else "waiting")
+        return _completed(run)
+
+
+def _completed(run: ServerRun) -> Path:
+    """Execute a run and record how it ends. Returns its folder."""
     try:
         return _execute(run)
     except (UserError, EngineError) as error:
@@ -81,13 +91,18 @@ def _new_name() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
 
 
+def _record_of(home: Path | None, folder: Path) -> RunRecord | None:
+    """The record of the run with this folder."""
+    records = [] if home is None else load_records(home)
+    return next((r for r in reversed(records) if r.folder == str(folder.resolve())), None)
+
+
 def _refused_resume(home: Path | None, folder: Path, refused: RunRecord) -> RunRecord:
     """Record that a resume was refused, which `ssfl deploy run` waits for. Returns the record.
 
     The run's own record stays as it was, except if the supervisor tried to resume it: it would try again.
     """
-    records = [] if home is None else load_records(home)
-    known = next((r for r in reversed(records) if r.folder == str(folder.resolve())), None)
+    known = _record_of(home, folder)
     if known is not None and known.status == "running" and known.flower_run == refused.flower_run:
         save_record(home, replace(known, status="failed", reason=refused.reason))
     about = replace(known or refused, flower_run=refused.flower_run, reason=refused.reason)
