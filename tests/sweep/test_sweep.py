@@ -108,11 +108,16 @@ def test_every_cell_runs_once(
     ],
 )
 def test_cells_with_results_elsewhere_are_left_out(
-    words: list[str], ran: list[str], command: list[str], compared: list[tuple[list[str], Path]]
+    words: list[str],
+    ran: list[str],
+    command: list[str],
+    compared: list[tuple[list[str], Path]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The results are those that the experiment's own lines made."""
+    """The results are those that the experiment's own lines made; their code version is named."""
     setting = ["preset=digits", "model.dense_ratio=0.5", "communication.profile=small"]
     assert sweep.start_sweep([*setting, *words], command, skip_finished=DIGITS_RESULTS) == 0
+    assert f"cells have finished in {DIGITS_RESULTS} (code e5c04025175cc2c3)\n" in capsys.readouterr().out
     seeds = [
         word.partition("=")[2] for call in _calls() for word in call if word.startswith("experiment.seed")
     ]
