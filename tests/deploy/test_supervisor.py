@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +15,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
 
+from ssfl.deploy.commands import status
 from ssfl.deploy.processes.process_group import ProcessGroup
 from ssfl.deploy.server.run_record import RunRecord, load_records, save_record
 from ssfl.deploy.server.supervisor import Server, ServerOptions
@@ -121,6 +124,21 @@ def test_a_process_that_takes_long_to_start_is_not_started_twice(
     monkeypatch.setattr(time, "time", lambda: now + 600)
     server.look_after()
     assert configs == [{"resume": "outputs/run"}] * again
+
+
+def test_a_run_whose_process_has_died_can_be_stopped(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Flower knows it as finished, or not at all, and would refuse to stop it; another run can then start."""
+    configs = started(server, {"1": "finished:failed"}, monkeypatch)
+    waiting(server)
+    control = FakeControl({"1": "finished:failed"})
+    monkeypatch.setattr(status, "control_of", lambda folder: contextlib.nullcontext(control))
+    assert status.stop_run(argparse.Namespace(run="run-1", folder=server.options.folder)) == 0
+    assert capsys.readouterr().out == "stopped before its first round; there is nothing to resume\n"
+    server.look_after()
+    assert configs == []
+    assert load_records(server.options.folder)[0].status == "stopped"
 
 
 def test_a_run_that_a_user_stopped_stays_stopped(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

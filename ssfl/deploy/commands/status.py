@@ -9,14 +9,14 @@ import json
 import shlex
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ssfl.deploy.commands.run import control_of
 from ssfl.deploy.errors import DeployError
 from ssfl.deploy.federation import keys
-from ssfl.deploy.server.run_record import load_records
+from ssfl.deploy.server.run_record import load_records, save_record
 
 RENEW_DAYS = 60
 """Status reminds of the server's certificate so many days before its end."""
@@ -87,9 +87,14 @@ def stop_run(arguments: argparse.Namespace) -> int:
         raise DeployError(
             f"{arguments.run}: no such run in {arguments.folder}; `ssfl deploy status` lists them"
         )
+    record = found[-1]
     with control_of(arguments.folder) as control:
-        control.stop(found[-1].flower_run)
-    folder = found[-1].folder
+        ended = control.runs().get(record.flower_run, "finished").startswith("finished")
+        if ended and record.status in ("waiting", "running"):  # the supervisor is about to start it again
+            save_record(arguments.folder, replace(record, status="stopped", reason="stopped by a user"))
+        else:
+            control.stop(record.flower_run)
+    folder = record.folder
     if folder:
         print(f"stopped; continue with: ssfl deploy run --resume {shlex.quote(folder)}")
     else:
