@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, TextIO, final
 
 Level = Literal["info", "warning", "error"]
-MOST_CHARACTERS = 300
+MOST_CHARACTERS = 500
+"""Of a text that another machine sends."""
+MOST_DETAILS = 4000
 
 
 def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
@@ -55,6 +57,7 @@ class EventLog:
             self._append(json.dumps(record, default=str) + "\n")
             if self._stream is not None:
                 details = text or " ".join(f"{k}={v}" for k, v in fields.items())
+                details = one_line(details, MOST_DETAILS)
                 mark = "" if level == "info" else f"{level}: "
                 print(
                     f"{self.who}: {mark}{event.replace('_', ' ')}: {details}", file=self._stream, flush=True

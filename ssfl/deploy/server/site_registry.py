@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, final
 
 from ssfl.deploy.federation.roster import Member
-from ssfl.deploy.log import EventLog
+from ssfl.deploy.log import EventLog, one_line
 from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.transport.port import Answer, Failure, ServerPort, SiteInfo
 
@@ -298,7 +298,7 @@ class SiteRegistry:
     def _handle_answer(self, pending: PendingMessage, found: Answer | Failure) -> list[WorkOutcome]:
         site = pending.site
         if isinstance(found, Failure):
-            return self._failed(pending, found)
+            return self._failed(pending, replace(found, reason=one_line(found.reason)))
         try:
             message = message_bytes.unpack(found.message)
         except messages.MessageError as error:
@@ -342,7 +342,7 @@ class SiteRegistry:
 
     def _refuse(self, pending: PendingMessage, reason: str) -> list[WorkOutcome]:
         """An answer that cannot be read, or that contradicts what is known."""
-        site = pending.site
+        site, reason = pending.site, one_line(reason)
         self.refuse_answer(site, reason)
         self._schedule_retry(site)
         if pending.purpose == "work" and site.client is not None:
@@ -353,14 +353,14 @@ class SiteRegistry:
     def refuse_answer(self, site: Site, reason: str) -> None:
         """Count a refused answer; after MAX_REFUSED_ANSWERS the site is excluded until it is restarted."""
         site.refused_answers += 1
-        site.refusal = reason
+        site.refusal = reason = one_line(reason)
         self._log_refusal(site, f"{reason}; excluded until it is restarted" if site.excluded else reason)
 
     def _refuse_join(self, site: Site, reason: str) -> None:
         """The site is asked again, at growing intervals: an operator may correct what is wrong."""
-        site.joined, site.refusal = None, reason
+        site.joined, site.refusal = None, one_line(reason)
         self._schedule_retry(site)
-        self._log_refusal(site, reason)
+        self._log_refusal(site, site.refusal)
 
     def _log_refusal(self, site: Site, reason: str) -> None:
         text = f"{self._name(site)}: {reason}"
