@@ -1,8 +1,8 @@
 """The time per trained client of each method, relative to FedAvg: rounds of all methods alternately, one thread.
 
 Per trained client, to compare DisPFL as published (every client in every round) with methods that use a cohort. A
-round includes masks, their search, pruned activations, packing and aggregation. Phases before the first round
-(scoring) and tests of models are not included.
+round includes masks, their search, pruned activations, packing and aggregation. Scoring, which happens once before
+the first round, is a separate row; tests of models are not included.
 """
 
 from __future__ import annotations
@@ -50,14 +50,19 @@ class MethodRun:
         algorithm = method(work.cohort)
         self.ours = Ours(work, Way("sequential"), algorithm)
         self.seconds: list[float] = []
+        self.scored: float | None = None
+        """Seconds per scored client of the scoring phase; None without one."""
 
     def round(self) -> float:
         """Seconds per trained client in the next training round; exchanges before it are not counted."""
         for _ in range(PREPARATION + 1):
             plan, seconds = self.ours.plan, self.ours.round()
             assert plan is not None
+            each = seconds / len(plan.instructions)
             if plan.timed:
-                return seconds / len(plan.instructions)
+                return each
+            if self.ours.runner.tasks[plan.phase].probe is not None:
+                self.scored = each
         raise AssertionError("no training round came")
 
 
@@ -77,6 +82,9 @@ def figures(work: Workload, rounds: int) -> list[Figure]:
         label = f"{work.name}: {name}: a trained client"
         rows.append(Figure(label, middle, "s", "FedAvg", 1 / cost, rounds, spread(run.seconds)))
         rows.append(Figure(f"{label}: times FedAvg's cost", cost, "x", n=rounds))
+        if run.scored is not None:
+            ratio = statistics.median(reference) / run.scored
+            rows.append(Figure(f"{work.name}: {name}: a scored client", run.scored, "s", "FedAvg", ratio))
     return rows
 
 
