@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from ssfl.deploy.site.kept_states import KEPT, KeptStates, Memory, is_run_name
+from ssfl.deploy.site.kept_states import KEPT, KEPT_DAYS, KeptStates, Memory, forget_old_runs, is_run_name
 
 
 def memory(exchange: int, value: float) -> Memory:
@@ -66,6 +67,35 @@ def test_forgetting_removes_the_folder(tmp_path: Path) -> None:
     states.forget()
     assert not (tmp_path / "run").exists()
     assert states.before(9) == Memory()
+
+
+def aged(folder: Path, days: float) -> None:
+    then = time.time() - days * 86_400
+    os.utime(folder, (then, then))
+
+
+def test_states_of_a_run_that_is_not_resumed_are_deleted_after_a_month(tmp_path: Path) -> None:
+    for run, days in (("old", KEPT_DAYS + 1), ("recent", KEPT_DAYS - 1), ("joined", KEPT_DAYS + 1)):
+        KeptStates(tmp_path, run).put(memory(1, 1))
+        aged(tmp_path / run, days)
+    other = tmp_path / "data"  # of the operator
+    other.mkdir()
+    (other / "a.npz").write_bytes(b"x")
+    (tmp_path / "old.model.safetensors").write_bytes(b"x")
+    aged(other, 1000)
+    assert forget_old_runs(tmp_path, "joined", time.time()) == ("old",)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["data", "joined", "old.model.safetensors", "recent"]
+    assert forget_old_runs(None, "", time.time()) == forget_old_runs(tmp_path / "none", "", 0.0) == ()
+
+
+def test_a_run_whose_state_does_not_change_is_in_use(tmp_path: Path) -> None:
+    """SSFL's mask is written once, for a run that may take longer than the states are kept."""
+    states, first = KeptStates(tmp_path, "run"), memory(1, 1)
+    states.put(first)
+    aged(tmp_path / "run", KEPT_DAYS + 1)
+    states.put(Memory(2, first.state, first.holds))
+    assert forget_old_runs(tmp_path, "", time.time()) == ()
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "", ".hidden", "a" * 200, "a\0b"])

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ssfl.config import config_to_yaml, load_config
 from ssfl.deploy.log import EventLog
 from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.site.data import load_site_data
+from ssfl.deploy.site.kept_states import KeptStates, Memory
 from ssfl.deploy.site.sessions import SiteOptions, builder_of
 from ssfl.deploy.site.trainer import Trainer
 from ssfl.deploy.transport.port import Message
@@ -139,6 +141,20 @@ def test_work_that_does_not_fit_is_refused(trainer: Trainer, change: dict[str, o
     answer = trainer.handle(message_bytes.pack(work))
     assert isinstance(answer, str)
     assert reason in answer
+
+
+def test_the_end_of_a_run_that_a_site_has_left_deletes_its_state(trainer: Trainer, tmp_path: Path) -> None:
+    """Not that of the run that it has joined since, nor anything outside its folder of states."""
+    trainer.state = tmp_path / "state"
+    for run in ("run-1", "run-2"):
+        KeptStates(trainer.state, run).put(Memory(1, {"mask": torch.ones(3)}, {}))
+        join(trainer, text(), run)
+    (tmp_path / "other").mkdir()
+    for run in ("run-1", "../other"):
+        trainer.handle(message_bytes.pack(messages.Finish(run)))
+    assert sorted(p.name for p in trainer.state.iterdir()) == ["run-2"]
+    assert trainer.run == "run-2"
+    assert (tmp_path / "other").is_dir()
 
 
 def test_a_message_for_servers_is_refused(trainer: Trainer) -> None:

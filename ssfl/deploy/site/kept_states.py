@@ -6,7 +6,9 @@ ask for an exchange that this site has already done.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -21,6 +23,8 @@ from ssfl.algorithms.base import ClientState
 from ssfl.engine.state.serialization import apart
 from ssfl.output import write_atomically
 
+KEPT_DAYS = 30
+"""How long a site keeps the states of a run that has not ended with a Finish: it may be resumed."""
 KEPT = 4
 """States kept on disk: the server keeps two checkpoints and writes one after every exchange."""
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,127}")
@@ -38,6 +42,25 @@ class Memory:
 def is_run_name(name: str) -> bool:
     """Whether a run's name, which comes from the server, is safe as a folder name."""
     return bool(_RUN_NAME.fullmatch(name))
+
+
+def forget_old_runs(folder: Path | None, run: str, now: float) -> tuple[str, ...]:
+    """Delete the states of runs other than `run` that have not been used for KEPT_DAYS. Returns their names."""
+    if folder is None or not folder.is_dir():
+        return ()
+    old = []
+    for path in sorted(folder.iterdir()):
+        with contextlib.suppress(OSError):
+            states = is_run_name(path.name) and path.name != run and path.is_dir()
+            if states and now - path.stat().st_mtime > KEPT_DAYS * 86_400 and _is_only_states(path):
+                shutil.rmtree(path)
+                old.append(path.name)
+    return tuple(old)
+
+
+def _is_only_states(folder: Path) -> bool:
+    """Whether a folder holds only files that this module writes: other folders beside them are left alone."""
+    return all(path.suffix == ".safetensors" for path in folder.iterdir())
 
 
 class KeptStates:
@@ -67,8 +90,12 @@ class KeptStates:
         self._recent[memory.exchange] = memory
         for number in sorted(self._recent)[:-KEPT]:
             del self._recent[number]
-        unchanged = before.state is memory.state and before.holds == memory.holds
-        return None if unchanged else self._write(memory)
+        if before.state is not memory.state or before.holds != memory.holds:
+            return self._write(memory)
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                os.utime(self.folder)  # the run is in use
+        return None
 
     def forget(self) -> None:
         """Delete all states of the run."""

@@ -15,7 +15,7 @@ from ssfl.deploy.errors import DeployError
 from ssfl.deploy.log import EventLog
 from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.protocol.payloads import digest_of, from_bytes, is_broadcast, to_bytes
-from ssfl.deploy.site.kept_states import Memory
+from ssfl.deploy.site.kept_states import KEPT_DAYS, KeptStates, Memory, forget_old_runs, is_run_name
 from ssfl.deploy.site.sessions import Builder, Session
 from ssfl.deploy.transport.port import Message
 from ssfl.engine.client.errors import ClientError
@@ -30,17 +30,18 @@ from ssfl.output import write_atomically
 class Trainer:
     """Network and state of one site; `handle` answers one message.
 
-    wish: client number to ask for if the server has no roster; -1: any. models: folder for the client's own model at
-    the end of a run, for methods that have one; None: it is not written.
+    wish: client number to ask for if the server has no roster; -1: any. state: the site's folder of client states, and
+    of the client's own model at the end of a run, for methods that have one; None: nothing is written.
     """
 
-    def __init__(self, build: Builder, log: EventLog, wish: int = -1, models: Path | None = None) -> None:
+    def __init__(self, build: Builder, log: EventLog, wish: int = -1, state: Path | None = None) -> None:
         self.build = build
         self.log = log
         self.wish = wish
-        self.models = models
+        self.state = state
         self.session: Session | None = None
         """The run that this site has joined."""
+        self._forget_old_runs()
 
     @property
     def run(self) -> str:
@@ -79,10 +80,16 @@ class Trainer:
         session = self.session
         if session is None or session.join != join:
             session = self.session = self.build(join)
+            self._forget_old_runs()
         text = f"{session.about}, as client {join.client} with {session.joined.examples} examples"
         self.log.info("joined", text, run=join.run)
         newest = session.states.before(1 << 62)
         return replace(session.joined, standing=tuple(newest.holds))
+
+    def _forget_old_runs(self) -> None:
+        """A run that failed or was stopped may be resumed, but not for ever."""
+        for run in forget_old_runs(self.state, self.run, time.time()):
+            self.log.info("state_deleted", f"not used for {KEPT_DAYS} days", run=run)
 
     # ── working ──────────────────────────────────────────────────────────────────────────────────────────────────
     def work(self, work: messages.Work) -> messages.Done:
@@ -172,10 +179,12 @@ class Trainer:
             session.states.forget()
             self.session = None
             self.log.info("finished", "the run is over", run=finish.run)
+        elif self.state is not None and is_run_name(finish.run):
+            KeptStates(self.state, finish.run).forget()  # this site has joined another run since
         return messages.Finished(finish.run)
 
     def _keep_model(self, session: Session) -> None:
-        folder = self.models
+        folder = self.state
         state = session.states.before(1 << 62).state
         tasks = session.algorithm.tasks.values()
         kept = [t.kept_model(state) for t in tasks if t.kept_model is not None] if state else []
