@@ -7,23 +7,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
+import torch
+
 from ssfl.algorithms.base import Clock, RoundPlan, ServerContext
 from ssfl.assemble.build import RunSetup, algorithm_of, counting_notes, setup_of
 from ssfl.assemble.communication import wire_of
 from ssfl.assemble.loop import link_of
 from ssfl.config import PROFILES, CommunicationConfig, Config, cohort_size
-from ssfl.core.payloads import SERVER
+from ssfl.core.payloads import SERVER, DenseValues
+from ssfl.core.rng import stream
 from ssfl.engine.accounting.ledger import ClientLink, Meter, dense_payload_bytes
 from ssfl.engine.coded_exchange import CodedExchange
 from ssfl.engine.executors.untrained import UntrainedExecutor
 from ssfl.engine.simulator import Simulator
 from ssfl.report.tables.grid import draw
 from ssfl.report.tables.units import size_text
+from ssfl.wire.holdings import Held, Holdings, Known
 
 FEW = 3
 """Clients of the trial run; messages of other clients would have the same size."""
 ROUNDS = 2
 """Training rounds of the last phase in the trial; later rounds are assumed to have the same size."""
+MOST_ROUNDS = 300
+"""Rounds in which cohorts are drawn to estimate who holds a version; later rounds are like the last of them."""
 MBITS, ROUND_TRIP_MS = 20.0, 50.0
 """A home's uplink, used if the configuration has no link."""
 
@@ -94,6 +100,48 @@ def _variants(config: Config) -> Mapping[str, CommunicationConfig]:
 
 def traffic_of(setup: RunSetup, communication: CommunicationConfig) -> Sequence[PhaseTraffic]:
     """The phases of a run with these codecs, in order."""
+    if not communication.downlink_versions:
+        return _traffic(setup, communication)
+    whole = _traffic(setup, replace(communication, downlink_versions=0))
+    differences = {phase.phase: phase for phase in _traffic(setup, communication)}
+    return [_mixed(one, differences.get(one.phase, one), setup, communication) for one in whole]
+
+
+def _mixed(
+    whole: PhaseTraffic, difference: PhaseTraffic, setup: RunSetup, communication: CommunicationConfig
+) -> PhaseTraffic:
+    """The mean message, if only those clients get differences that hold a version that the server remembers."""
+    if not whole.timed:
+        return whole
+    clients, per_round = setup.federation.num_clients, round(whole.clients)
+    share = share_of_differences(clients, per_round, whole.exchanges, communication.downlink_versions)
+    return replace(whole, down_bytes=share * difference.down_bytes + (1 - share) * whole.down_bytes)
+
+
+def share_of_differences(clients: int, per_round: int, rounds: int, versions: int) -> float:
+    """The share of messages to clients that hold a remembered version, with cohorts drawn at random.
+
+    Clients that get a difference decode other values than those that get them whole, so a round may add several
+    versions. The record is the server's own, with versions that hold no values.
+    """
+    holdings, differences = Holdings(versions), 0
+    generator = stream(0, "estimated cohorts")
+    tried = min(rounds, MOST_ROUNDS)
+    for _ in range(tried):
+        cohort = sorted(torch.randperm(clients, generator=generator)[:per_round].tolist())
+        made: dict[int, Held] = {}
+        replied: dict[int, Held] = {}
+        for client in cohort:
+            held = holdings.of(client)
+            differences += bool(held)
+            key = id(held) if held else 0
+            replied[client] = made.setdefault(key, {"": Known(DenseValues(torch.empty(0)), None)})
+        holdings = holdings.after(cohort, replied)
+    return differences / max(tried * per_round, 1)
+
+
+def _traffic(setup: RunSetup, communication: CommunicationConfig) -> Sequence[PhaseTraffic]:
+    """The phases of a run in which every client of the trial takes part in every round."""
     total = setup.config.training.comm_round
     config = replace(setup.config, communication=communication)
     tried = list(_tried(setup, config, min(total, _first_rounds(setup, config) + ROUNDS)))

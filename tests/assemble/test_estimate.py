@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ssfl.assemble.build import setup_of
-from ssfl.assemble.estimate import PhaseTraffic, estimate_text, traffic_of
+from ssfl.assemble.estimate import PhaseTraffic, estimate_text, share_of_differences, traffic_of
 from ssfl.cli import main
 from ssfl.config import CommunicationConfig, load_config
 from ssfl.config.schema import Profile
@@ -111,3 +111,30 @@ def test_a_published_set_need_not_be_here(
 
 def test_sizes_have_units() -> None:
     assert [size_text(n) for n in (24, 3_700, 22_370_000, 9e9)] == ["24 B", "3.7 kB", "22.37 MB", "9.00 GB"]
+
+
+@pytest.mark.parametrize("frac", [0.5, 0.1])
+def test_differences_on_the_downlink_go_to_clients_that_hold_a_version(frac: float) -> None:
+    """Against a run: with few clients a round hardly any of them holds a version that the server remembers."""
+    rounds = 12
+    words = ["preset=digits", f"training.comm_round={rounds}", "training.epochs=1", f"training.frac={frac}"]
+    setup = setup_of(
+        load_config([*words, "communication.profile=small", "communication.downlink_versions=2"])
+    )
+    result = simulate(
+        setup.algorithm, setup.module, setup.federation, rounds, seed=setup.context.seed, wire=setup.wire
+    )
+    sent = sum(event["downlink_bytes"] for event in result.events if event["event"] == "round")
+    phases = traffic_of(setup, setup.config.communication)
+    whole = traffic_of(setup, CommunicationConfig(profile="small"))
+    assert [p.phase for p in phases] == [p.phase for p in whole]  # rows of one table
+    train = phases[-1]
+    assert train.down_bytes * train.clients * rounds == pytest.approx(sent, rel=0.1)
+
+
+def test_the_share_of_differences() -> None:
+    """Everyone in every round: all but the first. Nobody remembered: none. One client of many: hardly any."""
+    assert share_of_differences(clients=10, per_round=10, rounds=20, versions=1) == pytest.approx(19 / 20)
+    assert share_of_differences(10, 10, 20, 0) == 0
+    assert share_of_differences(1000, 1, 300, 2) < 0.02
+    assert share_of_differences(10, 10, 0, 2) == 0
