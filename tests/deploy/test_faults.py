@@ -518,6 +518,41 @@ def test_the_server_resumes_and_the_sites_do_an_exchange_again(tmp_path: Path) -
         assert all(ours[key].equal(theirs[key]) for key in theirs)
 
 
+def test_events_of_an_exchange_name_the_run_the_round_and_the_phase() -> None:
+    """`answer_refused`, `no_answer`, `site_away`, `stale_answer` and the rest: an operator searches by round."""
+    bench = make_bench("ssfl")
+    bench.join_all()
+
+    def stale(answer: Message, reply: messages.Done) -> Message:
+        bench.site(4).online = False  # it has answered
+        return edited(answer, exchange=99)
+
+    bench.site(0).fault = in_work("score", 1, lambda answer, reply: edited(answer, examples=-1))
+    bench.site(1).fault, bench.site(1).seconds = in_work("score", 1, stale), 3.0
+    bench.site(2).fault = in_work("score", 1, lambda answer, reply: "cannot score")
+    before = len(bench.log_lines)
+    bench.loop.save = lambda progress: bench.log_lines.append({"event": "end"}) or 0.0  # type: ignore[func-returns-value]
+    bench.run(1)
+    names = [line["event"] for line in bench.log_lines]
+    lines = bench.log_lines[before : names.index("end")]
+    events = {"answer_refused", "no_answer", "site_away", "stale_answer", "missing_replies"}
+    assert events <= {line["event"] for line in lines}
+    assert {(line["run"], line["round"], line["phase"]) for line in lines} == {("run-1", 1, "score")}
+
+
+def test_live_sites_are_counted_while_an_exchange_waits() -> None:
+    bench = make_bench("fedavg", settings=DeploySettings(deadline_seconds=20, patience_seconds=50, quorum=1))
+    bench.join_all()
+    seen: list[int] = []
+    bench.registry.on_update = seen.append
+    for client in (1, 2, 3, 4):
+        bench.site(client).online = False
+    with pytest.raises(QuorumError):
+        bench.run(1)
+    assert seen[-1] == 1
+    assert len(seen) > 20, "about once a second"
+
+
 def test_replies_come_in_the_order_of_clients_however_they_arrive() -> None:
     bench = make_bench("fedavg", sizes=(9, 9, 9))
     bench.join_all()

@@ -77,7 +77,6 @@ class _Driver:
             )
         self.retry_while_disk_full(lambda: self.observers.record(event))
         self.metrics.record(event)
-        self.metrics.live(self.run.registry.live)
 
     def save(self, progress: Progress) -> float:
         """After every exchange: save a checkpoint and the status, and add sites that have joined. Returns seconds."""
@@ -190,6 +189,7 @@ def drive(run: ServerRun, setup: RunSetup, folder: Path) -> None:
         driver = _Driver(run, setup, folder, exchange, checkpoints, writer, observers, metrics, loop)
         loop.emit, loop.save, exchange.on_broadcast = driver.emit, driver.save, driver.keep_broadcast
         exchange.write = driver.retry_while_disk_full
+        run.registry.on_update = metrics.live
         _run_loop(driver, saved[0] if saved else None)
 
 

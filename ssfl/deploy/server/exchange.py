@@ -111,6 +111,7 @@ class FleetExchange:
         plan = self.coder.begin(plan)
         self.number += 1
         self.summary = ExchangeSummary(asked=len(plan.instructions))
+        self.registry.fields |= {"round": plan.clock.round, "phase": plan.phase}
         outgoing = OutgoingWork(
             plan, self.registry, self.number, self.layout, self.broadcasts, self.published
         )
@@ -215,7 +216,7 @@ class FleetExchange:
                 f"client {client}: an answer to exchange {done.exchange} in exchange {self.number}; dropped"
             )
             self.log.warning(
-                "stale_answer", text, run=self.registry.run, client=client, exchange=done.exchange
+                "stale_answer", text, **self.registry.fields, client=client, exchange=done.exchange
             )
             return
         payload, reason = self._read(state, client, done, site.joined)
@@ -269,7 +270,7 @@ class FleetExchange:
         return ClientReply(client, payload, arrived.report)
 
     def _log_no_file(self, error: OSError) -> None:
-        self.log.warning("reply_in_memory", f"{error}: the reply stays in memory", run=self.registry.run)
+        self.log.warning("reply_in_memory", f"{error}: the reply stays in memory", **self.registry.fields)
 
     def _failed(self, state: _ExchangeState, outcome: WorkOutcome) -> None:
         client, reason = outcome.client, outcome.reason
@@ -278,9 +279,9 @@ class FleetExchange:
         if reason.startswith(LACKS) and site is not None:
             site.holds -= set(reason.removeprefix(LACKS).split())
             text = f"client {client} has lost its masks; they are sent again"
-            self.log.warning("broadcast_again", text, run=self.registry.run, client=client)
+            self.log.warning("broadcast_again", text, **self.registry.fields, client=client)
             return
-        self.log.warning("no_answer", f"client {client}: {reason}", run=self.registry.run, client=client)
+        self.log.warning("no_answer", f"client {client}: {reason}", **self.registry.fields, client=client)
         if not outcome.gone and reason != LATE and site is not None and site.joined is not None:
             self._stop_waiting_for(
                 state, client, reason
@@ -311,9 +312,7 @@ class FleetExchange:
             self.log.warning(
                 "missing_replies",
                 text,
-                run=self.registry.run,
-                round=plan.clock.round,
-                phase=plan.phase,
+                **self.registry.fields,
                 missing=sorted(state.given_up),
             )
         if not is_broadcast(self.tasks[plan.phase]):
@@ -332,9 +331,7 @@ class FleetExchange:
 
     def _log_waiting(self, state: _ExchangeState, quorum: int) -> None:
         text = f"{state.accepted} of {self.summary.asked} answered, {quorum} are needed; waiting for more"
-        self.log.warning(
-            "below_quorum", text, run=self.registry.run, round=state.plan.clock.round, phase=state.plan.phase
-        )
+        self.log.warning("below_quorum", text, **self.registry.fields)
 
     def _quorum_message(self, state: _ExchangeState, quorum: int) -> str:
         return (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from ssfl.deploy.federation.roster import Member
 from ssfl.deploy.log import EventLog, one_line
@@ -102,7 +102,8 @@ class SiteRegistry:
     """All sites of one run.
 
     members: the roster; empty: every site may take part. join_of: the join message for a client. check: why a client's
-    Joined cannot be accepted, or None. roster: the members as of now.
+    Joined cannot be accepted, or None. roster: the members as of now. on_update: called about once a second with the
+    number of joined sites that are connected. fields: of every event in the log: the run, and the exchange in progress.
     """
 
     def __init__(
@@ -120,6 +121,8 @@ class SiteRegistry:
         self.roster: Callable[[], Sequence[Member]] = lambda: tuple(self._members.values())
         self.join_of: JoinOf = lambda client: messages.Join(run, client, "")
         self.check: Check = lambda client, joined: None
+        self.on_update: Callable[[int], None] = lambda live: None
+        self.fields: dict[str, Any] = {"run": run}
         self.max_body_bytes = 1_000_000
         self._sites: dict[int, Site] = {}
         self._pending: dict[str, PendingMessage] = {}
@@ -231,7 +234,7 @@ class SiteRegistry:
             if site.node in here:
                 site.present = True
             elif site.present:
-                self.log.warning("site_away", self._name(site), run=self.run, client=site.client)
+                self.log.warning("site_away", self._name(site), **self.fields, client=site.client)
                 self._lose(site)
         for info in here.values():
             known = self._sites.get(info.node)
@@ -252,6 +255,7 @@ class SiteRegistry:
             and self.now() >= s.next_try
         ]
         self._send([(s, messages.Ping(self.run)) for s in due], "ping", PING_SECONDS)
+        self.on_update(self.live)
 
     def _read_roster(self) -> None:
         """Sites whose key is no longer on the roster are refused from now on; new keys are accepted."""
@@ -264,7 +268,7 @@ class SiteRegistry:
             del self._sites[site.node]
         self._unknown_keys -= members.keys()
         names = ", ".join(f"{m.name} (client {m.client})" for m in sorted(members.values(), key=str))
-        self.log.info("roster_changed", f"the sites are now {names}", run=self.run)
+        self.log.info("roster_changed", f"the sites are now {names}", **self.fields)
 
     def _drop_pending(self, site: Site, reason: str) -> None:
         """Do not wait for the answers to this site's messages any longer."""
@@ -291,7 +295,7 @@ class SiteRegistry:
         if info.key not in self._unknown_keys:
             self._unknown_keys.add(info.key)
             self.log.warning(
-                "site_refused", f"key {info.key[:16]} is not on the roster", run=self.run, key=info.key
+                "site_refused", f"key {info.key[:16]} is not on the roster", **self.fields, key=info.key
             )
         return False
 
@@ -330,7 +334,7 @@ class SiteRegistry:
             if failure.kind == "failed":
                 site.refusal = failure.reason
                 self.log.warning(
-                    "site_refuses", f"{self._name(site)}: {failure.reason}", run=self.run, client=site.client
+                    "site_refuses", f"{self._name(site)}: {failure.reason}", **self.fields, client=site.client
                 )
             return []
         if failure.kind == "failed" and messages.JOIN_FIRST in failure.reason:
@@ -364,7 +368,7 @@ class SiteRegistry:
 
     def _log_refusal(self, site: Site, reason: str) -> None:
         text = f"{self._name(site)}: {reason}"
-        self.log.warning("answer_refused", text, run=self.run, client=site.client, node=site.node)
+        self.log.warning("answer_refused", text, **self.fields, client=site.client, node=site.node)
 
     def _expired(self) -> list[WorkOutcome]:
         expired = [ticket for ticket, pending in self._pending.items() if self.now() > pending.expires]
@@ -415,7 +419,7 @@ class SiteRegistry:
         self.log.info(
             "site_joined",
             f"{self._name(site)}: {joined.examples} examples, {joined.test_examples} to test on",
-            run=self.run,
+            **self.fields,
             client=site.client,
             node=site.node,
             examples=joined.examples,
