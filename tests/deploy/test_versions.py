@@ -94,7 +94,11 @@ def test_the_deployment_runs_on_both_ends_of_the_range(version: str, tmp_path: P
     assert reported.stdout.strip() == version
     chosen = ["tests/deploy/test_flower.py::test_kills_of_site_serverapp_and_superlink"]
     if version == "1.41.0":
-        chosen.append("tests/deploy/test_stock.py")
+        chosen += [
+            "tests/deploy/test_stock.py",
+            "tests/deploy/test_live_commands.py",
+            "tests/deploy/test_app_bundle.py",
+        ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow", *chosen],
         env=environment,
