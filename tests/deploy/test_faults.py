@@ -18,7 +18,7 @@ from ssfl.deploy.federation.roster import Member
 from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.server.exchange import QuorumError
 from ssfl.deploy.settings import DeploySettings
-from ssfl.deploy.transport.port import Failure, Message
+from ssfl.deploy.transport.port import Answer, Failure, Message
 from ssfl.engine.accounting.ledger import Meter
 from ssfl.wire.message import decode, encode
 from tests.contract.table import ROUNDS, SIZES, new_rig
@@ -494,6 +494,35 @@ def test_a_stale_answer_is_dropped() -> None:
     (line,) = bench.logged("stale_answer")
     assert line["exchange"] == 1
     assert [e["clients"] for e in bench.events] == [2, 1, 2]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_second_answer_to_one_message_is_dropped(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one batch, or at the next poll; a second one may have other values."""
+    bench = make_bench("ssfl")
+    receive, late = bench.fleet.receive, list[Answer | Failure]()
+
+    def other(answer: Answer | Failure) -> Answer | Failure:
+        if isinstance(answer, Failure):
+            return answer
+        return Answer(
+            answer.ticket, edited(answer.message, examples=1) if answer.message.body else answer.message
+        )
+
+    def twice(tickets: Any, max_body_bytes: int) -> tuple[Answer | Failure, ...]:
+        found = (*late, *receive(tickets, max_body_bytes))
+        late[:] = [] if together else [other(a) for a in found[len(late) :]]
+        return (*found, *map(other, found)) if together else found
+
+    monkeypatch.setattr(bench.fleet, "receive", twice)
+    assert deployed(bench).equal(simulated("ssfl", {}))
+    assert not bench.logged("answer_refused")
+    assert bool(bench.logged("stale_answer")) == together, (
+        "the second is not asked for once the first is here"
+    )
+    plain = make_bench("ssfl")
+    deployed(plain)
+    assert [e.get("uplink_bytes") for e in bench.events] == [e.get("uplink_bytes") for e in plain.events]
 
 
 def test_the_server_resumes_and_the_sites_do_an_exchange_again(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -23,38 +24,52 @@ from tests.deploy.live import DEPLOY, SITES, WORDS, Live, live_federation, start
 from tests.deploy.oracle import check_ledger, missing_of, simulated_model
 from tests.support.paths import ROOT
 
+VICTIMS = ("site-0", "site-1", "serverapp", "superlink")
 
-def run_process(live: Live) -> int:
-    record = live.record()
-    assert record is not None
-    return record.pid
+
+def process_of(live: Live, victim: str) -> int:
+    """The id of a process; 0 while it is being started again."""
+    if victim == "serverapp":
+        record = live.record()
+        pid = 0 if record is None else record.pid
+        return pid if pid and Path(f"/proc/{pid}").is_dir() else 0
+    child = live.server.superlink if victim == "superlink" else live.sites[victim]
+    return child.pid if child is not None and child.poll() is None else 0
+
+
+def kills_of(rounds: int, kills: int, seed: int) -> list[tuple[int, str]]:
+    """After which rounds which process is killed, as the seed says."""
+    draw = random.Random(seed)
+    at = sorted(draw.sample(range(1, rounds - 1), kills))
+    return list(zip(at, draw.choices(VICTIMS, k=kills), strict=True))
 
 
 def survive(live: Live, rounds: int, kills: int, seed: int) -> None:
     """A run through seeded kills of sites, ServerApp and SuperLink; ends as a run with the same replies missing."""
     words = start_run(live, rounds)
-    draw = random.Random(seed)
-    at = sorted(draw.sample(range(1, rounds - 1), kills))
-    victims = [("site-0", "serverapp", "superlink", "site-1")[n % 4] for n in range(kills)]
-    for after, victim in zip(at, victims, strict=True):
-        live.wait(lambda after=after: live.rounds() >= after or live.finished(), 240, f"no round {after}")  # type: ignore[misc]
-        if victim == "serverapp":
-            live.kill(run_process(live))
-        elif victim == "superlink":
-            assert live.server.superlink is not None
-            live.kill(live.server.superlink.pid)
-        else:
-            live.kill(live.sites[victim].pid)
+    for after, victim in kills_of(rounds, kills, seed):
+
+        def due(after: int = after, victim: str = victim) -> bool:
+            return (live.rounds() >= after and process_of(live, victim) > 0) or live.finished()
+
+        live.wait(due, 240, f"no round {after}, or no {victim} to kill")
+        if pid := process_of(live, victim):
+            live.kill(pid)
     live.wait(live.finished, 240, "the run has not finished")
     events = live.events()
     check_ledger(events, rounds)
     assert live.model().equal(simulated_model(words, SITES, missing_of(events)))
 
 
+def test_the_seeds_have_what_the_tests_need() -> None:
+    assert [victim for _, victim in kills_of(8, 3, 28)] == ["site-0", "serverapp", "superlink"]
+    assert {victim for _, victim in kills_of(200, 20, 2)} == set(VICTIMS)
+
+
 def test_kills_of_site_serverapp_and_superlink(tmp_path: Path) -> None:
     with live_federation(tmp_path, [*WORDS], SITES) as live:
         a_stranger_is_refused(live, tmp_path)
-        survive(live, rounds=8, kills=3, seed=1)
+        survive(live, rounds=8, kills=3, seed=28)
         record = live.record()
         assert record is not None
         assert record.restarts >= 2
@@ -143,8 +158,20 @@ def marks_of(parent: int) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_local_leaves_nothing_behind_however_it_ends(how: signal.Signals, tmp_path: Path) -> None:
+def site_of(mark: str) -> int:
+    """The id of a site's process with this mark; 0 if there is none."""
+    for pid in marked(mark):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if words[3:5] == [b"deploy", b"site"]:
+            return pid
+    return 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, "error"])
+def test_local_leaves_nothing_behind_however_it_ends(
+    how: signal.Signals | Literal["error"], tmp_path: Path
+) -> None:
+    """Killed, interrupted, or by an error: a site whose process has ended."""
     before = set(Path("/tmp").glob("ssfl-local-*"))
     child = subprocess.Popen(
         command("local", "--sites", "2", "--console", "plain", *WORDS, "training.comm_round=500"),
@@ -160,12 +187,20 @@ def test_local_leaves_nothing_behind_however_it_ends(how: signal.Signals, tmp_pa
             marks = marks_of(child.pid)
             time.sleep(0.2)
         assert marks, child.stderr.read().decode() if child.stderr else ""
-        os.kill(child.pid, how)
+        if how == "error":
+            (mark,) = marks
+            while not site_of(mark) and time.monotonic() < end:
+                time.sleep(0.2)
+            pid = site_of(mark)
+            assert pid, "no site was started"
+            os.kill(pid, signal.SIGKILL)
+        else:
+            os.kill(child.pid, how)
         child.wait(30)
     finally:
         if child.poll() is None:
             child.kill()
-        child.communicate()
+        errors = child.communicate()[1].decode()
     end = time.monotonic() + 20
     while any(marked(m) for m in marks) and time.monotonic() < end:
         time.sleep(0.1)
@@ -175,3 +210,7 @@ def test_local_leaves_nothing_behind_however_it_ends(how: signal.Signals, tmp_pa
     assert not set(Path("/tmp").glob("ssfl-local-*")) - before, "a folder with secrets is left"
     if how is signal.SIGINT:
         assert child.returncode == 130
+    if how == "error":
+        assert child.returncode == 2
+        assert "site-" in errors.splitlines()[-1]
+        assert " has ended: " in errors.splitlines()[-1]

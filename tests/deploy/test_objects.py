@@ -138,6 +138,51 @@ def test_objects_that_are_no_message_are_refused_in_one_way(fault: str) -> None:
         flower.inflate(number, damaged, 1 << 30)
 
 
+def pulled(contents: Mapping[str, bytes], max_bytes: int) -> tuple[dict[str, bytes], list[str]]:
+    """What `bounded_pull` returns, and which objects it asked for."""
+    asked: list[str] = []
+
+    def pull(object_id: str) -> bytes:
+        asked.append(object_id)
+        return contents[object_id]
+
+    try:
+        return flower.bounded_pull(list(contents), pull, max_bytes), asked
+    except flower.TooLargeError as error:
+        error.add_note(f"asked for {len(asked)}")
+        raise
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_the_objects_of_a_message_are_pulled_within_a_limit_of_its_size(body: str) -> None:
+    number, contents = contents_of(flower_message(BODIES[body]))
+    found, asked = pulled(contents, len(BODIES[body]))
+    assert found == contents
+    assert sorted(asked) == sorted(contents)
+    assert from_records(flower.inflate(number, found, len(BODIES[body])).content).body == BODIES[body]
+
+
+def test_a_message_over_the_limit_is_not_pulled_to_its_end() -> None:
+    """200 MB are announced, the limit is 20 MB: at most the objects that are under way at once are read."""
+    blob = b"x" * CHUNK
+    contents = {f"{n:064x}": blob for n in range(34)}
+    with pytest.raises(flower.TooLargeError, match="more than 20000000 bytes") as caught:
+        pulled(contents, 20_000_000)
+    asked = int(caught.value.__notes__[0].split()[-1])
+    assert asked * CHUNK < 20_000_000 + 12 * CHUNK
+
+
+@pytest.mark.parametrize(("max_bytes", "most"), [(0, 16), (1_000_000, 16), (20_000_000, 35)])
+def test_too_many_objects_are_refused_before_the_first_is_pulled(max_bytes: int, most: int) -> None:
+    """Each is one request; an array of this size needs a quarter of them."""
+    assert len(pulled({f"{n:064x}": b"x" for n in range(most)}, max_bytes)[0]) == most
+    with pytest.raises(
+        flower.TooLargeError, match=f"{most + 1} objects; at most {most} are accepted"
+    ) as caught:
+        pulled({f"{n:064x}": b"x" for n in range(most + 1)}, max_bytes)
+    assert caught.value.__notes__ == ["asked for 0"]
+
+
 def test_another_object_than_a_message_is_refused() -> None:
     _, contents = contents_of(flower_message(b"short"))
     record = next(key for key, raw in contents.items() if raw.startswith(b"ConfigRecord"))

@@ -217,11 +217,15 @@ class SiteRegistry:
         """Query sites and answers once. Returns the results of work since the last call."""
         if self.now() - self._updated_at >= SITES_POLL_SECONDS:
             self._update_sites()
-        outcomes = []
+        outcomes, answered = [], dict[str, Site]()
         for found in self.port.receive(tuple(self._pending), self.max_body_bytes):
             pending = self._pending.pop(found.ticket, None)
             if pending is not None:
+                answered[found.ticket] = pending.site
                 outcomes += self._handle_answer(pending, found)
+            elif (site := answered.get(found.ticket)) is not None:
+                text = f"{self._name(site)}: a second answer to one message; dropped"
+                self.log.warning("stale_answer", text, **self.fields, client=site.client)
         lost, self._lost = self._lost, []
         return outcomes + self._expired() + lost
 
