@@ -28,9 +28,7 @@ def wire_of(config: Config, layout: Layout) -> WireStack:
     whole = whole_codec(codecs.downlink, asked.downlink_step)
     down = Coding(whole, masks=codecs.mask)
     if asked.downlink_versions:
-        # A difference must have the same error as whole values, so its step is relative to the values' size.
-        later = Lossless() if codecs.downlink == "lossless" else Uniform(asked.downlink_step, of="values")
-        down = replace(down, delta=later, smaller=True)
+        down = replace(down, delta=tracked_codec(codecs.downlink, asked.downlink_step), smaller=True)
     scores = score_codec(codecs.scores, config.model.dense_ratio)
     difference = difference_codec(codecs.uplink, asked.uplink_step, codecs.rounding)
     masks = (
@@ -59,6 +57,16 @@ def whole_codec(name: ValueCodecName, step: float) -> ValueCodec | None:
         "uniform": Uniform(step),
     }
     return made[name]
+
+
+def tracked_codec(name: ValueCodecName, step: float) -> ValueCodec | None:
+    """The codec of the downlink's differences: their step is relative to the values, so they have the same error."""
+    made: dict[ValueCodecName, ValueCodec] = {
+        "lossless": Lossless(),
+        "int8": Int8(WHOLE_BLOCK, "nearest", of="values"),
+        "uniform": Uniform(step, of="values"),
+    }
+    return made.get(name)
 
 
 def difference_codec(name: ValueCodecName, step: float, rounding: Rounding) -> ValueCodec | None:

@@ -9,7 +9,7 @@ from typing import final
 
 from ssfl.config.schema import Config, MaskCodec, Profile, Rounding, ScoreCodec, ValueCodecName
 
-TRACKED: frozenset[ValueCodecName] = frozenset({"lossless", "uniform"})
+TRACKED: frozenset[ValueCodecName] = frozenset({"lossless", "int8", "uniform"})
 """Downlink codecs for differences to an earlier model: their error does not depend on what is coded."""
 LOSSY: frozenset[ValueCodecName] = frozenset({"bf16", "fp16", "int8", "uniform"})
 

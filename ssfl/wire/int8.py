@@ -36,6 +36,9 @@ class Int8(ValueCodec):
     """Values that share a scale, 1 to 2^20."""
     rounding: Rounding = "stochastic"
     stage: Stage = "zstd"
+    of: Literal["delta", "values"] = "delta"
+    """What the largest magnitude is taken from. "values": the larger of delta and values, so that small differences
+    have the error of coded values, and small symbols."""
 
     @property
     def draws(self) -> bool:  # type: ignore[override]
@@ -46,9 +49,12 @@ class Int8(ValueCodec):
         """Encode as scales, then symbols. Raises NotFiniteError."""
         delta = vector.delta
         count = len(delta)
-        blocks = -(-count // self.block)
-        padded = torch.nn.functional.pad(delta, (0, blocks * self.block - count)).view(blocks, self.block)
-        scales = _scales(padded)
+        padded = _in_blocks(delta, self.block)
+        measured = padded
+        if self.of == "values":
+            values = vector.values.to(delta.dtype)
+            measured = torch.maximum(padded.abs(), _in_blocks(values, self.block).abs())
+        scales = _scales(measured)
         scaled = padded.div_(torch.where(scales > 0, scales, 1.0).to(padded.dtype)[:, None])
         if self.rounding == "stochastic":
             scaled.add_(torch.rand(scaled.shape, dtype=scaled.dtype, generator=draws)).floor_()
@@ -88,6 +94,12 @@ class Int8(ValueCodec):
         if self.stage == "zstd":
             return None
         return _HEAD.size + 2 * -(-count // self.block) + count
+
+
+def _in_blocks(values: Tensor, block: int) -> Tensor:
+    """Values [n] and zeros as blocks [m, B]."""
+    blocks = -(-len(values) // block)
+    return torch.nn.functional.pad(values, (0, blocks * block - len(values))).view(blocks, block)
 
 
 def _scaled(symbols: Tensor, scales: Tensor, block: int) -> Tensor:

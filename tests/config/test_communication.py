@@ -82,7 +82,7 @@ def test_equal_codecs_are_one_setting_however_they_are_named() -> None:
         (["communication.error_feedback=true"], "communication.uplink=fp32 has no coding error"),
         (
             ["communication.downlink_versions=3"],
-            "not with communication.downlink=fp32; needs lossless or uniform",
+            "not with communication.downlink=fp32; needs int8 or lossless or uniform",
         ),
         (["communication.link_mbits=-1"], "at least 0"),
     ],

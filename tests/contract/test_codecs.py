@@ -55,6 +55,11 @@ STACKS: Mapping[str, Build] = {
     "tracked": _stack(
         Coding(Uniform(0.05), Uniform(0.05, of="values"), masks="coded", smaller=True), SMALL_UP, versions=4
     ),
+    "tracked_int8": _stack(
+        Coding(Int8(256, "nearest"), Int8(256, "nearest", of="values"), masks="coded", smaller=True),
+        Coding(Int8(256, "nearest"), Int8(), Log(256, 8), "coded"),
+        versions=4,
+    ),
 }
 METHODS = (
     "ssfl",
@@ -280,9 +285,10 @@ def test_feedback_and_held_values_are_client_state() -> None:
     assert all("wire/held/values/w" in state for state in states.values())
 
 
-def test_differences_take_fewer_bytes_than_whole_values() -> None:
+@pytest.mark.parametrize(("stack", "with_versions"), [("small", "tracked"), ("balanced", "tracked_int8")])
+def test_differences_take_fewer_bytes_than_whole_values(stack: str, with_versions: str) -> None:
     """From the second exchange on, for clients that took part before."""
-    whole, tracked = ended("fedavg", "small"), ended("fedavg", "tracked")
+    whole, tracked = ended("fedavg", stack), ended("fedavg", with_versions)
     first, *later = (
         (a["downlink_bytes"], b["downlink_bytes"]) for a, b in zip(whole.events, tracked.events, strict=True)
     )

@@ -329,6 +329,20 @@ def test_a_decoded_vector_holds_its_own_values_only(codec: int, dtype: torch.dty
     assert found.untyped_storage().nbytes() == dtype.itemsize
 
 
+@pytest.mark.parametrize("changed", [0.001, 0.1, 3.0])
+def test_differences_with_the_error_of_values(changed: float) -> None:
+    """int8 of="values": half of a 126th of the block's largest value or difference; fewer bytes for small changes."""
+    values = normal(5001)
+    held = values + normal(5001, name="other") * changed
+    codec = Int8(256, "nearest", of="values")
+    found = crossed(codec, Vector(values, held, [5001]))
+    whole = Int8(256, "nearest").encode(Vector(values, None, [5001]), draws())
+    for got, exact, before in zip(*(torch.split(v, 256) for v in (found, values, held)), strict=True):
+        largest = max(float(exact.abs().max()), float((exact - before).abs().max()))
+        assert float((got - exact).abs().max()) <= largest / 126 / 2 + 1e-6
+    assert (len(codec.encode(Vector(values, held, [5001]), draws())) < 0.75 * len(whole)) == (changed < 1)
+
+
 def test_the_last_block_may_be_shorter() -> None:
     """Against the format's definition: value = scale of its block times symbol."""
     scales, symbols = np.array([0x3F80, 0x4000], "<u2"), np.array([1, -2, 3, 4, -5], np.int8)
