@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -124,6 +125,26 @@ def test_a_process_that_takes_long_to_start_is_not_started_twice(
     monkeypatch.setattr(time, "time", lambda: now + 600)
     server.look_after()
     assert configs == [{"resume": "outputs/run"}] * again
+
+
+def test_a_dead_superlink_is_started_again_while_a_run_has_no_process_yet(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Process id 0 is none: a signal to it would end the supervisor itself. The SuperLink cannot be asked then."""
+    signals: list[int] = []
+    starts: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: signals.append(pid))
+    monkeypatch.setattr(server, "start", lambda: starts.append(1))
+    configs = started(server, {}, monkeypatch)
+    monkeypatch.setattr(
+        server, "control", lambda: pytest.fail("the SuperLink is down") if not starts else None
+    )
+    server.superlink = server.superexec = None
+    waiting(server, pid=0)
+    server.look_after()
+    assert starts == [1]
+    assert signals == []
+    assert configs == []
 
 
 def test_a_run_whose_process_has_died_can_be_stopped(

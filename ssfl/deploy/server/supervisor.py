@@ -222,7 +222,7 @@ class Server:
                 self.processes.stop(child, 1.0)
                 self.processes.forget(child)
         for record in load_records(self.options.folder):
-            if record.status in ("waiting", "running") and self._alive(record):
+            if record.status in ("waiting", "running") and self._has_process(record):
                 with contextlib.suppress(ProcessLookupError):  # without its SuperLink it would wait for ever
                     os.kill(record.pid, signal.SIGKILL)
         self.start()
@@ -230,7 +230,12 @@ class Server:
     def _alive(self, record: RunRecord) -> bool:
         """Whether the run's process exists: its process id, and our mark in its environment."""
         if not record.pid:  # it has been started; how long that takes depends on the machine
-            return time.time() - record.updated < START_SECONDS or self._flower_status(record) in UNFINISHED
+            return self._flower_status(record) in UNFINISHED
+        return self._has_process(record)
+
+    def _has_process(self, record: RunRecord) -> bool:
+        if not record.pid:
+            return False
         with contextlib.suppress(OSError):
             environment = Path(f"/proc/{record.pid}/environ").read_bytes()
             stat = Path(f"/proc/{record.pid}/stat").read_text().rpartition(")")[2].split()
