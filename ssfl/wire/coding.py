@@ -165,7 +165,7 @@ def coded(
     rest = values[head:].clone()
     if isinstance(part, SparseValues):
         mask = smallest_mask(part.bits, layout) if masks == "coded" else MaskBits(part.bits)
-        return CodedSparse(codec.code, len(part.bits), version, mask, rest, data)
+        return CodedSparse(codec.code, len(part.bits), version, mask, rest, data, len(values))
     support = part.support if isinstance(part, MaskedValues) else NO_VERSION
     return CodedValues(codec.code, len(values), version, support, rest, data)
 

@@ -136,6 +136,8 @@ class CodedSparse(Part):
     mask: MaskBits | CodedMask
     tail: Tensor
     data: Tensor
+    kept: int | None = None
+    """Number of values, so that the mask need not be decoded to count metadata; None: not known. Not sent."""
 
     @property
     def head(self) -> PartHead:
@@ -148,8 +150,18 @@ class CodedSparse(Part):
 
     @property
     def metadata_nbytes(self) -> int:
-        """Bytes of the support and the heads; steps and scales inside the data are not included."""
-        return DIGEST_BYTES + _MASK_HEAD_BYTES + self.mask.nbytes + _TAIL_BYTES
+        """Bytes of the support and the heads, and of steps and scales inside the data."""
+        heads = DIGEST_BYTES + _MASK_HEAD_BYTES + self.mask.nbytes + _TAIL_BYTES
+        return heads + _data_metadata(self.codec, self.data, self.values_count)
+
+    @property
+    def values_count(self) -> int:
+        """Number of values in `data`; 0 if the mask is damaged."""
+        try:
+            kept = int(self.support().count_nonzero()) if self.kept is None else self.kept
+        except WireError:  # as in `_data_metadata`
+            return 0
+        return max(kept - len(self.tail), 0)
 
     def write(self) -> Sequence[bytes | memoryview]:
         codec = self.mask.codec if isinstance(self.mask, CodedMask) else 0

@@ -160,6 +160,8 @@ def test_what_is_counted_is_what_messages_take(name: str, stack: str) -> None:
                 0 < event["downlink_metadata_bytes"] <= event["downlink_bytes"] or not event["downlink_bytes"]
             )
             assert 0 < event["uplink_metadata_bytes"] <= event["uplink_bytes"]
+            if "peer_bytes" in event:
+                assert 0 < event["peer_metadata_bytes"] < event["peer_bytes"]
 
 
 @every_row

@@ -165,7 +165,7 @@ def test_bytes_are_charged_to_the_edge_they_cross() -> None:
     fields = exchange_fields(plan, meter)
     assert "missing_replies" not in fields
     assert fields["downlink_bytes"] == 2 * (41 + 20)
-    assert fields["peer_bytes"] == 41 + 12
+    assert (fields["peer_bytes"], fields["peer_metadata_bytes"]) == (41 + 12, 41)
     assert fields["uplink_bytes"] == 3 * 24
     assert fields["train_loss_last_epoch"] == (1.0 + 3 * 4.0) / 4
     assert fields["train_loss_all_epochs"] == (2.0 + 3 * 8.0) / 4

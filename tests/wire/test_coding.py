@@ -25,7 +25,7 @@ from ssfl.core.payloads import (
 )
 from ssfl.core.reading import octets
 from ssfl.core.rng import stream
-from ssfl.wire.coding import Coding, Votes
+from ssfl.wire.coding import Coding, MaskCoding, Votes
 from ssfl.wire.feedback import Values
 from ssfl.wire.half import Half
 from ssfl.wire.holdings import State, values_at
@@ -36,6 +36,7 @@ from ssfl.wire.message import decode, encode
 from ssfl.wire.parts import NO_VERSION, CodedMask, CodedSparse, CodedValues
 from ssfl.wire.stack import Hop, Received, receive, send
 from ssfl.wire.uniform import Uniform
+from ssfl.wire.value_codec import ValueCodec
 from tests.support.refusals import refusal
 
 NET = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 4))
@@ -276,6 +277,29 @@ def test_feedback_follows_the_coordinates_of_changing_masks() -> None:
     residual = state["wire/up/coding/residual/w"].double()
     assert int(residual.count_nonzero()) > 90
     torch.testing.assert_close((arrived + residual)[:trained], wanted[:trained], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("codec", "metadata"),
+    [
+        (Uniform(0.5), lambda count: 3 + 8 * sum(LAYOUT.trained)),
+        (Int8(16), lambda count: 5 + 2 * -(-count // 16)),
+        (Half(), lambda count: 2),
+        (Lossless(), lambda count: 0),
+    ],
+)
+@pytest.mark.parametrize("masks", ["bitmap", "coded"])
+def test_steps_and_scales_of_sparse_values_are_metadata(
+    codec: ValueCodec, metadata: Callable[[int], int], masks: MaskCoding
+) -> None:
+    """Against docs/wire-format.md, at the sender and at a receiver that does not know the number of values."""
+    part = pack_sparse(theta(), support(0.05).mask)
+    sent = Coding(codec, masks=masks).send(Payload({"w": part}, 3), hop(), {})[0]
+    for payload in (sent, decode(encode(sent, LAYOUT), LAYOUT)):
+        found = payload.parts["w"]
+        assert isinstance(found, CodedSparse)
+        heads = 8 + 1 + 8 + found.mask.nbytes + 4
+        assert found.metadata_nbytes == heads + metadata(len(part.values) - STATISTICS)
 
 
 def test_draws_are_named_by_client_and_round() -> None:

@@ -68,6 +68,7 @@ class Meter:
     downlink_metadata_bytes: int = 0
     """The part of `downlink_bytes` that is not values, scores or mask bits: headers, digests, scales, supports."""
     uplink_metadata_bytes: int = 0
+    peer_metadata_bytes: int = 0
     by_client: dict[int, int] = field(default_factory=dict)
     """Bytes to and from each client, including those from other clients."""
     waited_seconds: float = 0.0
@@ -80,6 +81,7 @@ class Meter:
             self.downlink_metadata_bytes += traffic.metadata_nbytes
         else:
             self.peer_bytes += traffic.nbytes
+            self.peer_metadata_bytes += traffic.metadata_nbytes
         self.by_client[client] = self.by_client.get(client, 0) + traffic.nbytes
 
     def received(self, client: int, traffic: Traffic) -> None:
@@ -127,7 +129,7 @@ def exchange_fields(plan: RoundPlan, meter: Meter, link: ClientLink | None = Non
     if meter.asked > len(reports):
         fields["missing_replies"] = meter.asked - len(reports)
     if meter.peer_bytes:
-        fields["peer_bytes"] = meter.peer_bytes
+        fields |= {"peer_bytes": meter.peer_bytes, "peer_metadata_bytes": meter.peer_metadata_bytes}
     if link is not None:
         fields["link_seconds"] = link.seconds(max(meter.by_client.values(), default=0))
     return fields | _received_fields(meter)
