@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 
 from ssfl.config import Config, cohort_size, load_config
 from ssfl.report.paper.published import TABLES
-from ssfl.report.runs.compact import load_compact
+from ssfl.report.runs.compact import all_runs, load_compact
 from ssfl.report.runs.labels import density as density_of
 from ssfl.report.runs.labels import method as label_of
 from ssfl.report.runs.run import Run
@@ -207,6 +209,34 @@ def test_the_table_of_the_codecs_is_up_to_date() -> None:
     )
     remedy = "run: bash experiments/codec_accuracy/run.sh harvest"
     assert (home / "bytes.md").read_text(encoding="utf-8") == done.stdout, remedy
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ({}, "SSFL, exact"),
+        ({"uplink": "auto", "uplink_step": 0.5}, "SSFL, exact"),
+        ({"uplink": "bf16"}, "SSFL, exact, uplink bf16"),
+        ({"downlink": "int8"}, "SSFL, exact, downlink int8"),
+        ({"mask": "bitmap"}, "SSFL, exact, mask bitmap"),
+        ({"profile": "small", "downlink_step": 0.1}, "SSFL, small, downlink_step 0.1"),
+        ({"profile": "small", "downlink_versions": 2}, "SSFL, small, downlink_versions 2"),
+        ({"profile": "small", "error_feedback": True}, "SSFL, small, error_feedback"),
+    ],
+)
+def test_the_table_of_the_codecs_names_every_codec(setting: dict[str, object], name: str) -> None:
+    """Runs with the same name are one cell of the table."""
+    spec = importlib.util.spec_from_file_location(
+        "codec_bytes", ROOT / "experiments" / "codec_accuracy" / "bytes.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["codec_bytes"] = module
+    spec.loader.exec_module(module)
+    packed = all_runs([ROOT / "experiments" / "codec_accuracy" / "runs.json"])
+    run = next(one for one in packed if label_of(one) == "SSFL")
+    run = replace(run, config={**run.config, "communication": setting})
+    assert module._name(run) == name
 
 
 @pytest.mark.parametrize("page", ["README.md", "experiments/cifar10_converged/README.md"])

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from ssfl.config import CommunicationConfig
 from ssfl.report.runs import Run
 from ssfl.report.runs.compact import all_runs
 from ssfl.report.runs.labels import density, method, seed
@@ -38,7 +39,12 @@ bytes over these, rounds alone; *with once*: the same for a client that takes pa
 one-offs included. *against exact*: paired over seeds. Mean ± sample standard deviation."""
 METHODS = ("FedAvg", "SSFL", "random global mask")
 """Those shown; the converged study's results hold others too."""
-KEYS = ("scores", "error_feedback", "uplink_rounding", "uplink_step")
+DEFAULTS: Mapping[str, object] = {
+    one.name: one.default
+    for one in fields(CommunicationConfig)
+    if one.name not in ("profile", "measure", "link_mbits", "link_round_trip_ms")
+}
+"""Settings that change codecs, besides the profile; a run with another value is another setting."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +86,12 @@ def _cells(runs: Sequence[Run]) -> Iterator[Cell]:
 
 
 def _name(run: Run) -> str:
-    words = [method(run)]
-    if words == ["SSFL"]:
-        words.append(str(run.setting("communication.profile", "exact")))
-    defaults = {"scores": "auto", "error_feedback": False, "uplink_rounding": "auto", "uplink_step": 0.5}
-    for key in KEYS:
-        value = run.setting(f"communication.{key}", defaults[key])
-        if value != defaults[key]:
+    words, profile = [method(run)], str(run.setting("communication.profile", "exact"))
+    if words == ["SSFL"] or profile != "exact":
+        words.append(profile)
+    for key, default in DEFAULTS.items():
+        value = run.setting(f"communication.{key}", default)
+        if value != default:
             words.append(f"{key} {value}" if not isinstance(value, bool) else key)
     share = run.setting("algorithm.params.saliency_fraction", 1.0)
     return ", ".join([*words, *([f"{share:g} of the clients score"] if share != 1.0 else [])])
