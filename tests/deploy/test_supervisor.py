@@ -121,8 +121,6 @@ def test_a_process_that_takes_long_to_start_is_not_started_twice(
     """Flower knows it, long before it has written its process id; a SuperLink that was restarted does not."""
     configs = started(server, {"1": status} if status else {}, monkeypatch)
     waiting(server, pid=0, status="running", folder="outputs/run")
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 600)
     server.look_after()
     assert configs == [{"resume": "outputs/run"}] * again
 
@@ -136,15 +134,14 @@ def test_a_dead_superlink_is_started_again_while_a_run_has_no_process_yet(
     monkeypatch.setattr(os, "kill", lambda pid, number: signals.append(pid))
     monkeypatch.setattr(server, "start", lambda: starts.append(1))
     configs = started(server, {}, monkeypatch)
-    monkeypatch.setattr(
-        server, "control", lambda: pytest.fail("the SuperLink is down") if not starts else None
-    )
+    up = FakeControl({})
+    monkeypatch.setattr(server, "control", lambda: up if starts else pytest.fail("the SuperLink is down"))
     server.superlink = server.superexec = None
     waiting(server, pid=0)
     server.look_after()
     assert starts == [1]
     assert signals == []
-    assert configs == []
+    assert configs == [{"words": "'a=b c'"}], "the new SuperLink does not know the run"
 
 
 def test_a_run_whose_process_has_died_can_be_stopped(
