@@ -229,7 +229,8 @@ def test_the_table_of_the_codecs_names_every_codec(setting: dict[str, object], n
     spec = importlib.util.spec_from_file_location(
         "codec_bytes", ROOT / "experiments" / "codec_accuracy" / "bytes.py"
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["codec_bytes"] = module
     spec.loader.exec_module(module)

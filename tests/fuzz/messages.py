@@ -5,8 +5,9 @@
 
 The first byte of an input chooses how the rest becomes a message, so that the fuzzer need not find checksums:
 unchanged; with a valid checksum; as the parts of a message; as the body of one coded part; as the data of one codec,
-alone or with a reference; as data or a mask that is compressed here. The first inputs are the golden and hostile
-messages. The fuzzer writes an input that crashes to a file.
+alone or with a reference; as data or a mask that is compressed here; as a reply of several parts that a server reads,
+checks, decodes and sums (`tests/wire/replies.py`). The first inputs are the golden and hostile messages. The fuzzer
+writes an input that crashes to a file.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["ssfl.wire", "ssfl.core.reading", "ssfl.core.payloads"]):
+with atheris.instrument_imports(
+    include=["ssfl.wire", "ssfl.core.reading", "ssfl.core.payloads", "ssfl.deploy.protocol.payloads"]
+):
     import ssfl.core.payloads
     import ssfl.core.reading
+    import ssfl.deploy.protocol.payloads
     import ssfl.wire.coding
     import ssfl.wire.message
     import ssfl.wire.stack  # noqa: F401
 
 from ssfl.core.reading import WireError
 from ssfl.wire.entropy import squeezed
-from tests.wire import attacks
+from tests.wire import attacks, replies
 from tests.wire.attacks import HEAD, HELD, NONE, P, open_message, part, signed
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -92,6 +96,8 @@ WAYS: tuple[Callable[[bytes], bytes], ...] = (
     _framed_mask,
     _framed_sparse,
 )
+REPLY = len(WAYS)
+"""The way of a reply; its second byte chooses what the server expects."""
 
 
 WHOLE = (
@@ -109,8 +115,12 @@ def one_input(data: bytes) -> None:
     """One execution."""
     if not data:
         return
+    way = data[0] % (len(WAYS) + 1)
     try:
-        open_message(WAYS[data[0] % len(WAYS)](data[1:]))
+        if way == REPLY:
+            replies.open_reply(data[1] if len(data) > 1 else 0, replies.multipart(data[2:]))
+        else:
+            open_message(WAYS[way](data[1:]))
     except WireError:
         return
 
@@ -131,6 +141,9 @@ def _write_seeds(folder: Path) -> None:
         for kind_6 in (codec, codec + 6):
             way = bytes([8, kind_6, 5, len(head)]) + b"\xff" * 5
             (folder / f"framed-sparse-{kind_6}-{len(symbols)}").write_bytes(way + head + symbols)
+    for name, raw in replies.seeds().items():
+        for form in range(len(replies.FORMS)):
+            (folder / f"reply-{name}-{form}").write_bytes(bytes([REPLY, form]) + raw)
     whole = attacks.table([(8, 4, 1)], bytes(12))
     (folder / "framed-mask").write_bytes(bytes([7, len(whole)]) + whole + b"\xf0" * 4)
 
