@@ -279,6 +279,45 @@ def test_feedback_follows_the_coordinates_of_changing_masks() -> None:
     torch.testing.assert_close((arrived + residual)[:trained], wanted[:trained], rtol=0, atol=1e-4)
 
 
+CODECS: tuple[ValueCodec, ...] = (
+    Lossless(),
+    Half(),
+    Half(torch.float16, "zstd"),
+    Int8(16, "nearest"),
+    Int8(256, "nearest", of="values"),
+    Uniform(0.05),
+    Uniform(0.05, of="values"),
+)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("form", ["masked", "sparse"])
+def test_values_of_every_type_on_empty_and_full_masks(
+    codec: ValueCodec, dtype: torch.dtype, share: float, form: str
+) -> None:
+    """Through real bytes, with and without a reference; of nothing pruned, of everything that can be pruned."""
+    own = support(share)
+    bits = own.mask.clone()
+    if share == 0.0 and form == "sparse":
+        bits[:] = False  # not one value
+    before, after = theta(0)[: LAYOUT.size].to(dtype), (theta(0) + 0.01 * theta(1)).to(dtype)
+    after[-STATISTICS:] = before[-STATISTICS:]
+    parts = [own.pack(v) if form == "masked" else pack_sparse(v, bits) for v in (before, after)]
+    known = parts[0] if form == "masked" else DenseValues(before)
+    coding = Coding(codec, codec, masks="coded")
+    exact = parts[1].values
+    # Values are 4 standard deviations at most: half a step of 0.05, half of a 127th of the largest, or 2^-8 of it.
+    limit = 0.0 if codec.exact else 0.03 + 4 * torch.finfo(dtype).eps * (1 + exact.double().abs())
+    for where in (hop(), hop(known)):
+        _, found = crossed(coding, parts[1], where)
+        assert found.values.dtype == dtype
+        assert found.values.shape == exact.shape
+        assert bool(((found.values.double() - exact.double()).abs() <= limit).all())
+        assert found.values[-STATISTICS:].equal(exact[-STATISTICS:])
+
+
 @pytest.mark.parametrize(
     ("codec", "metadata"),
     [

@@ -259,6 +259,23 @@ def test_log_keeps_the_magnitude(codec: Log, dtype: torch.dtype) -> None:
     assert int(found[beyond].count_nonzero()) == 0
 
 
+@pytest.mark.parametrize("codec", [Log(256, 16), Log(64, 5), Log(2, 255)], ids=repr)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_log_of_every_size_and_type(codec: Log, dtype: torch.dtype, size: int) -> None:
+    """Magnitudes within half a step and the type's rounding, or 0 below the last level."""
+    values = normal(size, torch.float64).abs().clamp(min=1e-3).to(dtype)
+    found = crossed(codec, Vector(values, None, [size]))
+    assert (found.dtype, found.shape) == (dtype, values.shape)
+    if not size:
+        return
+    below = (values.double().max() / values.double()).log2() * codec.octave
+    kept, lost = below <= codec.levels - 2.51, below >= codec.levels - 1.49
+    octaves = (found[kept].double() / values[kept].double()).log2().abs()
+    assert bool((octaves <= 0.5 / codec.octave + 3 * torch.finfo(dtype).eps + 1e-5).all())
+    assert int(found[lost].count_nonzero()) == 0
+
+
 def test_log_of_no_scores_and_of_zeros() -> None:
     assert crossed(Log(), Vector(torch.empty(0), None, [0])).numel() == 0
     assert crossed(Log(), Vector(torch.zeros(9), None, [9])).equal(torch.zeros(9))
