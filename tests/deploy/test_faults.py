@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from ssfl.core.layout import Layout
 from ssfl.core.payloads import DenseValues, MaskBits, MaskedValues, Payload
 from ssfl.deploy.federation.roster import Member
 from ssfl.deploy.protocol import message_bytes, messages
@@ -20,46 +18,10 @@ from ssfl.deploy.server.exchange import QuorumError
 from ssfl.deploy.settings import DeploySettings
 from ssfl.deploy.transport.port import Answer, Failure, Message
 from ssfl.engine.accounting.ledger import Meter
-from ssfl.wire.message import decode, encode
+from ssfl.wire.message import decode
 from tests.contract.table import ROUNDS, SIZES, new_rig
-from tests.deploy.fake_fleet import Bench, FakeSite, Fault, honest, make_bench, trainer_of
-from tests.deploy.oracle import Missing, without
-from tests.support.rigs import tiny_net
-
-LAYOUT = Layout.of(tiny_net())
-
-
-def simulated(name: str, missing: Missing, rounds: int = ROUNDS) -> Tensor:
-    rig = new_rig(name, "group")
-    rig.loop.exchange = without(rig.recorder.inner, missing)
-    progress = rig.loop.run(rig.loop.start(rig.theta, rounds))
-    weights = rig.algorithm.weights_to_evaluate(progress.state, rig.context)
-    assert weights is not None
-    return weights
-
-
-def deployed(bench: Bench, rounds: int = ROUNDS) -> Tensor:
-    progress = bench.run(rounds)
-    weights = bench.algorithm.weights_to_evaluate(progress.state, bench.loop.context)
-    assert weights is not None
-    return weights
-
-
-def in_work(phase: str, round_: int, change: Callable[[Message, messages.Done], Any]) -> Fault:
-    """A fault in the reply to one work, once; honest otherwise."""
-    done: list[int] = []
-
-    def fault(message: Message, answer: Message | str) -> Any:
-        work = message_bytes.unpack(message)
-        if isinstance(work, messages.Work) and (work.phase, work.round) == (phase, round_) and not done:
-            done.append(1)
-            assert isinstance(answer, Message)
-            reply = message_bytes.unpack(answer)
-            assert isinstance(reply, messages.Done)
-            return change(answer, reply)
-        return answer
-
-    return fault
+from tests.deploy.fake_fleet import Bench, FakeSite, honest, make_bench, trainer_of
+from tests.deploy.faulty import LAYOUT, deployed, in_work, simulated, with_payload
 
 
 def edited(answer: Message, **fields: Any) -> Message:
@@ -71,10 +33,6 @@ def edited(answer: Message, **fields: Any) -> Message:
         else:
             head[key] = value
     return Message(json.dumps(head).encode(), answer.body)
-
-
-def with_payload(reply: messages.Done, payload: Payload) -> Message:
-    return message_bytes.pack(replace(reply, payload=encode(payload, LAYOUT)))
 
 
 def nan_values(answer: Message, reply: messages.Done) -> Message:

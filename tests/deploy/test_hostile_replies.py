@@ -24,7 +24,7 @@ from ssfl.wire.stack import Hop, WireStack
 from ssfl.wire.uniform import Uniform
 from tests.contract.table import PER_ROUND, ROUNDS
 from tests.deploy.fake_fleet import Bench, make_bench
-from tests.deploy.test_faults import LAYOUT, deployed, in_work, simulated, with_payload
+from tests.deploy.faulty import LAYOUT, deployed, in_work, simulated, with_payload
 
 P, N = LAYOUT.size, LAYOUT.prunable_size
 ZEROS = torch.zeros(P, dtype=torch.float64)
