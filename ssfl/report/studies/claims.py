@@ -33,7 +33,12 @@ freedom, for each row alone (not corrected for the number of rows). *global*: th
 method without a global model has only *clients*; `?` marks an accuracy of the paper that we assume. *also differ in*:
 learning rates, and letters of code and machine, which the study's results.md explains.
 """
-"""How conclusions are drawn; part of every page with such a table."""
+"""How conclusions are drawn; part of every study's page."""
+SHORT_RULE = f"""\
+A claim holds if the whole {100 * LEVEL:g} % interval of the differences paired by seed is at or above 0, and does not
+hold if it is wholly below 0; `?` marks an accuracy of the paper that we assume.
+"""
+"""The same for the main README."""
 
 
 @final
@@ -138,15 +143,19 @@ def claims_table(study: Study, found: Sequence[Setting]) -> str:
 
 
 def short_claims(study: Study, found: Sequence[Setting], sources: Sequence[Source] = tuple(SOURCES)) -> str:
-    """The same for finished claims of these sources, without seeds, and a paragraph with the unfinished ones."""
+    """The same for finished claims of these sources, without seeds, and a paragraph with the others and densities."""
     those = [finding for finding in findings(study, found) if finding.claim.source in sources]
     shown = (0, 2, 3, 4, 5, 7, 8)
     head = ["claim", "difference", "accuracy", "the paper's figure", "ours [interval], n"]
     head += ["also differ in", "conclusion"]
     rows = [[_line(finding)[i] for i in shown] for finding in those if finding.gap]
     text = draw(head, rows, "markdown", None, (0, 1, 2, 3, 5, 6)) if rows else ""
-    open_ones = [f"{f.claim.claim} ({f.claim})" for f in those if not f.gap]
-    if open_ones:
+    densities: dict[str, list[str]] = {}
+    for finding in those:
+        if not finding.gap:
+            densities.setdefault(finding.claim.claim, []).append(f"{finding.claim.gap.first.density:g}")
+    if densities:
+        open_ones = [f"{claim} (at {', '.join(where)})" for claim, where in densities.items()]
         text += f"\n**Not finished, so nothing can be said:** {'; '.join(open_ones)}.\n"
     return text
 

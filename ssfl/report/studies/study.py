@@ -19,7 +19,7 @@ from ssfl.report.runs.run import Run, RunError
 from ssfl.report.runs.settings import Setting, settings
 from ssfl.report.studies.bytes_until import adverse, byte_differences_table, bytes_table, short
 from ssfl.report.studies.choice import read_choice
-from ssfl.report.studies.claims import RULE, claims_table, short_claims
+from ssfl.report.studies.claims import RULE, SHORT_RULE, claims_table, short_claims
 from ssfl.report.studies.complete import complete, finished, is_flat, spread
 from ssfl.report.studies.definition import NAMES, STUDY, Selector, Study, ambiguous, read_study
 from ssfl.report.studies.flatness import LIMIT, setting_flatness
@@ -84,7 +84,7 @@ def insert_tables(folder: Path, page: Path) -> None:
     tables = {
         "table": short_table(study, found),
         "claims": claims_section(study, found, short_claims(study, found)),
-        "paper's claims": claims_section(study, found, short_claims(study, found, ("paper",))),
+        "paper's claims": f"{short_claims(study, found, ('paper',))}\n{SHORT_RULE}",
     }
     text = page.read_text(encoding="utf-8")
     marks = {f"<!-- {name} of {folder.name} -->\n": table for name, table in tables.items()}
