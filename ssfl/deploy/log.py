@@ -28,10 +28,12 @@ class EventLog:
     A file that cannot be written (a full disk) is reported once and stops nothing.
     """
 
-    def __init__(self, who: str, file: Path | None = None, stream: TextIO | None = sys.stderr) -> None:
+    def __init__(
+        self, who: str, file: Path | None = None, stream: TextIO | Literal["stderr"] | None = "stderr"
+    ) -> None:
         self.who = who
         self._path = file
-        self._stream = stream
+        self._stream = sys.stderr if stream == "stderr" else stream
         self._lock = threading.Lock()
         self._failed = False
 
