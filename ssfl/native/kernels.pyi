@@ -10,8 +10,8 @@ NormShape = tuple[int, int, int, int, int, bool, bool, bool, float]
 """images, channels, height, width, groups, last, pool, relu, eps."""
 ConvShape = tuple[int, int, int, int, int, int]
 """images, groups, channels in and out of one group, height, width."""
-WinogradShape = tuple[int, int, int, int, int]
-"""images, channels in and out, height, width."""
+WinogradShape = tuple[int, int, int, int, int, int]
+"""images, channels in and out, height, width, stride."""
 BatchShape = tuple[int, int, int, int, int, bool]
 """images, channels, height, width, padding, last."""
 SliceShape = tuple[int, int, int]

@@ -93,8 +93,8 @@ static PyObject *py_winograd(PyObject *self, PyObject *arguments)
     winograd_work w;
     winograd_shape *s = &w.shape;
     address x, filters, bias, dy, y, dx, dfilters;
-    if (!PyArg_ParseTuple(arguments, "(lllll)ifKKKKKKK", &s->images, &s->in, &s->out, &s->height, &s->width,
-                          &w.threads, &w.least, &x, &filters, &bias, &dy, &y, &dx, &dfilters))
+    if (!PyArg_ParseTuple(arguments, "(llllll)ifKKKKKKK", &s->images, &s->in, &s->out, &s->height, &s->width,
+                          &s->stride, &w.threads, &w.least, &x, &filters, &bias, &dy, &y, &dx, &dfilters))
         return NULL;
     w.x = AT(float, x), w.filters = AT(float, filters), w.bias = AT(float, bias), w.dy = AT(float, dy);
     w.y = AT(float, y), w.dx = AT(float, dx), w.dfilters = AT(float, dfilters);

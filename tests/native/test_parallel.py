@@ -54,14 +54,15 @@ def assert_independent_of_threads(call: Callable[[], Sequence[Tensor]]) -> None:
             assert_same(call(), wanted)
 
 
-def convolution(shape: Shape) -> list[Tensor]:
+def convolution(shape: Shape, stride: int = 1) -> list[Tensor]:
     """Outputs and all gradients; shape: images, channels in and out, height, width."""
     images, inner, out, height, width = shape
     generator = torch.Generator().manual_seed(0)
-    shapes = ((images, inner, height, width), (out, inner, 3, 3), (out,), (images, out, height, width))
-    x, filters, bias, dy = (torch.randn(shape, generator=generator) for shape in shapes)
+    shapes = ((images, inner, height, width), (out, inner, 3, 3), (out,))
+    x, filters, bias = (torch.randn(shape, generator=generator) for shape in shapes)
     leaves = [x.contiguous(memory_format=torch.channels_last), filters, bias]
-    y = winograd_conv(*(t.requires_grad_() for t in leaves))
+    y = winograd_conv(*(t.requires_grad_() for t in leaves), stride=stride)
+    dy = torch.randn(y.shape, generator=generator)
     # PyTorch sums the bias's gradient; its bits depend on the number of threads.
     return [y.detach(), *torch.autograd.grad(y, leaves[:2], dy)]
 
@@ -83,6 +84,7 @@ def norm(shape: Shape, form: torch.memory_format, after: After, extras: bool) ->
     return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     "shape",
     [
@@ -95,8 +97,8 @@ def norm(shape: Shape, form: torch.memory_format, after: After, extras: bool) ->
         (5, 256, 320, 3, 1),  # fewer rows of tiles than threads
     ],
 )
-def test_convolutions_of_every_kind(shape: Shape) -> None:
-    assert_independent_of_threads(lambda: convolution(shape))
+def test_convolutions_of_every_kind(shape: Shape, stride: int) -> None:
+    assert_independent_of_threads(lambda: convolution(shape, stride))
 
 
 @settings(max_examples=15, deadline=None)
@@ -106,9 +108,11 @@ def test_convolutions_of_every_kind(shape: Shape) -> None:
     out=st.integers(1, 8),
     height=st.integers(1, 20),
     width=st.integers(1, 20),
+    stride=st.sampled_from((1, 2)),
 )
-def test_convolutions(images: int, inner: int, out: int, height: int, width: int) -> None:
-    assert_independent_of_threads(lambda: convolution((images, 16 * inner, 16 * out, height, width)))
+def test_convolutions(images: int, inner: int, out: int, height: int, width: int, stride: int) -> None:
+    shape = (images, 16 * inner, 16 * out, height, width)
+    assert_independent_of_threads(lambda: convolution(shape, stride))
 
 
 @settings(max_examples=40, deadline=None)

@@ -24,26 +24,27 @@ def error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm().clamp_min(1e-30))
 
 
-def drawn(images: int, inner: int, out: int, height: int, width: int) -> list[Tensor]:
+def drawn(images: int, inner: int, out: int, height: int, width: int, stride: int = 1) -> list[Tensor]:
     """x, filters, bias, dy."""
     generator = torch.Generator().manual_seed(0)
-    shapes = ((images, inner, height, width), (out, inner, 3, 3), (out,), (images, out, height, width))
+    map_of_y = ((height + stride - 1) // stride, (width + stride - 1) // stride)
+    shapes = ((images, inner, height, width), (out, inner, 3, 3), (out,), (images, out, *map_of_y))
     x, filters, bias, dy = (torch.randn(shape, generator=generator) for shape in shapes)
     return [x.contiguous(memory_format=LAST), filters, bias, dy]
 
 
-def direct(leaves: list[Tensor]) -> Tensor:
+def direct(leaves: list[Tensor], stride: int = 1) -> Tensor:
     """conv2d of x, filters and an optional bias."""
-    return conv2d(leaves[0], leaves[1], leaves[2] if len(leaves) > 2 else None, padding=1)
+    return conv2d(leaves[0], leaves[1], leaves[2] if len(leaves) > 2 else None, stride, padding=1)
 
 
-def compare(inputs: list[Tensor], with_bias: bool) -> None:
+def compare(inputs: list[Tensor], with_bias: bool, stride: int = 1) -> None:
     """Values within 1e-6, gradients within 1e-5 of their norms."""
     *leaves, dy = inputs
     mine = [t.clone().requires_grad_() for t in leaves[: 2 + with_bias]]
     wide = [t.detach().double().requires_grad_() for t in mine]
-    y = winograd_conv(*mine)
-    wanted = direct(wide)
+    y = winograd_conv(*mine, stride=stride)
+    wanted = direct(wide, stride)
     assert y.is_contiguous(memory_format=LAST)
     assert error(y.detach(), wanted.detach()) < 1e-6
     found = torch.autograd.grad(y, mine, dy)
@@ -59,30 +60,33 @@ def compare(inputs: list[Tensor], with_bias: bool) -> None:
     height=st.integers(1, 9),
     width=st.integers(1, 9),
     with_bias=st.booleans(),
+    stride=st.sampled_from((1, 2)),
 )
 def test_values_and_gradients_are_pytorchs(
-    images: int, inner: int, out: int, height: int, width: int, with_bias: bool
+    images: int, inner: int, out: int, height: int, width: int, with_bias: bool, stride: int
 ) -> None:
-    compare(drawn(images, inner, out, height, width), with_bias)
+    compare(drawn(images, inner, out, height, width, stride), with_bias, stride)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", [(9, 64, 80, 32, 30), (8, 16, 16, 64, 64), (16, 256, 96, 8, 8)])
-def test_many_tiles_go_block_by_block(
-    shape: tuple[int, int, int, int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compare(drawn(*shape), with_bias=True)
+def test_many_tiles_go_block_by_block(shape: tuple[int, int, int, int, int], stride: int) -> None:
+    compare(drawn(*shape, stride), with_bias=True, stride=stride)
 
 
-def test_zeros_stay_zeros() -> None:
+@pytest.mark.parametrize("stride", [1, 2])
+def test_zeros_stay_zeros(stride: int) -> None:
     """A filter of zeros gives exact zeros, and a channel of zeros has gradient 0; masks need this."""
-    x, filters, _, dy = drawn(3, 32, 32, 7, 8)
+    x, filters, _, dy = drawn(3, 32, 32, 7, 8, stride)
     filters[5] = 0
+    filters[:, 11] = 0
     x[:, 9] = 0
-    leaf = filters.clone().requires_grad_()
-    y = winograd_conv(x, leaf)
+    leaves = [x.clone(memory_format=torch.preserve_format).requires_grad_(), filters.clone().requires_grad_()]
+    y = winograd_conv(*leaves, stride=stride)
     assert not y[:, 5].any()
-    (gradient,) = torch.autograd.grad(y, leaf, dy)
-    assert not gradient[:, 9].any()
+    gradients = torch.autograd.grad(y, leaves, dy)
+    assert not gradients[0][:, 11].any()
+    assert not gradients[1][:, 9].any()
 
 
 def test_what_needs_no_gradient_gets_none() -> None:
@@ -97,20 +101,21 @@ def test_what_needs_no_gradient_gets_none() -> None:
         assert error(found, wanted[which]) < 1e-5
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("least", [0.0, 0.5, 10.0])
-def test_the_filters_gradient_can_leave_out_small_entries(least: float) -> None:
+def test_the_filters_gradient_can_leave_out_small_entries(least: float, stride: int) -> None:
     """It uses only entries of the images of at least `least`; outputs and images' gradients use all entries."""
-    x, filters, bias, dy = drawn(3, 32, 48, 7, 8)
+    x, filters, bias, dy = drawn(3, 32, 48, 7, 8, stride)
     x[0, 0, 0, 0] = least  # an entry equal to `least` is used
     leaves = [t.clone().requires_grad_() for t in (x, filters, bias)]
-    y = winograd_conv(*leaves, least=least)
+    y = winograd_conv(*leaves, stride=stride, least=least)
     found = torch.autograd.grad(y, leaves, dy)
     wide = [t.double() for t in (dy, x, filters)]
-    rest = ([48], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, True])
+    rest = ([48], [stride, stride], [1, 1], [1, 1], False, [0, 0], 1, [True, True, True])
     whole = torch.ops.aten.convolution_backward(*wide, *rest)
     kept = x.double() * (x.abs() >= least)
     pruned = torch.ops.aten.convolution_backward(wide[0], kept, wide[2], *rest)
-    assert error(y.detach(), conv2d(wide[1], wide[2], bias.double(), padding=1)) < 1e-6
+    assert error(y.detach(), direct([wide[1], wide[2], bias.double()], stride)) < 1e-6
     for mine, wanted in zip(found, (whole[0], pruned[1], whole[2]), strict=True):
         assert error(mine, wanted) < 1e-5
 
@@ -130,12 +135,13 @@ def test_a_gradient_of_a_gradient_that_leaves_out_small_entries() -> None:
     assert error(found, wanted) < 1e-5
 
 
-def test_a_gradient_of_a_gradient_is_pytorchs() -> None:
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_gradient_of_a_gradient_is_pytorchs(stride: int) -> None:
     x, filters, bias, _ = drawn(2, 16, 16, 5, 5)
     found = []
     for native in (True, False):
         leaves = [t.clone().requires_grad_() for t in (x, filters, bias)]
-        y = winograd_conv(*leaves) if native else direct(leaves)
+        y = winograd_conv(*leaves, stride=stride) if native else direct(leaves, stride)
         gradients = torch.autograd.grad(y.pow(3).sum(), leaves, create_graph=True)
         penalty = torch.stack([g.square().sum() for g in gradients]).sum()
         found.append(torch.autograd.grad(penalty, leaves))
@@ -146,7 +152,8 @@ def test_a_gradient_of_a_gradient_is_pytorchs() -> None:
 @pytest.mark.parametrize(
     "conv",
     [
-        nn.Conv2d(16, 16, 3, padding=1, stride=2),
+        nn.Conv2d(16, 16, 3, padding=1, stride=3),
+        nn.Conv2d(16, 16, 3, padding=1, stride=(1, 2)),
         nn.Conv2d(16, 16, 5, padding=2),
         nn.Conv2d(16, 16, 3),
         nn.Conv2d(16, 16, 3, padding=2, dilation=2),
@@ -159,6 +166,7 @@ def test_a_gradient_of_a_gradient_is_pytorchs() -> None:
 )
 def test_layers_that_are_left_to_pytorch(conv: nn.Module) -> None:
     assert serves(nn.Conv2d(16, 32, 3, padding=1))
+    assert serves(nn.Conv2d(16, 32, 3, padding=1, stride=2))
     assert serves(nn.Conv2d(16, 32, 3, padding="same"))
     assert not serves(conv)
 
@@ -181,3 +189,5 @@ def test_what_does_not_fit_is_refused() -> None:
         winograd_conv(x.contiguous(), filters)
     with pytest.raises(ValueError, match=r"bias is torch.float32 \[3\]"):
         winograd_conv(x, filters, bias[:3])
+    with pytest.raises(ValueError, match="stride is 3; 1 or 2 is needed"):
+        winograd_conv(x, filters, stride=3)

@@ -127,7 +127,9 @@ def _direct(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
 
 def _winograd(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
     whole = weight.shape[0] % CHANNELS == weight.shape[1] % CHANNELS == 0
-    return winograd_conv(x, weight) if whole and fits(x, weight) else _direct(layer, x, weight)
+    if whole and fits(x, weight):
+        return winograd_conv(x, weight, stride=layer.stride[0])
+    return _direct(layer, x, weight)
 
 
 def _convolution(

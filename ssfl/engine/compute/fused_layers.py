@@ -83,7 +83,7 @@ def _sparse_convolution(layer: SparseGradientConvolution, x: Tensor, cut: Tensor
     """SparsyFed's convolution: the kernel of the weight gradient skips the pruned activations."""
     if winograd_fits(x, layer.weight) and not torch.is_autocast_enabled("cpu"):
         least = 0.0 if cut is None else max(float(cut), 0.0)
-        return winograd_conv(x, layer.weight, layer.bias, least=least)
+        return winograd_conv(x, layer.weight, layer.bias, stride=layer.geometry.stride[0], least=least)
     return SparseGradientConvolution.convolve(layer, x, cut)
 
 
@@ -91,7 +91,7 @@ def _convolution(layer: nn.Conv2d, x: Tensor, shift: bool = True) -> Tensor:
     """The convolution, with its bias unless the norm after it adds the bias."""
     weight, bias = layer.weight, layer.bias if shift else None
     if winograd_fits(x, weight) and not torch.is_autocast_enabled("cpu"):
-        return winograd_conv(x, weight, bias)
+        return winograd_conv(x, weight, bias, stride=layer.stride[0])
     return layer._conv_forward(x, weight, bias)
 
 

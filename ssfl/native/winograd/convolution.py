@@ -1,28 +1,34 @@
-"""3x3 convolutions of images with channels last by Winograd's F(2x2, 3x3), a *minimal filtering* algorithm.
+"""3x3 convolutions of images with channels last by Winograd's *minimal filtering*.
 
-For every 2x2 outputs of a channel pair, a direct convolution needs 36 multiplications and this one 16, so it can be
-faster than any direct convolution (docs/performance.md). In float32 its errors are as small as those of direct
-convolutions; only the filters' gradients are a few times less accurate, about 1e-6 of their norm (larger tiles would
-save more and lose digits, so they are not used). Source: Lavin and Gray 2016, arXiv:1509.09308; the gradients follow
-from it, because outputs are linear in images and in filters. Second-order gradients use PyTorch.
+For every 2x2 outputs of a channel pair, a direct convolution needs 36 multiplications and this one 16 with stride 1,
+25 with stride 2 (ssfl/native/winograd/schemes.h), so it can be faster than any direct convolution
+(docs/performance.md). In float32 its errors are as small as those of direct convolutions; only the filters' gradients
+with stride 1 are a few times less accurate, about 1e-6 of their norm (larger tiles would save more and lose digits, so
+they are not used). Source: Lavin and Gray 2016, arXiv:1509.09308; the gradients follow from it, because outputs are
+linear in images and in filters. Second-order gradients use PyTorch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ssfl.native.library import address, available, kernels
 
+if TYPE_CHECKING:
+    from ssfl.native.kernels import WinogradShape
+
 CHANNELS = 16
 """Input and output channels must be multiples of this."""
+STRIDES = (1, 2)
 
 
 def serves(conv: nn.Module) -> bool:
-    """Whether the kernels support a layer: a plain 3x3 convolution with padding 1 and stride 1."""
+    """Whether the kernels support a layer: a plain 3x3 convolution with padding 1 and stride 1 or 2."""
     if not available() or type(conv) is not nn.Conv2d:
         return False
     padding = conv.padding if isinstance(conv.padding, tuple) else _padding(conv.padding)
@@ -45,7 +51,8 @@ def serves_shape(
     """Whether the kernels support a zero-padded convolution with filters [O, C, ...] and these arguments."""
     if not available() or len(filters) != 4:
         return False
-    plain = (stride, padding, dilation, groups) == ((1, 1), (1, 1), (1, 1), 1)
+    strides = [(s, s) for s in STRIDES]
+    plain = stride in strides and (padding, dilation, groups) == ((1, 1), (1, 1), 1)
     out, inner, *kernel = filters
     return plain and kernel == [3, 3] and inner % CHANNELS == out % CHANNELS == 0
 
@@ -59,11 +66,13 @@ def fits(x: Tensor, filters: Tensor) -> bool:
     return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, filters))
 
 
-def winograd_conv(x: Tensor, filters: Tensor, bias: Tensor | None = None, *, least: float = 0.0) -> Tensor:
-    """conv2d(x, filters, bias, padding=1), channels last.
+def winograd_conv(
+    x: Tensor, filters: Tensor, bias: Tensor | None = None, *, stride: int = 1, least: float = 0.0
+) -> Tensor:
+    """conv2d(x, filters, bias, stride, padding=1), channels last.
 
     x: [B, C, H, W] with channels last; filters: [O, C, 3, 3]; bias: [O]; C and O multiples of 16; all float32 on the
-    CPU. Raises ValueError otherwise.
+    CPU; stride: 1 or 2. Raises ValueError otherwise.
 
     least: in the filters' gradient only, entries of x with smaller magnitude are treated as zeros.
     """
@@ -79,18 +88,23 @@ def winograd_conv(x: Tensor, filters: Tensor, bias: Tensor | None = None, *, lea
         )
     if bias is not None and (bias.shape != (out,) or bias.dtype != torch.float32 or not bias.is_contiguous()):
         raise ValueError(f"bias is {bias.dtype} {list(bias.shape)}; contiguous float32 [{out}] is needed")
+    if stride not in STRIDES:
+        raise ValueError(f"stride is {stride}; 1 or 2 is needed")
     apply: Any = _Winograd.apply
-    return apply(x, filters, bias, least)
+    return apply(x, filters, bias, stride, least)
 
 
 class _Winograd(torch.autograd.Function):
     """Forward and backward with the kernels."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, filters: Tensor, bias: Tensor | None, least: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, filters: Tensor, bias: Tensor | None, stride: int, least: float
+    ) -> Tensor:
         images, inner, height, width = x.shape
-        shape = (images, inner, len(filters), height, width)
-        y = torch.empty((images, len(filters), height, width), memory_format=torch.channels_last)
+        shape = (images, inner, len(filters), height, width, stride)
+        down, across = (math.ceil(side / stride) for side in (height, width))
+        y = torch.empty((images, len(filters), down, across), memory_format=torch.channels_last)
         _compute(shape, x=x, filters=filters, bias=bias, y=y)
         ctx.shape, ctx.least = shape, least
         ctx.save_for_backward(x, filters, bias)
@@ -100,19 +114,19 @@ class _Winograd(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, filters, bias = ctx.saved_tensors
         if torch.is_grad_enabled():  # second-order gradients are requested
-            return *_differentiable(
-                ctx.needs_input_grad[:3], (x, filters, bias), ctx.least, gradients[0]
-            ), None
+            wanted, stride = ctx.needs_input_grad[:3], ctx.shape[-1]
+            found = _differentiable(wanted, (x, filters, bias), stride, ctx.least, gradients[0])
+            return *found, None, None
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
         wanted = ctx.needs_input_grad
         dx = torch.empty_like(x) if wanted[0] else None
         dfilters = torch.empty_like(filters) if wanted[1] else None
         _compute(ctx.shape, x=x, filters=filters, dy=dy, dx=dx, dfilters=dfilters, least=ctx.least)
-        return dx, dfilters, dy.sum((0, 2, 3)) if wanted[2] else None, None
+        return dx, dfilters, dy.sum((0, 2, 3)) if wanted[2] else None, None, None
 
 
 def _compute(
-    shape: tuple[int, int, int, int, int],
+    shape: WinogradShape,
     x: Tensor,
     filters: Tensor,
     bias: Tensor | None = None,
@@ -128,14 +142,14 @@ def _compute(
 
 
 def _differentiable(
-    wanted: tuple[bool, ...], inputs: tuple[Tensor | None, ...], least: float, dy: Tensor
+    wanted: tuple[bool, ...], inputs: tuple[Tensor | None, ...], stride: int, least: float, dy: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The gradients with PyTorch's convolution, differentiable."""
     x, filters, bias = inputs
     assert x is not None
     assert filters is not None
     kept = torch.where(x.abs() >= least, x, 0.0) if least > 0 else x
-    rest = (None if bias is None else [len(bias)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    rest = (None if bias is None else [len(bias)], [stride, stride], [1, 1], [1, 1], False, [0, 0], 1)
     convolution_backward = torch.ops.aten.convolution_backward
     # The images' gradient does not depend on their values.
     return tuple(convolution_backward(dy, kept, filters, *rest, list(wanted)))

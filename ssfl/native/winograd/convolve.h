@@ -13,11 +13,11 @@
 #define DEPTH (8192 / PANEL) /* the transformed filters of one panel then take half a megabyte */
 
 typedef struct {
-    const winograd_shape *s;
+    const scheme *m;
+    map_shape x_map, y_map;
+    filter_shape f;
     const float *x, *filters, *bias;
     float *y;
-    filter_shape f;
-    long out;
     blocking b;
     float *shared; /* transformed: the inputs of all tiles if b.once, else the filters of all channels */
     float *own;    /* own_size floats per part: a block's transformed inputs or a panel's filters; results */
@@ -25,21 +25,17 @@ typedef struct {
     const float *zeros;
 } convolution;
 
-INLINE tile_range tiles_of(const convolution *c, long channels, long first, long count)
-{
-    return (tile_range){c->s->height, c->s->width, channels, first, count};
-}
-
 /* A block's transformed inputs (`depth` channels from `from` on) times a panel's filters for these channels. Not
    inlined, because the innermost loop would then have too few registers. */
 static __attribute__((noinline)) void panel_products(const convolution *c, long count, long from, long depth,
                                                      long columns, const float *inputs, const float *filters,
                                                      float *results)
 {
-    for (int p = 0; p < PLACES; p++) {
-        left_matrix a = {inputs + p * plane_of(count * c->f.in) + from, c->f.in, 1};
-        product(count, depth, a, filters + p * depth * columns, columns, from > 0,
-                results + p * plane_of(count * columns));
+    for (int p = 0; p < products_of(c->m); p++) {
+        term t = term_of(c->m, p);
+        left_matrix a = {inputs + t.input * plane_of(count * c->f.in) + from, c->f.in, 1};
+        product(count, depth, a, filters + t.filter * depth * columns, columns, from > 0 || !t.first_of_result,
+                results + t.result * plane_of(count * columns));
     }
 }
 
@@ -48,24 +44,26 @@ static void filters_part(void *work, int index, int parts)
 {
     const convolution *c = work;
     long from = part_begins(c->f.in, 1, index, parts), to = part_begins(c->f.in, 1, index + 1, parts);
-    for (long o = 0; o < c->out; o += PANEL)
-        filter_transform(c->f, c->filters + o * c->f.by_out, lesser(PANEL, c->out - o), from, to,
-                            c->shared + PLACES * c->f.in * o);
+    long out = c->y_map.channels;
+    for (long o = 0; o < out; o += PANEL)
+        c->m->filter_transform(c->f, c->filters + o * c->f.by_out, lesser(PANEL, out - o), from, to,
+                               c->shared + FILTER_PLANES * c->f.in * o);
 }
 
 /* Computes some tiles, block by block. */
 static void tiles_part(void *work, int index, int parts)
 {
     const convolution *c = work;
-    long in = c->f.in, end = part_begins(c->b.tiles, ROWS, index + 1, parts);
+    long in = c->f.in, out = c->y_map.channels, end = part_begins(c->b.tiles, ROWS, index + 1, parts);
     float *inputs = c->own + index * c->own_size, *results = inputs + c->first_size;
     for (long first = part_begins(c->b.tiles, ROWS, index, parts); first < end; first += c->b.block) {
         long count = lesser(c->b.block, end - first);
-        input_transform(tiles_of(c, in, first, count), 0, count, c->x, 0, in, 0, 0, c->zeros, inputs);
-        for (long o = 0; o < c->out; o += PANEL) {
-            long columns = lesser(PANEL, c->out - o);
-            panel_products(c, count, 0, in, columns, inputs, c->shared + PLACES * in * o, results);
-            output_transform(tiles_of(c, c->out, first, count), results, o, columns, c->bias, c->y);
+        tile_range of_x = {c->x_map, first, count}, of_y = {c->y_map, first, count};
+        c->m->input_transform(of_x, 0, count, c->x, 0, in, 0, c->zeros, inputs);
+        for (long o = 0; o < out; o += PANEL) {
+            long columns = lesser(PANEL, out - o);
+            panel_products(c, count, 0, in, columns, inputs, c->shared + FILTER_PLANES * in * o, results);
+            c->m->result_transform(of_y, results, o, columns, c->bias, c->y);
         }
     }
 }
@@ -75,37 +73,40 @@ static void inputs_part(void *work, int index, int parts)
 {
     const convolution *c = work;
     long from = part_begins(c->b.tiles, 1, index, parts), to = part_begins(c->b.tiles, 1, index + 1, parts);
-    input_transform(tiles_of(c, c->f.in, 0, c->b.tiles), from, to, c->x, 0, c->f.in, 0, 0, c->zeros, c->shared);
+    tile_range all = {c->x_map, 0, c->b.tiles};
+    c->m->input_transform(all, from, to, c->x, 0, c->f.in, 0, c->zeros, c->shared);
 }
 
 /* Computes some output channels of all tiles, panel by panel. */
 static void panels_part(void *work, int index, int parts)
 {
     const convolution *c = work;
-    long end = part_begins(c->out, LANES, index + 1, parts);
+    long end = part_begins(c->y_map.channels, LANES, index + 1, parts);
     float *filters = c->own + index * c->own_size, *results = filters + c->first_size;
-    for (long o = part_begins(c->out, LANES, index, parts); o < end; o += PANEL) {
+    tile_range all = {c->y_map, 0, c->b.tiles};
+    for (long o = part_begins(c->y_map.channels, LANES, index, parts); o < end; o += PANEL) {
         long columns = lesser(PANEL, end - o);
         for (long from = 0; from < c->f.in; from += DEPTH) {
             filter_shape some = c->f;
             some.in = lesser(DEPTH, c->f.in - from);
-            filter_transform(some, c->filters + o * some.by_out + from * some.by_in, columns, 0, some.in, filters);
+            c->m->filter_transform(some, c->filters + o * some.by_out + from * some.by_in, columns, 0, some.in, filters);
             panel_products(c, c->b.tiles, from, some.in, columns, c->shared, filters, results);
         }
-        output_transform(tiles_of(c, c->out, 0, c->b.tiles), results, o, columns, c->bias, c->y);
+        c->m->result_transform(all, results, o, columns, c->bias, c->y);
     }
 }
 
-/* Convolves x with `out` filters. Returns 0 if memory cannot be allocated. */
-static int winograd_convolve(const winograd_shape *s, const float *x, filter_shape f, long out, const float *filters,
-                    const float *bias, float *y, int parts)
+/* Convolves x with filters. Returns 0 if memory cannot be allocated. */
+static int winograd_convolve(const scheme *m, map_shape x_map, map_shape y_map, filter_shape f, const float *x,
+                             const float *filters, const float *bias, float *y, int parts)
 {
-    convolution c = {.s = s, .x = x, .filters = filters, .bias = bias, .y = y, .f = f, .out = out};
-    c.b = blocking_of(s, f.in, out);
-    long columns = lesser(out, PANEL), all_filters = PLACES * f.in * out;
-    c.first_size = c.b.once ? PLACES * lesser(DEPTH, f.in) * columns : PLACES * plane_of(c.b.block * f.in);
-    c.own_size = c.first_size + PLACES * plane_of(c.b.block * columns);
-    scratch memory = scratch_of(c.b.once ? PLACES * plane_of(c.b.tiles * f.in) : all_filters, c.own_size, parts, f.in);
+    convolution c = {.m = m, .x_map = x_map, .y_map = y_map, .f = f, .x = x, .filters = filters, .bias = bias, .y = y};
+    long out = y_map.channels, columns = lesser(out, PANEL), inputs = m->inputs * m->inputs;
+    c.b = blocking_of(m, tiles_of(y_map), f.in, out);
+    c.first_size = c.b.once ? FILTER_PLANES * lesser(DEPTH, f.in) * columns : inputs * plane_of(c.b.block * f.in);
+    c.own_size = c.first_size + m->results * m->results * plane_of(c.b.block * columns);
+    long shared = c.b.once ? inputs * plane_of(c.b.tiles * f.in) : FILTER_PLANES * f.in * out;
+    scratch memory = scratch_of(shared, c.own_size, parts, f.in);
     if (!memory.all)
         return 0;
     c.shared = memory.shared, c.own = memory.own, c.zeros = memory.zeros;

@@ -10,14 +10,17 @@
 static int winograd(const winograd_work *w)
 {
     const winograd_shape *s = &w->shape;
-    double tiles = (double)s->images * half_up(s->height) * half_up(s->width);
-    int parts = parts_for(w->threads, PLACES * tiles * s->in * s->out, LEAST_PRODUCTS);
+    long by = s->stride;
+    const scheme *forward = by == 1 ? &stride_1 : &stride_2, *backward = by == 1 ? &stride_1 : &spread;
+    map_shape x = {s->images, s->height, s->width, s->in, 2 * by};
+    map_shape y = {s->images, divide_up(s->height, by), divide_up(s->width, by), s->out, 2};
+    int parts = parts_for(w->threads, (double)products_of(forward) * tiles_of(y) * s->in * s->out, LEAST_PRODUCTS);
     filter_shape own = {s->in, s->in * TAPS, TAPS, 0}, turned = {s->out, TAPS, s->in * TAPS, 1};
-    if (w->y && !winograd_convolve(s, w->x, own, s->out, w->filters, w->bias, w->y, parts))
+    if (w->y && !winograd_convolve(forward, x, y, own, w->x, w->filters, w->bias, w->y, parts))
         return 0;
-    if (w->dx && !winograd_convolve(s, w->dy, turned, s->in, w->filters, NULL, w->dx, parts))
+    if (w->dx && !winograd_convolve(backward, y, x, turned, w->dy, w->filters, NULL, w->dx, parts))
         return 0;
-    return !w->dfilters || winograd_weight_gradient(s, w->dy, w->x, w->least, w->dfilters, parts);
+    return !w->dfilters || winograd_weight_gradient(forward, x, y, w->x, w->dy, w->least, w->dfilters, parts);
 }
 
 #endif

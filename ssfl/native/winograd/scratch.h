@@ -2,9 +2,8 @@
 #ifndef SSFL_WINOGRAD_SCRATCH_H
 #define SSFL_WINOGRAD_SCRATCH_H
 
-#include "winograd.h"
 #include "gemm.h"
-#include "transforms.h"
+#include "schemes.h"
 
 #define BLOCK_FLOATS (1 << 16) /* floats of a block's transformed inputs and one panel of results */
 #define PANEL (WIDE * LANES)   /* output channels that are multiplied at once */
@@ -16,14 +15,14 @@ typedef struct {
     int once;          /* all tiles are one block; filters are then transformed when they are used, never all at once */
 } blocking;
 
-/* The division for a convolution from `in` to `out` channels. Results do not depend on it. */
-INLINE blocking blocking_of(const winograd_shape *s, long in, long out)
+/* The division for a convolution of some tiles from `in` to `out` channels. */
+INLINE blocking blocking_of(const scheme *m, long tiles, long in, long out)
 {
-    blocking b = {.tiles = s->images * half_up(s->height) * half_up(s->width)};
-    long a_tile = PLACES * (in + lesser(out, PANEL));
+    blocking b = {.tiles = tiles};
+    long a_tile = m->inputs * m->inputs * in + m->results * m->results * lesser(out, PANEL);
     long usual = BLOCK_FLOATS / a_tile / ROWS * ROWS, least = 8 * ROWS;
     /* One block if its transformed inputs are smaller than the transformed filters of all channels. */
-    int few = b.tiles * a_tile <= PLACES * in * out / 2;
+    int few = b.tiles * a_tile <= FILTER_PLANES * in * out / 2;
     b.block = few ? b.tiles : lesser(usual < least ? least : usual, b.tiles);
     b.once = b.block == b.tiles;
     return b;

@@ -1,171 +1,123 @@
-/* Winograd's transforms, on the channels of 2x2 output tiles, their 4x4 input tiles and 3x3 filters.
+/* Transforms of the channels of tiles of a map, and of 3x3 filters, by any matrix in both dimensions.
 
-   With the matrices A, B, G of Lavin and Gray, section 4.1: outputs are A' [(G g G') * (B' d B)] A, so the gradient of
-   the filters is G' [(A dy A') * (B' d B)] G. Each of the 16 positions of a transformed tile is a separate plane:
-   a matrix whose rows are tiles and whose columns are channels. */
+   Each position of a transformed tile or filter is a separate plane: a matrix whose rows are tiles or input channels and
+   whose columns are channels. The functions are templates: a matrix and its sizes are constants (schemes.h). */
 #ifndef SSFL_WINOGRAD_TRANSFORMS_H
 #define SSFL_WINOGRAD_TRANSFORMS_H
 
 #include "../isa/simd.h"
 
-#define PLACES 16
-#ifndef TAPS
 #define TAPS 9
-#endif
+#define SIDES 5 /* maximum side of a tile */
 #define PAGE_FLOATS 1024
 #define LINE_FLOATS 16 /* a cache line */
 
 typedef struct {
-    long height, width, channels; /* of the map */
-    long first, count;            /* range of tiles, numbered over all images */
+    long images, height, width, channels;
+    long step; /* distance between tiles */
+} map_shape;
+
+typedef struct {
+    map_shape map;
+    long first, count; /* range of tiles, numbered over all images */
 } tile_range;
 
 typedef struct {
-    long image, row, column; /* position of the upper left output */
+    long image, row, column; /* position of the upper left pixel */
 } tile_place;
 
-INLINE long half_up(long side) { return (side + 1) / 2; }
+/* A product with a constant matrix: `to` = matrix times `from`. */
+typedef void matrix(const lanes *from, lanes *to);
+
+INLINE long divide_up(long a, long b) { return (a + b - 1) / b; }
+
+INLINE long tiles_of(map_shape m) { return m.images * divide_up(m.height, m.step) * divide_up(m.width, m.step); }
 
 INLINE tile_place place_of(tile_range r, long tile)
 {
-    long down = half_up(r.height), across = half_up(r.width), at = r.first + tile;
-    return (tile_place){at / (down * across), at / across % down * 2, at % across * 2};
+    long step = r.map.step, down = divide_up(r.map.height, step), across = divide_up(r.map.width, step);
+    long at = r.first + tile;
+    return (tile_place){at / (down * across), at / across % down * step, at % across * step};
 }
 
-/* Distance between planes in floats: never a multiple of a page, because then all 16 writes of a tile would use the
+/* Distance between planes in floats: never a multiple of a page, because then all writes of a tile would use the
    same few cache lines. */
 INLINE long plane_of(long size) { return (size + PAGE_FLOATS - 1) / PAGE_FLOATS * PAGE_FLOATS + LINE_FLOATS; }
 
-INLINE void b_transposed(const lanes d[4], lanes t[4])
-{
-    t[0] = d[0] - d[2], t[1] = d[1] + d[2], t[2] = d[2] - d[1], t[3] = d[1] - d[3];
-}
-
-INLINE void g_times(const lanes g[3], lanes t[4])
-{
-    lanes half = splat(0.5f), ends = (g[0] + g[2]) * half, middle = g[1] * half;
-    t[0] = g[0], t[1] = ends + middle, t[2] = ends - middle, t[3] = g[2];
-}
-
-INLINE void g_transposed(const lanes u[4], lanes t[3])
-{
-    lanes half = splat(0.5f), sum = (u[1] + u[2]) * half, difference = (u[1] - u[2]) * half;
-    t[0] = u[0] + sum, t[1] = difference, t[2] = u[3] + sum;
-}
-
-INLINE void a_times(const lanes y[2], lanes t[4])
-{
-    t[0] = y[0], t[1] = y[0] + y[1], t[2] = y[0] - y[1], t[3] = -y[1];
-}
-
-INLINE void a_transposed(const lanes m[4], lanes t[2])
-{
-    t[0] = m[0] + m[1] + m[2], t[1] = m[1] - m[2] - m[3];
-}
-
-/* B' d B of the 4x4 input tiles of tiles `from` to `to`, for `columns` channels from `channel` on, to rows of
-   planes [count, columns]. zeros: used outside of the map. prune (a constant): whether entries with a magnitude below
-   `least` are treated as zeros. */
-INLINE void input_transform(tile_range r, long from, long to, const float *map, long channel, long columns,
-                            int prune, float least, const float *zeros, float *planes)
+/* M d M' of windows d of `side` x `side` pixels that begin `margin` pixels above and left of tiles `from` to `to`, for
+   `columns` channels from `channel` on, to rows of planes [count, columns]. zeros: used outside of the map. prune:
+   whether entries with a magnitude below `least` are treated as zeros. m has `planes` rows. */
+INLINE void window_transform(matrix *m, int side, int planes, int margin, int prune, tile_range r, long from, long to,
+                             const float *map, long channel, long columns, float least, const float *zeros, float *out)
 {
     long plane = plane_of(r.count * columns);
     for (long t = from; t < to; t++) {
         tile_place at = place_of(r, t);
-        const float *pixels[PLACES];
-        for (int p = 0; p < PLACES; p++) {
-            long i = at.row - 1 + p / 4, j = at.column - 1 + p % 4;
-            int inside = i >= 0 && i < r.height && j >= 0 && j < r.width;
-            pixels[p] = inside ? map + ((at.image * r.height + i) * r.width + j) * r.channels + channel : zeros;
+        const float *pixels[SIDES * SIDES];
+        for (int p = 0; p < side * side; p++) {
+            long i = at.row - margin + p / side, j = at.column - margin + p % side;
+            int inside = i >= 0 && i < r.map.height && j >= 0 && j < r.map.width;
+            long pixel = (at.image * r.map.height + i) * r.map.width + j;
+            pixels[p] = inside ? map + pixel * r.map.channels + channel : zeros;
         }
         for (long c = 0; c < columns; c += LANES) {
-            lanes half[4][4];
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; j++) {
-                lanes column[4], turned[4];
-#pragma GCC unroll 4
-                for (int i = 0; i < 4; i++) {
-                    column[i] = load(pixels[i * 4 + j] + c);
+            lanes half[SIDES][SIDES];
+#pragma GCC unroll 5
+            for (int j = 0; j < side; j++) {
+                lanes column[SIDES], turned[SIDES];
+#pragma GCC unroll 5
+                for (int i = 0; i < side; i++) {
+                    column[i] = load(pixels[i * side + j] + c);
                     if (prune)
                         column[i] = at_least(column[i], least);
                 }
-                b_transposed(column, turned);
-#pragma GCC unroll 4
-                for (int i = 0; i < 4; i++)
+                m(column, turned);
+#pragma GCC unroll 5
+                for (int i = 0; i < planes; i++)
                     half[i][j] = turned[i];
             }
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; i++) {
-                lanes turned[4];
-                b_transposed(half[i], turned);
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; j++)
-                    store(planes + (i * 4 + j) * plane + t * columns + c, turned[j]);
+#pragma GCC unroll 5
+            for (int i = 0; i < planes; i++) {
+                lanes turned[SIDES];
+                m(half[i], turned);
+#pragma GCC unroll 5
+                for (int j = 0; j < planes; j++)
+                    store(out + (i * planes + j) * plane + t * columns + c, turned[j]);
             }
         }
     }
 }
 
-/* A dy A' of every tile, for `columns` channels from `channel` on, to planes [count, columns]. */
-INLINE void output_gradient_transform(tile_range r, const float *map, long channel, long columns, const float *zeros,
-                             float *planes)
+/* M p M' from planes p [count, columns] to the `side` x `side` pixels of every tile that are inside of the map, for these
+   channels of it; adds the bias unless it is null. m has `planes` columns. */
+INLINE void tile_transform(matrix *m, int planes, int side, tile_range r, const float *in, long channel, long columns,
+                           const float *bias, float *map)
 {
-    long plane = plane_of(r.count * columns);
+    long plane = plane_of(r.count * columns), width = r.map.width, channels = r.map.channels;
     for (long t = 0; t < r.count; t++) {
         tile_place at = place_of(r, t);
-        const float *pixels[4];
-        for (int p = 0; p < 4; p++) {
-            long i = at.row + p / 2, j = at.column + p % 2;
-            int inside = i < r.height && j < r.width;
-            pixels[p] = inside ? map + ((at.image * r.height + i) * r.width + j) * r.channels + channel : zeros;
-        }
+        float *to = map + ((at.image * r.map.height + at.row) * width + at.column) * channels + channel;
+        long down = r.map.height - at.row, across = width - at.column;
         for (long c = 0; c < columns; c += LANES) {
-            lanes half[4][2];
-#pragma GCC unroll 2
-            for (int j = 0; j < 2; j++) {
-                lanes column[2] = {load(pixels[j] + c), load(pixels[2 + j] + c)}, turned[4];
-                a_times(column, turned);
-#pragma GCC unroll 4
-                for (int i = 0; i < 4; i++)
+            lanes half[SIDES][SIDES], added = bias ? load(bias + channel + c) : splat(0);
+#pragma GCC unroll 5
+            for (int j = 0; j < planes; j++) {
+                lanes column[SIDES], turned[SIDES];
+#pragma GCC unroll 5
+                for (int i = 0; i < planes; i++)
+                    column[i] = load(in + (i * planes + j) * plane + t * columns + c);
+                m(column, turned);
+#pragma GCC unroll 5
+                for (int i = 0; i < side; i++)
                     half[i][j] = turned[i];
             }
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; i++) {
-                lanes turned[4];
-                a_times(half[i], turned);
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; j++)
-                    store(planes + (i * 4 + j) * plane + t * columns + c, turned[j]);
-            }
-        }
-    }
-}
-
-/* A' m A from planes [count, columns] to these channels of the map; adds the bias unless it is null. */
-INLINE void output_transform(tile_range r, const float *planes, long channel, long columns, const float *bias, float *map)
-{
-    long plane = plane_of(r.count * columns);
-    for (long t = 0; t < r.count; t++) {
-        tile_place at = place_of(r, t);
-        float *to = map + ((at.image * r.height + at.row) * r.width + at.column) * r.channels + channel;
-        int right = at.column + 1 < r.width, below = at.row + 1 < r.height;
-        for (long c = 0; c < columns; c += LANES) {
-            lanes half[2][4], added = bias ? load(bias + channel + c) : splat(0);
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; j++) {
-                lanes column[4], turned[2];
-#pragma GCC unroll 4
-                for (int i = 0; i < 4; i++)
-                    column[i] = load(planes + (i * 4 + j) * plane + t * columns + c);
-                a_transposed(column, turned);
-                half[0][j] = turned[0], half[1][j] = turned[1];
-            }
-            for (int i = 0; i < 1 + below; i++) {
-                lanes pair[2];
-                a_transposed(half[i], pair);
-                store(to + i * r.width * r.channels + c, pair[0] + added);
-                if (right)
-                    store(to + (i * r.width + 1) * r.channels + c, pair[1] + added);
+            for (int i = 0; i < side && i < down; i++) {
+                lanes row[SIDES];
+                m(half[i], row);
+#pragma GCC unroll 5
+                for (int j = 0; j < side; j++)
+                    if (j < across)
+                        store(to + (i * width + j) * channels + c, row[j] + added);
             }
         }
     }
@@ -178,7 +130,7 @@ typedef struct {
     int turned; /* taps are reversed, as in the transposed convolution */
 } filter_shape;
 
-INLINE void transform_one_register(filter_shape f, const float *filters, float *planes, long columns)
+INLINE void transform_one_register(matrix *m, filter_shape f, const float *filters, float *planes, long columns)
 {
     lanes half[4][3];
 #pragma GCC unroll 3
@@ -187,7 +139,7 @@ INLINE void transform_one_register(filter_shape f, const float *filters, float *
 #pragma GCC unroll 3
         for (int i = 0; i < 3; i++)
             column[i] = stride(filters + (f.turned ? 8 - (i * 3 + j) : i * 3 + j), f.by_out);
-        g_times(column, turned);
+        m(column, turned);
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++)
             half[i][j] = turned[i];
@@ -195,31 +147,32 @@ INLINE void transform_one_register(filter_shape f, const float *filters, float *
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
         lanes turned[4];
-        g_times(half[i], turned);
+        m(half[i], turned);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++)
             store(planes + (i * 4 + j) * f.in * columns, turned[j]);
     }
 }
 
-/* G g G' of the filters of `columns` outputs, for inputs `from` to `to`, to rows of planes [in, columns]. Reads the
-   filters in memory order; both branches have compile-time constant strides. */
-INLINE void filter_transform(filter_shape f, const float *filters, long columns, long from, long to, float *planes)
+/* M g M' of the filters g of `columns` outputs, for inputs `from` to `to`, to rows of planes [in, columns]. Reads the
+   filters in memory order; both branches have compile-time constant strides. m: 4 x 3. */
+INLINE void filter_transform(matrix *m, filter_shape f, const float *filters, long columns, long from, long to,
+                             float *planes)
 {
     filter_shape own = {f.in, f.by_out, TAPS, 0}, turned = {f.in, TAPS, f.by_in, 1};
     if (f.turned)
         for (long i = from; i < to; i++)
             for (long o = 0; o < columns; o += LANES)
-                transform_one_register(turned, filters + o * TAPS + i * f.by_in, planes + i * columns + o, columns);
+                transform_one_register(m, turned, filters + o * TAPS + i * f.by_in, planes + i * columns + o, columns);
     else
         for (long o = 0; o < columns; o += LANES)
             for (long i = from; i < to; i++)
-                transform_one_register(own, filters + o * f.by_out + i * TAPS, planes + i * columns + o, columns);
+                transform_one_register(m, own, filters + o * f.by_out + i * TAPS, planes + i * columns + o, columns);
 }
 
-/* G' u G from planes [in, columns] to the gradients of these filters, [columns, all, 3, 3], for the first `in` of `all`
-   inputs. */
-INLINE void filter_gradient_transform(long in, const float *planes, long columns, long all, float *gradients)
+/* M u M' from planes u [in, columns] to the gradients of these filters, [columns, all, 3, 3], for the first `in` of `all`
+   inputs. m: 3 x 4. */
+INLINE void filter_gradient_transform(matrix *m, long in, const float *planes, long columns, long all, float *gradients)
 {
     for (long o = 0; o < columns; o += LANES)
         for (long c = 0; c < in; c++) {
@@ -230,7 +183,7 @@ INLINE void filter_gradient_transform(long in, const float *planes, long columns
 #pragma GCC unroll 4
                 for (int i = 0; i < 4; i++)
                     column[i] = load(planes + ((i * 4 + j) * in + c) * columns + o);
-                g_transposed(column, turned);
+                m(column, turned);
 #pragma GCC unroll 3
                 for (int i = 0; i < 3; i++)
                     half[i][j] = turned[i];
@@ -239,7 +192,7 @@ INLINE void filter_gradient_transform(long in, const float *planes, long columns
 #pragma GCC unroll 3
             for (int i = 0; i < 3; i++) {
                 lanes turned[3];
-                g_transposed(half[i], turned);
+                m(half[i], turned);
 #pragma GCC unroll 3
                 for (int j = 0; j < 3; j++)
                     store(taps[i * 3 + j], turned[j]);

@@ -10,8 +10,9 @@
 #include "scratch.h"
 
 typedef struct {
-    const winograd_shape *s;
-    const float *dy, *x;
+    const scheme *m;
+    map_shape x_map, dy_map;
+    const float *x, *dy;
     float least;
     float *dfilters;
     int slices; /* slices of the input channels; if a slice has several parts, they divide the output channels */
@@ -22,12 +23,14 @@ typedef struct {
 } weight_gradient_work;
 
 /* A block's products of `in` input channels and a panel of `columns` outputs; added to earlier blocks if `add`. */
-INLINE void add_products(long in, long count, long columns, int add, const float *inputs, const float *gradients,
-                         float *sums)
+INLINE void add_products(const scheme *m, long in, long count, long columns, int add, const float *inputs,
+                         const float *gradients, float *sums)
 {
-    for (int p = 0; p < PLACES; p++) {
-        left_matrix a = {inputs + p * plane_of(count * in), 1, in};
-        product(in, count, a, gradients + p * plane_of(count * columns), columns, add, sums + p * in * columns);
+    for (int p = 0; p < products_of(m); p++) {
+        term t = term_of(m, p);
+        left_matrix a = {inputs + t.input * plane_of(count * in), 1, in};
+        product(in, count, a, gradients + t.result * plane_of(count * columns), columns, add || !t.first_of_filter,
+                sums + t.filter * in * columns);
     }
 }
 
@@ -35,26 +38,24 @@ INLINE void add_products(long in, long count, long columns, int add, const float
 static void weight_gradient_part(void *work, int index, int parts)
 {
     const weight_gradient_work *c = work;
-    const winograd_shape *s = c->s;
+    const scheme *m = c->m;
+    long all_in = c->x_map.channels, all_out = c->dy_map.channels;
     int slice = index % c->slices, group = index / c->slices, groups = parts / c->slices;
-    long from = part_begins(s->in, LANES, slice, c->slices), end = part_begins(s->out, LANES, group + 1, groups);
-    long begin = part_begins(s->out, LANES, group, groups), in = part_begins(s->in, LANES, slice + 1, c->slices) - from;
+    long from = part_begins(all_in, LANES, slice, c->slices), in = part_begins(all_in, LANES, slice + 1, c->slices) - from;
+    long begin = part_begins(all_out, LANES, group, groups), end = part_begins(all_out, LANES, group + 1, groups);
     float *sums = c->own + index * c->own_size, *inputs = sums + c->sums_size, *gradients = inputs + c->inputs_size;
     for (long first = 0; first < c->b.tiles && begin < end; first += c->b.block) {
         long count = lesser(c->b.block, c->b.tiles - first);
-        tile_range of_x = {s->height, s->width, s->in, first, count}, of_dy = of_x;
-        of_dy.channels = s->out;
-        if (c->least > 0)
-            input_transform(of_x, 0, count, c->x, from, in, 1, c->least, c->zeros, inputs);
-        else
-            input_transform(of_x, 0, count, c->x, from, in, 0, 0, c->zeros, inputs);
+        tile_range of_x = {c->x_map, first, count}, of_dy = {c->dy_map, first, count};
+        window_function *input_transform = c->least > 0 ? m->pruned_transform : m->input_transform;
+        input_transform(of_x, 0, count, c->x, from, in, c->least, c->zeros, inputs);
         for (long o = begin; o < end; o += PANEL) {
             long columns = lesser(PANEL, end - o);
-            float *panel = sums + (c->b.once ? 0 : PLACES * in * (o - begin));
-            output_gradient_transform(of_dy, c->dy, o, columns, c->zeros, gradients);
-            add_products(in, count, columns, first > 0, inputs, gradients, panel);
+            float *panel = sums + (c->b.once ? 0 : FILTER_PLANES * in * (o - begin));
+            m->gradient_transform(of_dy, 0, count, c->dy, o, columns, 0, c->zeros, gradients);
+            add_products(m, in, count, columns, first > 0, inputs, gradients, panel);
             if (first + count == c->b.tiles)
-                filter_gradient_transform(in, panel, columns, s->in, c->dfilters + (o * s->in + from) * TAPS);
+                m->filter_gradient_transform(in, panel, columns, all_in, c->dfilters + (o * all_in + from) * TAPS);
         }
     }
 }
@@ -66,19 +67,22 @@ INLINE long largest_part(long channels, int parts)
 }
 
 /* Returns 0 if memory cannot be allocated. */
-static int winograd_weight_gradient(const winograd_shape *s, const float *dy, const float *x, float least,
-                                    float *dfilters, int parts)
+static int winograd_weight_gradient(const scheme *m, map_shape x_map, map_shape dy_map, const float *x, const float *dy,
+                                    float least, float *dfilters, int parts)
 {
-    weight_gradient_work c = {.s = s, .dy = dy, .x = x, .least = least, .dfilters = dfilters, .slices = parts};
-    while (c.slices > s->in / LANES || parts % c.slices)
+    weight_gradient_work c = {.m = m, .x_map = x_map, .dy_map = dy_map, .x = x, .dy = dy, .least = least};
+    c.dfilters = dfilters, c.slices = parts;
+    while (c.slices > x_map.channels / LANES || parts % c.slices)
         c.slices--;
-    long in = largest_part(s->in, c.slices), out = largest_part(s->out, parts / c.slices);
+    long in = largest_part(x_map.channels, c.slices), out = largest_part(dy_map.channels, parts / c.slices);
     long columns = lesser(out, PANEL);
-    c.b = blocking_of(s, in, out);
-    c.sums_size = PLACES * in * (c.b.once ? columns : out);
-    c.inputs_size = PLACES * plane_of(c.b.block * in);
-    c.own_size = c.sums_size + c.inputs_size + PLACES * plane_of(c.b.block * columns);
-    scratch memory = scratch_of(0, c.own_size, parts, s->in > s->out ? s->in : s->out);
+    /* Of all channels: with stride 2 the order of sums depends on the blocks, which must not depend on `parts`. */
+    c.b = blocking_of(m, tiles_of(dy_map), x_map.channels, dy_map.channels);
+    c.sums_size = FILTER_PLANES * in * (c.b.once ? columns : out);
+    c.inputs_size = m->inputs * m->inputs * plane_of(c.b.block * in);
+    c.own_size = c.sums_size + c.inputs_size + m->results * m->results * plane_of(c.b.block * columns);
+    long widest = x_map.channels > dy_map.channels ? x_map.channels : dy_map.channels;
+    scratch memory = scratch_of(0, c.own_size, parts, widest);
     if (!memory.all)
         return 0;
     c.own = memory.own, c.zeros = memory.zeros;

@@ -1,15 +1,16 @@
-/* 3x3 convolutions with padding 1 and stride 1 by Winograd's F(2x2, 3x3) (Lavin and Gray 2016,
-   arXiv:1509.09308): a 2x2 tile of outputs costs 16 products per channel pair instead of 36.
+/* 3x3 convolutions with padding 1 and stride 1 or 2 by Winograd's minimal filtering (Lavin and Gray 2016,
+   arXiv:1509.09308): a 2x2 tile of outputs costs 16 products per channel pair with stride 1 and 25 with stride 2, instead
+   of 36 (schemes.h).
 
    Rounding errors of values and of gradients of images are those of a direct convolution (fewer products are added);
-   those of filters' gradients are a few times larger, about 1e-6 of their norm. */
+   those of filters' gradients with stride 1 are a few times larger, about 1e-6 of their norm. */
 #ifndef SSFL_WINOGRAD_H
 #define SSFL_WINOGRAD_H
 
-/* Images with channels last, x: [images, height, width, in], y: [images, height, width, out]; filters
-   [out, in, 3, 3]; all float32. in, out: multiples of 16. */
+/* Images with channels last, x: [images, height, width, in], y: [images, height / stride, width / stride, out], rounded
+   up; filters [out, in, 3, 3]; all float32. in, out: multiples of 16. stride: 1 or 2. */
 typedef struct {
-    long images, in, out, height, width;
+    long images, in, out, height, width, stride;
 } winograd_shape;
 
 /* Computes those of y (from x, filters and bias, which may be null), dx (from dy and filters) and dfilters (from dy and
