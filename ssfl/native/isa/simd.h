@@ -103,19 +103,45 @@ INLINE void deinterleave(lanes a, lanes b, lanes *even, lanes *odd)
 #endif
 }
 
-/* Stores even[0], odd[0], even[1], odd[1], ...: 2 * LANES values. */
-INLINE void store_interleaved(float *to, lanes even, lanes odd)
+/* even[0], odd[0], even[1], odd[1], ... */
+INLINE void interleave(lanes even, lanes odd, lanes *first, lanes *second)
 {
 #if LANES == 16
-    store(to, SHUFFLE(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
-    store(to + LANES, SHUFFLE(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+    *first = SHUFFLE(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    *second = SHUFFLE(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 #elif LANES == 8
-    store(to, SHUFFLE(even, odd, 0, 8, 1, 9, 2, 10, 3, 11));
-    store(to + LANES, SHUFFLE(even, odd, 4, 12, 5, 13, 6, 14, 7, 15));
+    *first = SHUFFLE(even, odd, 0, 8, 1, 9, 2, 10, 3, 11);
+    *second = SHUFFLE(even, odd, 4, 12, 5, 13, 6, 14, 7, 15);
 #else
-    store(to, SHUFFLE(even, odd, 0, 4, 1, 5));
-    store(to + LANES, SHUFFLE(even, odd, 2, 6, 3, 7));
+    *first = SHUFFLE(even, odd, 0, 4, 1, 5);
+    *second = SHUFFLE(even, odd, 2, 6, 3, 7);
 #endif
+}
+
+INLINE void store_interleaved(float *to, lanes even, lanes odd)
+{
+    lanes first, second;
+    interleave(even, odd, &first, &second);
+    store(to, first);
+    store(to + LANES, second);
+}
+
+/* Transposes LANES x LANES floats: rows from x with distance x_row, to y with distance y_row. */
+INLINE void transpose(const float *x, long x_row, float *y, long y_row)
+{
+    lanes rows[2][LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+        rows[0][i] = load(x + i * x_row);
+#pragma GCC unroll 4
+    for (int done = 1, from = 0; done < LANES; done *= 2, from = !from)
+#pragma GCC unroll 8
+        for (int i = 0; i < LANES / 2; i++)
+            interleave(rows[from][i], rows[from][i + LANES / 2], &rows[!from][2 * i], &rows[!from][2 * i + 1]);
+    const int last = LANES == 8; /* three exchanges, otherwise two or four */
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+        store(y + i * y_row, rows[last][i]);
 }
 
 /* The sum of a register's lanes, by adding halves repeatedly. */

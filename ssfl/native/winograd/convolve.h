@@ -34,7 +34,7 @@ static __attribute__((noinline)) void panel_products(const convolution *c, long 
     for (int p = 0; p < products_of(c->m); p++) {
         term t = term_of(c->m, p);
         left_matrix a = {inputs + t.input * plane_of(count * c->f.in) + from, c->f.in, 1};
-        product(count, depth, a, filters + t.filter * depth * columns, columns, from > 0 || !t.first_of_result,
+        product(count, depth, a, filters + t.filter * filter_plane_of(depth, columns), columns, from > 0 || !t.first_of_result,
                 results + t.result * plane_of(count * columns));
     }
 }
@@ -43,11 +43,11 @@ static __attribute__((noinline)) void panel_products(const convolution *c, long 
 static void filters_part(void *work, int index, int parts)
 {
     const convolution *c = work;
-    long from = part_begins(c->f.in, 1, index, parts), to = part_begins(c->f.in, 1, index + 1, parts);
+    long from = part_begins(c->f.in, LANES, index, parts), to = part_begins(c->f.in, LANES, index + 1, parts);
     long out = c->y_map.channels;
     for (long o = 0; o < out; o += PANEL)
         c->m->filter_transform(c->f, c->filters + o * c->f.by_out, lesser(PANEL, out - o), from, to,
-                               c->shared + FILTER_PLANES * c->f.in * o);
+                               c->shared + o / PANEL * panel_floats(c->f.in, PANEL));
 }
 
 /* Computes some tiles, block by block. */
@@ -62,7 +62,8 @@ static void tiles_part(void *work, int index, int parts)
         c->m->input_transform(of_x, 0, count, c->x, 0, in, 0, c->zeros, inputs);
         for (long o = 0; o < out; o += PANEL) {
             long columns = lesser(PANEL, out - o);
-            panel_products(c, count, 0, in, columns, inputs, c->shared + FILTER_PLANES * in * o, results);
+            const float *filters = c->shared + o / PANEL * panel_floats(in, PANEL);
+            panel_products(c, count, 0, in, columns, inputs, filters, results);
             c->m->result_transform(of_y, results, o, columns, c->bias, c->y);
         }
     }
@@ -103,9 +104,9 @@ static int winograd_convolve(const scheme *m, map_shape x_map, map_shape y_map, 
     convolution c = {.m = m, .x_map = x_map, .y_map = y_map, .f = f, .x = x, .filters = filters, .bias = bias, .y = y};
     long out = y_map.channels, columns = lesser(out, PANEL), inputs = m->inputs * m->inputs;
     c.b = blocking_of(m, tiles_of(y_map), f.in, out);
-    c.first_size = c.b.once ? FILTER_PLANES * lesser(DEPTH, f.in) * columns : inputs * plane_of(c.b.block * f.in);
+    c.first_size = c.b.once ? panel_floats(lesser(DEPTH, f.in), columns) : inputs * plane_of(c.b.block * f.in);
     c.own_size = c.first_size + m->results * m->results * plane_of(c.b.block * columns);
-    long shared = c.b.once ? inputs * plane_of(c.b.tiles * f.in) : FILTER_PLANES * f.in * out;
+    long shared = c.b.once ? inputs * plane_of(c.b.tiles * f.in) : divide_up(out, PANEL) * panel_floats(f.in, PANEL);
     scratch memory = scratch_of(shared, c.own_size, parts, f.in);
     if (!memory.all)
         return 0;

@@ -16,8 +16,6 @@
 
 #include "transforms.h"
 
-#define FILTER_PLANES 16
-
 typedef void window_function(tile_range r, long from, long to, const float *map, long channel, long columns, float least,
                              const float *zeros, float *planes);
 typedef void tile_function(tile_range r, const float *planes, long channel, long columns, const float *bias, float *map);

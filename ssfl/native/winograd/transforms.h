@@ -9,6 +9,7 @@
 
 #define TAPS 9
 #define SIDES 5 /* maximum side of a tile */
+#define FILTER_PLANES 16
 #define PAGE_FLOATS 1024
 #define LINE_FLOATS 16 /* a cache line */
 
@@ -43,6 +44,11 @@ INLINE tile_place place_of(tile_range r, long tile)
 /* Distance between planes in floats: never a multiple of a page, because then all writes of a tile would use the
    same few cache lines. */
 INLINE long plane_of(long size) { return (size + PAGE_FLOATS - 1) / PAGE_FLOATS * PAGE_FLOATS + LINE_FLOATS; }
+
+/* The same for planes [in, columns] of filters; and the size of the planes of a panel of `columns` filters. */
+INLINE long filter_plane_of(long in, long columns) { return in * columns + LINE_FLOATS; }
+
+INLINE long panel_floats(long in, long columns) { return FILTER_PLANES * filter_plane_of(in, columns); }
 
 /* M d M' of windows d of `side` x `side` pixels that begin `margin` pixels above and left of tiles `from` to `to`, for
    `columns` channels from `channel` on, to rows of planes [count, columns]. zeros: used outside of the map. prune:
@@ -130,15 +136,13 @@ typedef struct {
     int turned; /* taps are reversed, as in the transposed convolution */
 } filter_shape;
 
-INLINE void transform_one_register(matrix *m, filter_shape f, const float *filters, float *planes, long columns)
+/* taps: 9 registers, each a tap of LANES filters. */
+INLINE void transform_one_register(matrix *m, const lanes *taps, float *planes, long plane)
 {
     lanes half[4][3];
 #pragma GCC unroll 3
     for (int j = 0; j < 3; j++) {
-        lanes column[3], turned[4];
-#pragma GCC unroll 3
-        for (int i = 0; i < 3; i++)
-            column[i] = stride(filters + (f.turned ? 8 - (i * 3 + j) : i * 3 + j), f.by_out);
+        lanes column[3] = {taps[j], taps[3 + j], taps[6 + j]}, turned[4];
         m(column, turned);
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++)
@@ -150,56 +154,76 @@ INLINE void transform_one_register(matrix *m, filter_shape f, const float *filte
         m(half[i], turned);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++)
-            store(planes + (i * 4 + j) * f.in * columns, turned[j]);
+            store(planes + (i * 4 + j) * plane, turned[j]);
     }
 }
 
 /* M g M' of the filters g of `columns` outputs, for inputs `from` to `to`, to rows of planes [in, columns]. Reads the
-   filters in memory order; both branches have compile-time constant strides. m: 4 x 3. */
+   filters in memory order, and the next turned ones ahead. m: 4 x 3. from, to: multiples of LANES. */
 INLINE void filter_transform(matrix *m, filter_shape f, const float *filters, long columns, long from, long to,
                              float *planes)
 {
-    filter_shape own = {f.in, f.by_out, TAPS, 0}, turned = {f.in, TAPS, f.by_in, 1};
-    if (f.turned)
+    long plane = filter_plane_of(f.in, columns);
+    lanes taps[TAPS];
+    if (f.turned) {
         for (long i = from; i < to; i++)
-            for (long o = 0; o < columns; o += LANES)
-                transform_one_register(m, turned, filters + o * TAPS + i * f.by_in, planes + i * columns + o, columns);
-    else
-        for (long o = 0; o < columns; o += LANES)
-            for (long i = from; i < to; i++)
-                transform_one_register(m, own, filters + o * f.by_out + i * TAPS, planes + i * columns + o, columns);
+            for (long o = 0; o < columns; o += LANES) {
+                const float *at = filters + o * TAPS + i * f.by_in;
+                for (int next = 0; next < LANES * TAPS; next += LINE_FLOATS)
+                    __builtin_prefetch(at + f.by_in + next);
+#pragma GCC unroll 9
+                for (int t = 0; t < TAPS; t++)
+                    taps[t] = stride(at + TAPS - 1 - t, TAPS);
+                transform_one_register(m, taps, planes + i * columns + o, plane);
+            }
+        return;
+    }
+    for (long o = 0; o < columns; o += LANES)
+        for (long first = from; first < to; first += LANES) {
+            float turned[LANES * TAPS * LANES]; /* [inputs, taps, outputs] */
+            for (int t = 0; t < TAPS; t++)
+                transpose(filters + o * f.by_out + first * TAPS + t * LANES, f.by_out, turned + t * LANES * LANES, LANES);
+            for (long i = 0; i < LANES; i++) {
+#pragma GCC unroll 9
+                for (int t = 0; t < TAPS; t++)
+                    taps[t] = load(turned + (i * TAPS + t) * LANES);
+                transform_one_register(m, taps, planes + (first + i) * columns + o, plane);
+            }
+        }
 }
 
 /* M u M' from planes u [in, columns] to the gradients of these filters, [columns, all, 3, 3], for the first `in` of `all`
-   inputs. m: 3 x 4. */
+   inputs. m: 3 x 4. in: a multiple of LANES. */
 INLINE void filter_gradient_transform(matrix *m, long in, const float *planes, long columns, long all, float *gradients)
 {
+    long plane = filter_plane_of(in, columns);
     for (long o = 0; o < columns; o += LANES)
-        for (long c = 0; c < in; c++) {
-            lanes half[3][4];
+        for (long first = 0; first < in; first += LANES) {
+            float turned[LANES * TAPS * LANES]; /* [inputs, taps, outputs] */
+            for (long c = 0; c < LANES; c++) {
+                lanes half[3][4];
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; j++) {
-                lanes column[4], turned[3];
+                for (int j = 0; j < 4; j++) {
+                    lanes column[4], sums[3];
 #pragma GCC unroll 4
-                for (int i = 0; i < 4; i++)
-                    column[i] = load(planes + ((i * 4 + j) * in + c) * columns + o);
-                m(column, turned);
+                    for (int i = 0; i < 4; i++)
+                        column[i] = load(planes + (i * 4 + j) * plane + (first + c) * columns + o);
+                    m(column, sums);
 #pragma GCC unroll 3
-                for (int i = 0; i < 3; i++)
-                    half[i][j] = turned[i];
+                    for (int i = 0; i < 3; i++)
+                        half[i][j] = sums[i];
+                }
+#pragma GCC unroll 3
+                for (int i = 0; i < 3; i++) {
+                    lanes sums[3];
+                    m(half[i], sums);
+#pragma GCC unroll 3
+                    for (int j = 0; j < 3; j++)
+                        store(turned + (c * TAPS + i * 3 + j) * LANES, sums[j]);
+                }
             }
-            float taps[9][LANES];
-#pragma GCC unroll 3
-            for (int i = 0; i < 3; i++) {
-                lanes turned[3];
-                m(half[i], turned);
-#pragma GCC unroll 3
-                for (int j = 0; j < 3; j++)
-                    store(taps[i * 3 + j], turned[j]);
-            }
-            for (int l = 0; l < LANES; l++)
-                for (int t = 0; t < 9; t++)
-                    gradients[((o + l) * all + c) * 9 + t] = taps[t][l];
+            for (int t = 0; t < TAPS; t++)
+                transpose(turned + t * LANES * LANES, LANES, gradients + (o * all + first) * TAPS + t * LANES, all * TAPS);
         }
 }
 
