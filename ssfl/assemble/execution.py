@@ -188,7 +188,7 @@ def _convolutions(config: Config, setup: RunSetup, native: bool) -> Literal["aut
     """The configured value; direct if winograd is impossible. Raises ConfigError if winograd is set and impossible."""
     hindrance = winograd_hindrance(config.engine, native)
     if not hindrance and not any(map(serves, setup.module.modules())):
-        hindrance = "needs 3x3 convolutions with stride 1 and multiples of 16 channels"
+        hindrance = "needs 3x3 convolutions with stride 1 or 2 and multiples of 16 channels"
     if config.engine.convolutions == "winograd" and hindrance:
         raise refuse("engine.convolutions", "winograd", f"{hindrance}; choose auto or direct")
     return "direct" if hindrance else config.engine.convolutions

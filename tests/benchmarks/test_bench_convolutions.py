@@ -12,9 +12,9 @@ pytestmark = pytest.mark.skipif(not available(), reason="the kernels were not bu
 
 
 def test_every_part_is_timed_and_near_to_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_convolutions, "LAYERS", ((16, 32, 6),))
+    monkeypatch.setattr(bench_convolutions, "LAYERS", ((16, 32, 6, 1), (16, 32, 6, 2)))
     rows = {row.name: row for row in figures(2)}
-    for part in PARTS:
+    for part in (f"{stride}{part}" for stride in ("", "stride 2, ") for part in PARTS):
         name = f"16 to 32 channels, 6x6, {part}"
         assert rows[f"{name}: ours"].against == "library"
         assert rows[f"{name}: ours"].n == 2

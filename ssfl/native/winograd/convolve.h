@@ -34,7 +34,8 @@ static __attribute__((noinline)) void panel_products(const convolution *c, long 
     for (int p = 0; p < products_of(c->m); p++) {
         term t = term_of(c->m, p);
         left_matrix a = {inputs + t.input * plane_of(count * c->f.in) + from, c->f.in, 1};
-        product(count, depth, a, filters + t.filter * filter_plane_of(depth, columns), columns, from > 0 || !t.first_of_result,
+        int add = from > 0 || !t.first_of_result;
+        product(count, depth, a, filters + t.filter * filter_plane_of(depth, columns), columns, add,
                 results + t.result * plane_of(count * columns));
     }
 }
@@ -90,7 +91,8 @@ static void panels_part(void *work, int index, int parts)
         for (long from = 0; from < c->f.in; from += DEPTH) {
             filter_shape some = c->f;
             some.in = lesser(DEPTH, c->f.in - from);
-            c->m->filter_transform(some, c->filters + o * some.by_out + from * some.by_in, columns, 0, some.in, filters);
+            const float *at = c->filters + o * some.by_out + from * some.by_in;
+            c->m->filter_transform(some, at, columns, 0, some.in, filters);
             panel_products(c, c->b.tiles, from, some.in, columns, c->shared, filters, results);
         }
         c->m->result_transform(all, results, o, columns, c->bias, c->y);

@@ -3,9 +3,9 @@
    In one dimension each scheme multiplies planes of inputs and of filters and adds the products to planes of results;
    in two dimensions it is applied to rows and to columns. Every scheme has 4 planes of filters.
 
-   stride_1: two outputs cost 4 products instead of 6. With the matrices A, B, G of Lavin and Gray, section 4.1, outputs
-   are A' [(G g G') * (B' d B)] A, so the gradient of the filters is G' [(A dy A') * (B' d B)] G. The images' gradient is
-   the convolution of the outputs' gradients with turned filters.
+   stride_1: two outputs cost 4 products instead of 6. With the matrices A, B, G of Lavin and Gray, section 4.1,
+   outputs are A' [(G g G') * (B' d B)] A, so the gradient of the filters is G' [(A dy A') * (B' d B)] G. The images'
+   gradient is the convolution of the outputs' gradients with turned filters.
 
    stride_2: outputs are y[o] = g0 x[2o-1] + g1 x[2o] + g2 x[2o+1]. Inputs with odd indices make a convolution with two
    taps, whose two outputs cost 3 products instead of 4; inputs with even indices are multiplied by g1: 5 instead of 6.
@@ -16,9 +16,10 @@
 
 #include "transforms.h"
 
-typedef void window_function(tile_range r, long from, long to, const float *map, long channel, long columns, float least,
-                             const float *zeros, float *planes);
-typedef void tile_function(tile_range r, const float *planes, long channel, long columns, const float *bias, float *map);
+typedef void window_function(tile_range r, long from, long to, const float *map, long channel, long columns,
+                             float least, const float *zeros, float *planes);
+typedef void tile_function(tile_range r, const float *planes, long channel, long columns, const float *bias,
+                           float *map);
 typedef void filter_function(filter_shape f, const float *filters, long columns, long from, long to, float *planes);
 typedef void filter_gradient_function(long in, const float *planes, long columns, long all, float *gradients);
 

@@ -1,7 +1,7 @@
 /* Transforms of the channels of tiles of a map, and of 3x3 filters, by any matrix in both dimensions.
 
-   Each position of a transformed tile or filter is a separate plane: a matrix whose rows are tiles or input channels and
-   whose columns are channels. The functions are templates: a matrix and its sizes are constants (schemes.h). */
+   Each position of a transformed tile or filter is a separate plane: a matrix whose rows are tiles or input channels
+   and whose columns are channels. The functions are templates: a matrix and its sizes are constants (schemes.h). */
 #ifndef SSFL_WINOGRAD_TRANSFORMS_H
 #define SSFL_WINOGRAD_TRANSFORMS_H
 
@@ -41,13 +41,14 @@ INLINE tile_place place_of(tile_range r, long tile)
     return (tile_place){at / (down * across), at / across % down * step, at % across * step};
 }
 
-/* Distance between planes in floats: never a multiple of a page, because then all writes of a tile would use the
-   same few cache lines. */
+/* Distance in floats between planes of `size` floats: never a multiple of a page, because then all writes of a tile
+   would use the same few cache lines. */
 INLINE long plane_of(long size) { return (size + PAGE_FLOATS - 1) / PAGE_FLOATS * PAGE_FLOATS + LINE_FLOATS; }
 
-/* The same for planes [in, columns] of filters; and the size of the planes of a panel of `columns` filters. */
+/* The same between planes [in, columns] of filters. */
 INLINE long filter_plane_of(long in, long columns) { return in * columns + LINE_FLOATS; }
 
+/* Size of the planes of a panel of `columns` filters. */
 INLINE long panel_floats(long in, long columns) { return FILTER_PLANES * filter_plane_of(in, columns); }
 
 /* M d M' of windows d of `side` x `side` pixels that begin `margin` pixels above and left of tiles `from` to `to`, for
@@ -94,8 +95,8 @@ INLINE void window_transform(matrix *m, int side, int planes, int margin, int pr
     }
 }
 
-/* M p M' from planes p [count, columns] to the `side` x `side` pixels of every tile that are inside of the map, for these
-   channels of it; adds the bias unless it is null. m has `planes` columns. */
+/* M p M' from planes p [count, columns] to the `side` x `side` pixels of every tile that are inside of the map, for
+   these channels of it; adds the bias unless it is null. m has `planes` columns. */
 INLINE void tile_transform(matrix *m, int planes, int side, tile_range r, const float *in, long channel, long columns,
                            const float *bias, float *map)
 {
@@ -182,7 +183,8 @@ INLINE void filter_transform(matrix *m, filter_shape f, const float *filters, lo
         for (long first = from; first < to; first += LANES) {
             float turned[LANES * TAPS * LANES]; /* [inputs, taps, outputs] */
             for (int t = 0; t < TAPS; t++)
-                transpose(filters + o * f.by_out + first * TAPS + t * LANES, f.by_out, turned + t * LANES * LANES, LANES);
+                transpose(filters + o * f.by_out + first * TAPS + t * LANES, f.by_out, turned + t * LANES * LANES,
+                          LANES);
             for (long i = 0; i < LANES; i++) {
 #pragma GCC unroll 9
                 for (int t = 0; t < TAPS; t++)
@@ -192,8 +194,8 @@ INLINE void filter_transform(matrix *m, filter_shape f, const float *filters, lo
         }
 }
 
-/* M u M' from planes u [in, columns] to the gradients of these filters, [columns, all, 3, 3], for the first `in` of `all`
-   inputs. m: 3 x 4. in: a multiple of LANES. */
+/* M u M' from planes u [in, columns] to the gradients of these filters, [columns, all, 3, 3], for the first `in` of
+   `all` inputs. m: 3 x 4. in: a multiple of LANES. */
 INLINE void filter_gradient_transform(matrix *m, long in, const float *planes, long columns, long all, float *gradients)
 {
     long plane = filter_plane_of(in, columns);
@@ -223,7 +225,8 @@ INLINE void filter_gradient_transform(matrix *m, long in, const float *planes, l
                 }
             }
             for (int t = 0; t < TAPS; t++)
-                transpose(turned + t * LANES * LANES, LANES, gradients + (o * all + first) * TAPS + t * LANES, all * TAPS);
+                transpose(turned + t * LANES * LANES, LANES, gradients + (o * all + first) * TAPS + t * LANES,
+                          all * TAPS);
         }
 }
 

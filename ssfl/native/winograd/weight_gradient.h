@@ -41,7 +41,8 @@ static void weight_gradient_part(void *work, int index, int parts)
     const scheme *m = c->m;
     long all_in = c->x_map.channels, all_out = c->dy_map.channels;
     int slice = index % c->slices, group = index / c->slices, groups = parts / c->slices;
-    long from = part_begins(all_in, LANES, slice, c->slices), in = part_begins(all_in, LANES, slice + 1, c->slices) - from;
+    long from = part_begins(all_in, LANES, slice, c->slices);
+    long in = part_begins(all_in, LANES, slice + 1, c->slices) - from;
     long begin = part_begins(all_out, LANES, group, groups), end = part_begins(all_out, LANES, group + 1, groups);
     float *sums = c->own + index * c->own_size, *inputs = sums + c->sums_size, *gradients = inputs + c->inputs_size;
     for (long first = 0; first < c->b.tiles && begin < end; first += c->b.block) {

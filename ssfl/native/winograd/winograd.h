@@ -1,6 +1,6 @@
 /* 3x3 convolutions with padding 1 and stride 1 or 2 by Winograd's minimal filtering (Lavin and Gray 2016,
-   arXiv:1509.09308): a 2x2 tile of outputs costs 16 products per channel pair with stride 1 and 25 with stride 2, instead
-   of 36 (schemes.h).
+   arXiv:1509.09308): a 2x2 tile of outputs costs 16 products per channel pair with stride 1 and 25 with stride 2,
+   instead of 36 (schemes.h).
 
    Rounding errors of values and of gradients of images are those of a direct convolution (fewer products are added);
    those of filters' gradients with stride 1 are a few times larger, about 1e-6 of their norm. */
