@@ -94,7 +94,7 @@ def test_perceptrons_have_about_the_size_asked_for(parameters: int) -> None:
 
 
 def test_an_unknown_workload_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"allowed: cnn, resnet18, tiny, scale-"):
+    with pytest.raises(ValueError, match=r"allowed: cnn, resnet18, resnet18-quick, tiny, scale-"):
         workload("vgg")
 
 

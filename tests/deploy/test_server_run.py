@@ -209,6 +209,7 @@ def test_a_run_that_is_not_resumed_stays_as_it_was(
     in_progress = run_folder.owned(folder) if status == "running" else contextlib.nullcontext()
     if status != "running":
         (folder / "deployment.json").write_text("{")
+    capsys.readouterr()
     with in_progress:
         texts = {refused(tmp_path, home, str(folder), capsys) for _ in range(2)}
     (text,) = texts

@@ -149,6 +149,7 @@ class Lossy:
         meter.downlink_bytes += counted.downlink_bytes
         meter.downlink_metadata_bytes += counted.downlink_metadata_bytes
         meter.peer_bytes += counted.peer_bytes
+        meter.peer_metadata_bytes += counted.peer_metadata_bytes
 
     def client_memories(self) -> ClientMemories:
         return self.inner.client_memories()
