@@ -159,6 +159,11 @@ class ClientTask:
         """Whether the network's weights are theta and the loss is cross-entropy; fast implementations need both."""
         return self.objective is None and self.effective_weights is None
 
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether it trains a loss other than the network's cross-entropy at theta."""
+        return self.fit is not None and not self.sees_theta
+
     def seen(self, theta: Tensor, work: Work) -> Tensor:
         """The effective weights [..., T] of theta [..., T]."""
         return theta if self.effective_weights is None else self.effective_weights(theta, work)

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable
 from functools import cache
+from types import ModuleType
 
 import torch
 
@@ -25,9 +26,7 @@ SOURCES = ("native", "core", "algorithms", "models", "engine/client", "engine/co
 """Packages whose code computes a step or measures it."""
 
 
-def calibration_key(
-    setup: RunSetup, own: OwnStep | None, batch_size: int, block: int, workers: int, native: bool
-) -> str:
+def calibration_key(setup: RunSetup, batch_size: int, block: int, workers: int, native: bool) -> str:
     """Hex digits for a file name; equal keys mean that a measurement can be used again."""
     key = [
         processor(),
@@ -41,7 +40,7 @@ def calibration_key(
         setup.config.engine.precision,
         setup.config.model.name,
         _code_digest(type(layer) for layer in setup.module.modules()),
-        _method_key(setup) if own is not None else None,
+        _method_key(setup) if OwnStep.exists(setup.algorithm.tasks.values()) else None,
         setup.layout.digest.hex(),
         list(setup.federation.input_shape),
         batch_size,
@@ -65,18 +64,19 @@ def source_digest() -> str:
 def _method_key(setup: RunSetup) -> list[str]:
     """The method, its settings and its file: all methods without their own step share a measurement."""
     chosen = setup.config.algorithm
-    digest = hashlib.blake2b(digest_size=12)
-    with contextlib.suppress(OSError, TypeError):  # a method without a source file
-        kind = type(setup.algorithm)
-        digest.update(inspect.getsource(inspect.getmodule(kind) or kind).encode())
-    return [chosen.name, repr(chosen.params), digest.hexdigest()]
+    kind = type(setup.algorithm)
+    return [chosen.name, repr(chosen.params), _digest([inspect.getmodule(kind) or kind])]
 
 
 def _code_digest(kinds: Iterable[type]) -> str:
     """Digest of the source of all layer classes outside PyTorch, so that a changed network is measured again."""
     own = {kind for kind in kinds if not kind.__module__.startswith("torch.")}
+    return _digest(sorted(own, key=lambda k: (k.__module__, k.__qualname__)))
+
+
+def _digest(sources: Iterable[type | ModuleType]) -> str:
     digest = hashlib.blake2b(digest_size=12)
-    for kind in sorted(own, key=lambda k: (k.__module__, k.__qualname__)):
-        with contextlib.suppress(OSError, TypeError):  # classes without a source file
-            digest.update(inspect.getsource(kind).encode())
+    for source in sources:
+        with contextlib.suppress(OSError, TypeError):  # without a source file
+            digest.update(inspect.getsource(source).encode())
     return digest.hexdigest()

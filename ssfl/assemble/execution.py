@@ -100,34 +100,34 @@ def _check_native(kernels: str) -> None:
 
 def choose(config: Config, setup: RunSetup, ranks: int = 1) -> Choice:
     """The configured choice; `auto` values are chosen by a measurement."""
-    return _choose(config, setup, ranks).choice
+    engine, kernels = config.engine, possible_kernels(config)
+    _check_asked(engine, setup, kernels == "native")
+    convolutions = _convolutions(config, setup, kernels == "native")
+    cohort, workers = -(-cohort_size(config) // ranks), _workers(config)
+    if resolved_device(engine.device) != "cpu":
+        return choice_on_device(config, setup, cohort)
+    block = _block(engine, convolutions)
+    if engine.executor != "auto" and "auto" not in (engine.memory_format, block, convolutions):
+        return Choice(engine.executor, workers, int(block), engine.memory_format, convolutions, kernels)
+    found = _fastest(config, setup, cohort, kernels)
+    free = engine.kernels == "auto" and engine.memory_format != "mixed" and engine.convolutions != "winograd"
+    if free and not found.kernels_pay:  # possible on processors for which they were not tuned
+        found = min(_fastest(config, setup, cohort, "torch"), found, key=lambda one: one.seconds)
+    return found.choice
 
 
 class _Estimated(NamedTuple):
-    """A choice and the estimated seconds of the run."""
+    """A choice, the estimated seconds of the run, and whether kernels speed up one client's step."""
 
     choice: Choice
-    seconds: float = 0.0
-    """0 if nothing was measured."""
+    seconds: float
+    kernels_pay: bool
 
 
-def _choose(config: Config, setup: RunSetup, ranks: int) -> _Estimated:
-    engine = config.engine
-    cohort = -(-cohort_size(config) // ranks)
-    workers = int(engine.workers) if engine.workers != "auto" else _cores(config)
-    kernels = possible_kernels(config)
-    _check_asked(engine, setup, kernels == "native")
-    convolutions = _convolutions(config, setup, kernels == "native")
-    if resolved_device(engine.device) != "cpu":
-        return _Estimated(choice_on_device(config, setup, cohort))
-    if (engine.executor == "sequential" and engine.block == "auto") or convolutions == "winograd":
-        engine = replace(engine, block=1)  # blocks do not support Winograd convolutions
-    measures = "auto" in (engine.memory_format, engine.block, convolutions)
-    if engine.executor != "auto" and not measures:
-        block = int(engine.block)
-        return _Estimated(
-            Choice(engine.executor, workers, block, engine.memory_format, convolutions, kernels)
-        )
+def _fastest(config: Config, setup: RunSetup, cohort: int, kernels: Literal["native", "torch"]) -> _Estimated:
+    """The fastest way to compute with these kernels, by a measurement."""
+    convolutions, workers = _convolutions(config, setup, kernels == "native"), _workers(config)
+    engine = replace(config.engine, block=_block(config.engine, convolutions))
     block = int(engine.block) if engine.block != "auto" else min(cohort, LARGEST_BLOCK)
     # No step has more examples than the largest client: a batch size above that means all of them.
     examples = min(config.training.batch_size, max(setup.context.example_counts.values()))
@@ -142,12 +142,17 @@ def _choose(config: Config, setup: RunSetup, ranks: int) -> _Estimated:
         choice = Choice(best.executor, workers, block, usual, "direct", kernels)
     else:
         choice = Choice(best.executor, workers, 1, *form, kernels)
-    found = _Estimated(choice, best.seconds)
-    free = engine.kernels == "auto" and engine.memory_format != "mixed" and engine.convolutions != "winograd"
-    if free and not times.kernels_pay(form):  # possible on processors for which they were not tuned
-        without = replace(config, engine=replace(config.engine, kernels="torch"))
-        return min(_choose(without, setup, ranks), found, key=lambda one: one.seconds)
-    return found
+    return _Estimated(choice, best.seconds, times.kernels_pay(form))
+
+
+def _workers(config: Config) -> int:
+    return int(config.engine.workers) if config.engine.workers != "auto" else _cores(config)
+
+
+def _block(engine: EngineConfig, convolutions: str) -> int | Literal["auto"]:
+    """The configured block; 1 if clients are not computed in blocks, which do not support Winograd convolutions."""
+    alone = (engine.executor == "sequential" and engine.block == "auto") or convolutions == "winograd"
+    return 1 if alone else engine.block
 
 
 def _check_asked(engine: EngineConfig, setup: RunSetup, native: bool) -> None:
@@ -168,7 +173,8 @@ def _check_asked(engine: EngineConfig, setup: RunSetup, native: bool) -> None:
 def _quickest(engine: EngineConfig, setup: RunSetup, load: Workload) -> Estimate:
     """The fastest executor that supports the network, and whether it computes clients in blocks.
 
-    A configured executor is not compared with others; one that was not timed is estimated as one thread.
+    A configured executor is not compared with others; one that was not timed is estimated as one thread. The
+    estimate is in seconds of the run. Raises ConfigError if no executor supports the configured block.
     """
     possible = sorted(estimates(load, engine), key=lambda one: one.seconds)
     if engine.executor != "auto":
@@ -295,7 +301,7 @@ def _cores(config: Config) -> int:
 
 def _check_compiled(config: Config, setup: RunSetup) -> None:
     """Raises ConfigError if torch.compile would have no effect, or lacks a C++ compiler on a CPU."""
-    if any(task.fit is not None and not task.sees_theta for task in setup.algorithm.tasks.values()):
+    if any(task.has_own_loss for task in setup.algorithm.tasks.values()):
         allowed = (
             f"not with algorithm={config.algorithm.name}, which replaces weights or layers of the network"
         )

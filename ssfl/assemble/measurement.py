@@ -10,7 +10,6 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ssfl.algorithms.base import Work
 from ssfl.assemble.build import RunSetup
 from ssfl.assemble.calibration_key import calibration_key
 from ssfl.assemble.executors import Workload
@@ -53,12 +52,11 @@ def measured(setup: RunSetup, batch_size: int, block: int, workers: int, native:
 
     A measurement is cached only if the machine was not busy with other processes.
     """
-    own = own_step(setup)
-    path = cache_folder() / f"{calibration_key(setup, own, batch_size, block, workers, native)}.json"
+    path = cache_folder() / f"{calibration_key(setup, batch_size, block, workers, native)}.json"
     kept = _kept(path)
     if kept is not None:
         return kept
-    times, calm = _measure(setup, own, batch_size, block, workers, native)
+    times, calm = _measure(setup, batch_size, block, workers, native)
     if not calm:
         print(BUSY, file=sys.stderr)
         return times
@@ -92,22 +90,22 @@ def _kept(path: Path) -> StepTimes | None:
 
 def own_step(setup: RunSetup) -> OwnStep | None:
     """The training step of a method with its own layers or loss; None if it trains the network's cross-entropy."""
-    tasks, works = setup.algorithm.tasks, dict[str, Work]()
-    if any(task.fit is not None and not task.sees_theta for task in tasks.values()):
-        rounds = setup.config.training.comm_round
-        works |= first_works(setup.algorithm, setup.theta, setup.context, rounds)
-    return OwnStep.of(tasks, works)
+    tasks = setup.algorithm.tasks
+    if not any(task.has_own_loss for task in tasks.values()):
+        return OwnStep.of(tasks, {})
+    rounds = setup.config.training.comm_round
+    return OwnStep.of(tasks, first_works(setup.algorithm, setup.theta, setup.context, rounds))
 
 
 def _measure(
-    setup: RunSetup, own: OwnStep | None, batch_size: int, block: int, workers: int, native: bool
+    setup: RunSetup, batch_size: int, block: int, workers: int, native: bool
 ) -> tuple[StepTimes, bool]:
     """Step times, and whether the machine was free of other load.
 
     On a busy machine the measurement is repeated until two in a row lead to the same arithmetic, and the time of
     threads is dropped. If no two agree, only the simplest form's time is returned: then bits depend on no measurement.
     """
-    shape, dtype = setup.federation.input_shape, input_dtype(setup.federation)
+    shape, dtype, own = setup.federation.input_shape, input_dtype(setup.federation), own_step(setup)
     before: StepTimes | None = None
     for _ in range(ATTEMPTS):
         since = Moment.now()

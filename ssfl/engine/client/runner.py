@@ -27,6 +27,7 @@ from ssfl.engine.client.batch_order import BatchOrder, SeededOrder
 from ssfl.engine.client.data_source import DataSource, input_dtype
 from ssfl.engine.client.errors import check_finite, errors_named, place_of
 from ssfl.engine.client.job import ClientJob, Outcome
+from ssfl.engine.client.own_loss import own_loss_gradient
 from ssfl.engine.client.step import local_step_, sgd
 from ssfl.engine.client.visit import Computed, begin_visit, end_visit
 from ssfl.engine.compute.arithmetic import Arithmetic
@@ -192,7 +193,7 @@ class ClientRunner:
         flat.load(work[THETA])
         flat.set_training(True)
         trained = flat.trained
-        gradient_of = self._plain_gradient if task.sees_theta else self._objective_gradient
+        gradient_of = self._plain_gradient if task.sees_theta else self._own_gradient
         velocity = torch.zeros_like(flat.gradient) if spec.momentum else None
         epoch_losses: list[Tensor] = []
         epoch_counts: list[list[int]] = []
@@ -224,19 +225,9 @@ class ClientRunner:
         flat.take_gradient()
         return loss.detach()
 
-    def _objective_gradient(self, task: ClientTask, flat: FlatModule, work: Work, batch: Batch) -> Tensor:
-        """The method's objective; writes its gradient with respect to the flat vector to `flat.gradient`."""
-        leaf = flat.trained.detach().requires_grad_()
-        net = FlatNet(flat.module, self.layout)
-        with self.arithmetic.autocast():
-            # Copies: changing theta's tail before the backward pass would change the leaf, which shares its memory.
-            statistics = {name: s.clone() for name, s in flat.statistics.items()}
-            loss = task.loss(net, leaf, work, batch, statistics)
-        (gradient,) = torch.autograd.grad(loss, leaf)
-        flat.gradient.copy_(gradient)
-        for name, statistic in flat.statistics.items():
-            statistic.copy_(statistics[name])
-        return loss.detach()
+    def _own_gradient(self, task: ClientTask, flat: FlatModule, work: Work, batch: Batch) -> Tensor:
+        """The method's own loss; writes its gradient to `flat.gradient`."""
+        return own_loss_gradient(task, flat, work, batch, self.arithmetic.autocast())
 
     def train_batches(self, context: ClientContext, epoch: int, batch_size: int) -> Iterator[Batch]:
         """The minibatches of one local epoch, augmented with the stream of (client, round, epoch)."""

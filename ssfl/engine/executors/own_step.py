@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from ssfl.algorithms.base import THETA, ClientTask, Work
 from ssfl.core.layout import Layout
-from ssfl.core.net import Batch, FlatNet
+from ssfl.core.net import Batch
+from ssfl.engine.client.own_loss import own_loss_gradient
 from ssfl.engine.compute.flat_module import FlatModule
 from ssfl.engine.executors.batched.network import BlockNet
 from ssfl.engine.executors.task_trial import prepared
@@ -28,13 +29,18 @@ class OwnStep:
     """One client's tensors; None if they are unknown before the run: the loss is then the cross-entropy at theta."""
 
     @staticmethod
+    def exists(tasks: Iterable[ClientTask]) -> bool:
+        """Whether there is such a task."""
+        return any(map(_is_own, tasks))
+
+    @staticmethod
     def of(tasks: Mapping[str, ClientTask], works: Mapping[str, Work]) -> OwnStep | None:
         """The first such task; None if all training is the cross-entropy of the network itself.
 
         works: from `task_trial.first_works`.
         """
         for phase, task in tasks.items():
-            if task.fit is not None and (task.prepare is not None or not task.sees_theta):
+            if _is_own(task):
                 return OwnStep(task, works.get(phase))
         return None
 
@@ -46,16 +52,8 @@ class OwnStep:
         """One client's gradient, computed as `ClientRunner` does."""
         if self.task.sees_theta:
             return plain_step(flat, batch)
-        net, task, hooks = FlatNet(flat.module, flat.layout), self._known_task(), self._hooks()
-
-        def step() -> None:
-            leaf = flat.trained.detach().requires_grad_()
-            statistics = {name: s.clone() for name, s in flat.statistics.items()}
-            loss = task.loss(net, leaf, hooks, (batch[0].clone(), batch[1]), statistics)
-            (gradient,) = torch.autograd.grad(loss, leaf)
-            flat.gradient.copy_(gradient)
-
-        return step
+        task, hooks = self._known_task(), self._hooks()
+        return lambda: own_loss_gradient(task, flat, hooks, (batch[0].clone(), batch[1]))
 
     def together(self, net: BlockNet, theta: Tensor, batch: Batch) -> Callable[[], object]:
         """The gradients of K clients, computed as `BatchedExecutor` does. theta [K, P], batch [B, K, ...]."""
@@ -75,6 +73,10 @@ class OwnStep:
     def _hooks(self) -> Work:
         """Copies, because the loss may update them in place."""
         return {name: tensor.clone() for name, tensor in (self.work or {}).items() if name != THETA}
+
+
+def _is_own(task: ClientTask) -> bool:
+    return task.has_own_loss or (task.fit is not None and task.prepare is not None)
 
 
 def plain_step(flat: FlatModule, batch: Batch) -> Callable[[], object]:

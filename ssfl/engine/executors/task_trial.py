@@ -59,7 +59,7 @@ def first_works(
 
 def needs_works(tasks: Mapping[str, ClientTask], module: nn.Module) -> bool:
     """Whether a task has its own loss, which should be tried on this network."""
-    return not is_ordinary(module) and any(task.fit and not task.sees_theta for task in tasks.values())
+    return not is_ordinary(module) and any(task.has_own_loss for task in tasks.values())
 
 
 def check_tasks(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,14 +21,7 @@ from ssfl.engine.executors.timing import time_steps
 from ssfl.native import available
 from tests.support.assembled import run_setup
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two steps per form are enough to test a measurement."""
-    monkeypatch.setattr(timing, "STEPS", 2)
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_steps")
 
 
 def test_a_methods_own_step_is_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -63,7 +55,7 @@ def counted_calls(monkeypatch: pytest.MonkeyPatch, called: list[str]) -> None:
 
 @pytest.mark.parametrize("method", ["sparsyfed", "sparsyfed algorithm.params.prune_activations=false"])
 def test_the_timed_step_is_the_executors(method: str) -> None:
-    """Its gradients are those that the runner and the executor of blocks compute."""
+    """One client's gradient is the runner's (`own_loss_gradient`), checked here by autograd; blocks agree with it."""
     setup = run_setup(*f"algorithm={method}".split())
     own = own_step(setup)
     assert own is not None

@@ -7,7 +7,6 @@ import json
 import linecache
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from ssfl.assemble.measurement import measured
 from ssfl.code_version import PACKAGE, code_version
 from ssfl.config import EngineConfig, config_from_yaml, config_to_yaml
 from ssfl.core.layout import Layout
-from ssfl.engine.executors import timing
 from ssfl.engine.executors.own_step import OwnStep
 from ssfl.engine.executors.step_times import Form, StepTimes
 from ssfl.engine.executors.timing import BATCHED_PARAMETERS, time_steps
@@ -32,14 +30,7 @@ from ssfl.native import available
 from tests.support.assembled import run_setup
 from tests.support.rigs import tiny_net
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two steps per form are enough to test a measurement."""
-    monkeypatch.setattr(timing, "STEPS", 2)
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_steps")
 
 
 # ── one measurement ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -483,6 +474,23 @@ def test_auto_leaves_kernels_that_do_not_pay(
     assert asked == ([True] if plain is None else [True, False])
     run = run_setup(*words, "engine.kernels=native")
     assert resolve_engine(run.config, run).engine.kernels == "native"
+
+
+@pytest.mark.skipif(not available(), reason="the kernels were not built: no C compiler at installation")
+@pytest.mark.parametrize(("plain", "kernels"), [(1.5, "native"), (0.9, "torch")])
+def test_kernels_are_compared_in_the_configured_form(
+    plain: float, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without kernels nothing is left to choose; the configured format is measured all the same."""
+
+    def times(setup: RunSetup, batch_size: int, block: int, workers: int, native: bool) -> StepTimes:
+        if native:
+            return StepTimes(1.3, 1.3, None, 1, winograd=1.2, plain=0.9)
+        return StepTimes(0.9, plain, None, 1)
+
+    monkeypatch.setattr(execution, "measured", times)
+    run = run_setup("engine.executor=sequential", "engine.memory_format=channels_last", "engine.kernels=auto")
+    assert resolve_engine(run.config, run).engine.kernels == kernels
 
 
 @pytest.mark.parametrize(

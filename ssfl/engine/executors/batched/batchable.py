@@ -129,7 +129,7 @@ def check_losses(
         return
     for phase, work in works.items():
         task = tasks[phase]
-        if task.fit is not None and not task.sees_theta:
+        if task.has_own_loss:
             with _errors_refused():
                 _try_loss(module, input_shape, dtype, task, work)
 
