@@ -60,9 +60,17 @@ def test_a_federation_at_an_ipv6_address(tmp_path: Path) -> None:
     assert (options.host, options.port) == ("2001:db8::1", 8443)
 
 
+@pytest.mark.parametrize("text", [None, "", "[]", "{}"])
+def test_without_an_address_in_server_json_the_port_is_8000(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "server.json").write_text(text)
+    options = options_of(tmp_path, "", 0, True, (), 1)
+    assert (options.host, options.port) == ("127.0.0.1", 8000)
+
+
 @pytest.mark.parametrize(
     ("host", "local"),
-    [("", "127.0.0.1:5"), ("0.0.0.0", "127.0.0.1:5"), ("::", "[::1]:5"), ("2001:db8::1", "[2001:db8::1]:5")],
+    [("0.0.0.0", "127.0.0.1:5"), ("::", "[::1]:5"), ("2001:db8::1", "[2001:db8::1]:5")],
 )
 def test_where_this_machine_reaches_the_server(host: str, local: str, tmp_path: Path) -> None:
     # asyncio listens on :: for IPv6 only.

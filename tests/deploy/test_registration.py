@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import ssl
 import stat
 import subprocess
@@ -20,6 +23,7 @@ from ssfl.deploy.federation import keys
 from ssfl.deploy.federation.folders import make_federation, read_site_folder
 from ssfl.deploy.federation.registration import register_site, revoke_site
 from ssfl.deploy.federation.roster import fingerprint, load_roster, read_roster
+from ssfl.deploy.transport.control import Control
 
 
 @pytest.fixture
@@ -96,6 +100,48 @@ def test_a_site_that_lost_its_key_keeps_its_number(server: Path, tmp_path: Path)
     assert (server / "roster.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("blocked", ["handover/c", "keys/c.pub"])
+def test_files_that_cannot_be_written_leave_the_roster_as_it_was(
+    blocked: str, server: Path, tmp_path: Path
+) -> None:
+    """A site on the roster without its public key would end the supervisor at its next start."""
+    key, before = own_key(tmp_path / "c"), (server / "roster.json").read_bytes()
+    in_the_way = server / blocked
+    in_the_way.parent.mkdir(exist_ok=True)
+    if blocked.startswith("handover"):
+        in_the_way.write_text("a file where a folder is needed")
+    else:
+        in_the_way.mkdir()
+    with pytest.raises(OSError, match=re.escape(str(in_the_way))):
+        register_site(server, "c", key, None)
+    assert (server / "roster.json").read_bytes() == before
+    (in_the_way.rmdir if in_the_way.is_dir() else in_the_way.unlink)()
+    assert register_site(server, "c", key, None).member.client == 2
+
+
+def test_files_of_a_replaced_name_are_removed(server: Path, tmp_path: Path) -> None:
+    register_site(server, "c", own_key(tmp_path / "c"), None)
+    register_site(server, "d", own_key(tmp_path / "d"), 2)
+    assert {p.name for p in (server / "handover").iterdir()} == {"d"}
+    assert {p.name for p in (server / "keys").iterdir()} == {"a.pub", "b.pub", "d.pub"}
+
+
+@pytest.mark.parametrize("text", [None, "", "no key", "ssh-unknown AAAA c"])
+def test_a_public_key_that_cannot_be_read_is_one_line(text: str | None, server: Path, tmp_path: Path) -> None:
+    path = tmp_path / "c.pub"
+    if text is not None:
+        path.write_text(text)
+    control = Control("127.0.0.1:1", None)
+    for register in (
+        lambda: register_site(server, "c", path, None),
+        lambda: control.register(path, "c"),
+    ):
+        with pytest.raises(DeployError, match=r"c\.pub: cannot be read as a public key") as caught:
+            register()
+        assert "\n" not in str(caught.value)
+    control.close()
+
+
 def test_a_key_in_the_servers_own_folder_can_be_registered(server: Path, tmp_path: Path) -> None:
     key = server / "keys" / "a.pub"
     key.write_bytes(own_key(tmp_path / "new").read_bytes())
@@ -122,6 +168,18 @@ def test_a_revoked_site_is_no_member_and_its_number_is_not_given_away(
     assert "nobody: no such site" in capsys.readouterr().err
     with pytest.raises(DeployError, match="registered: a, b, c"):
         revoke_site(server, "nobody")
+
+
+def test_a_folder_that_is_not_a_servers_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = own_key(tmp_path / "c")
+    for words in (["register", "c", str(key)], ["revoke", "c"]):
+        capsys.readouterr()
+        assert main(["deploy", *words, "--folder", str(tmp_path / "none")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "server.json: cannot be read" in line
+        assert "give --folder" in line
 
 
 def test_a_federation_may_begin_without_sites(tmp_path: Path) -> None:
@@ -154,7 +212,30 @@ def test_a_renewed_certificate_has_the_old_names_and_is_trusted_by_the_sites(ser
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
         server / keys.SERVER_CERTIFICATE, server / keys.SERVER_KEY
     )
-    assert not list(server.glob("*.new"))
+    assert not list(server.glob(".server*"))
+
+
+def test_a_full_disk_leaves_the_old_certificate_with_its_key(
+    server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+
+    def full(path: Path, raw: bytes) -> None:
+        if written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        written.append(path.name)
+        write_private(path, raw)
+
+    files = {path.name for path in server.iterdir()}
+    write_private = keys.write_private
+    monkeypatch.setattr(keys, "write_private", full)
+    with pytest.raises(OSError, match="No space left"):
+        keys.renew_server_certificate(server, server / keys.CA_KEY, [])
+    assert written
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+        server / keys.SERVER_CERTIFICATE, server / keys.SERVER_KEY
+    )
+    assert {path.name for path in server.iterdir()} == files
 
 
 def test_a_certificate_is_renewed_with_the_authoritys_key_only(

@@ -37,7 +37,7 @@ def register(arguments: argparse.Namespace) -> int:
 
     def tell(control: Control) -> None:
         control.register(arguments.public_key, member.name)
-        _unregister_others(control, arguments.folder)
+        control.unregister_others(_keys(arguments.folder))
 
     _tell_server(arguments.folder, tell)
     print(f"{member.name} is client {member.client}; SHA-256 of its public key: {member.key}")
@@ -48,7 +48,7 @@ def register(arguments: argparse.Namespace) -> int:
 def revoke(arguments: argparse.Namespace) -> int:
     """Refuse a site from now on. Returns the exit code. Raises DeployError."""
     member = revoke_site(arguments.folder, arguments.name)
-    _tell_server(arguments.folder, lambda control: _unregister_others(control, arguments.folder))
+    _tell_server(arguments.folder, lambda control: control.unregister_others(_keys(arguments.folder)))
     print(f"{member.name} (client {member.client}) is revoked: its key is refused from now on")
     return 0
 
@@ -64,15 +64,12 @@ def renew(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _unregister_others(control: Control, folder: Path) -> None:
-    """Remove the nodes whose key is not on the roster."""
-    known = {member.key for member in load_roster(folder)}
-    for node in control.nodes():
-        if node.key not in known:
-            control.unregister(node.node)
+def _keys(folder: Path) -> set[str]:
+    """SHA-256 of the keys on the roster."""
+    return {member.key for member in load_roster(folder)}
 
 
-def _tell_server(folder: Path, tell: Callable[[Control], None]) -> None:
+def _tell_server(folder: Path, tell: Callable[[Control], object]) -> None:
     """Tell the running server. Raises DeployError if it refuses."""
     if not (folder / "flwr" / "config.toml").is_file():
         return  # not started yet

@@ -10,7 +10,7 @@ from ssfl.deploy.errors import DeployError
 
 HOST = re.compile(r"\w[\w.-]*")
 """A host name or an IPv4 address."""
-ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """An address to listen on that means every interface -> the loopback address at which it listens too."""
 
 

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ssfl.deploy.errors import DeployError
+from ssfl.output import whole_file
 
 CA_CERTIFICATE, CA_KEY = "ca.crt", "ca.key"
 SERVER_CERTIFICATE, SERVER_KEY = "server.crt", "server.key"
@@ -90,11 +91,12 @@ def renew_server_certificate(folder: Path, ca_key: Path, hosts: Sequence[str]) -
     """Replace server.crt and server.key, for the same hosts and `hosts`. Returns the new end. Raises DeployError."""
     names = [*_hosts_of(_certificate(folder / SERVER_CERTIFICATE)), *hosts]
     key, certificate = _server_pair(folder, ca_key, names)
-    for name, raw in ((SERVER_KEY, key), (SERVER_CERTIFICATE, certificate)):
-        new = folder / f"{name}.new"
-        new.unlink(missing_ok=True)
-        write_private(new, raw)
-        new.replace(folder / name)
+    with (
+        whole_file(folder / SERVER_CERTIFICATE) as new_certificate,
+        whole_file(folder / SERVER_KEY) as new_key,
+    ):
+        write_private(new_key, key)
+        write_private(new_certificate, certificate)
     return valid_until(folder)
 
 

@@ -16,6 +16,7 @@ from ssfl.deploy.federation.roster import (
     read_roster,
     save_roster,
 )
+from ssfl.output import write_atomically
 
 HANDOVER = "handover"
 """Folder of the server with one folder for each site registered later: what the site needs besides its own key."""
@@ -45,22 +46,23 @@ def register_site(server: Path, name: str, public_key: Path, client: int | None)
             f"{name}: is the name of client {namesake.client}; to replace its key: --client {namesake.client}"
         )
     replaced = [m for m in roster.members if m.client == member.client and m.key != key]
-    save_roster(server, Roster((*kept, member), (*roster.revoked, *replaced)))
-    for old in replaced:
-        if old.name != name:
-            _public_key(server, old.name).unlink(missing_ok=True)
-    path = _public_key(server, name)
-    path.parent.mkdir(exist_ok=True, mode=0o700)
-    if path.resolve() != public_key.resolve():
-        shutil.copy(public_key, path)
+    # The roster comes last: a running server needs the key file of every site on it.
     handover = server / HANDOVER / name
     handover.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_site_files(handover, server, member, address)
+    path = _public_key(server, name)
+    path.parent.mkdir(exist_ok=True, mode=0o700)
+    write_atomically(path, public_key.read_bytes())
+    save_roster(server, Roster((*kept, member), (*roster.revoked, *replaced)))
+    for old in replaced:
+        if old.name != name:
+            _remove_files(server, old.name)
     return Registration(member, handover)
 
 
 def revoke_site(server: Path, name: str) -> Member:
-    """Remove a site and its key from the roster. Returns it. Raises DeployError for an unknown site."""
+    """Remove a site and its key from the roster. Returns it. Raises DeployError for an unknown site or folder."""
+    server_address(server)  # refuses a folder that is not a server's
     roster = read_roster(server)
     member = next((m for m in roster.members if m.name == name), None)
     if member is None:
@@ -68,9 +70,13 @@ def revoke_site(server: Path, name: str) -> Member:
         raise DeployError(f"{name}: no such site in {server}; registered: {names}")
     kept = tuple(m for m in roster.members if m is not member)
     save_roster(server, Roster(kept, (*roster.revoked, member)))
+    _remove_files(server, name)
+    return member
+
+
+def _remove_files(server: Path, name: str) -> None:
     _public_key(server, name).unlink(missing_ok=True)
     shutil.rmtree(server / HANDOVER / name, ignore_errors=True)
-    return member
 
 
 def _public_key(server: Path, name: str) -> Path:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 from ssfl.deploy.errors import DeployError
@@ -41,12 +42,16 @@ class Roster:
 
 def fingerprint(public_key: Path) -> str:
     """SHA-256 (hex) of a public key as Flower sees it (PEM). Raises DeployError."""
-    try:
-        key = load_ssh_public_key(public_key.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DeployError(f"{public_key}: cannot be read as a public key ({error})") from None
-    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    pem = read_public_key(public_key).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(pem).hexdigest()
+
+
+def read_public_key(path: Path) -> Any:
+    """A public key in OpenSSH format, as an object of `cryptography`. Raises DeployError."""
+    try:
+        return load_ssh_public_key(path.read_bytes())
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        raise DeployError(f"{path}: cannot be read as a public key ({error})") from None
 
 
 def load_roster(folder: Path | None) -> tuple[Member, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import signal
@@ -26,7 +25,7 @@ from ssfl.deploy.federation.addresses import (
     split_address,
 )
 from ssfl.deploy.federation.app_bundle import write_app
-from ssfl.deploy.federation.folders import write_flower_config
+from ssfl.deploy.federation.folders import server_address, write_flower_config
 from ssfl.deploy.federation.roster import load_roster
 from ssfl.deploy.log import EventLog
 from ssfl.deploy.processes.process_group import ProcessGroup, flower_environment, last_line, wait_for_port
@@ -73,7 +72,9 @@ def options_of(
     if not insecure:
         for name in (keys.SERVER_KEY, keys.EXECUTOR_SECRET):
             keys.check_private(folder / name)
-    address = _address_of(folder)
+    address = ""
+    with contextlib.suppress(DeployError):
+        address = server_address(folder)
     host = host_name(host) if host else ("127.0.0.1" if insecure else "0.0.0.0")
     port = port or (split_address(address)[1] if address else 8000)
     if insecure and not is_loopback(join_address(host, port)):
@@ -81,12 +82,6 @@ def options_of(
             f"--insecure --host {host}: without TLS the server must listen on loopback only; omit --insecure"
         )
     return ServerOptions(folder.resolve(), host, port, not insecure, tuple(control_from), restarts)
-
-
-def _address_of(folder: Path) -> str:
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return str(json.loads((folder / "server.json").read_text())["address"])
-    return ""
 
 
 @final
@@ -173,11 +168,8 @@ class Server:
         try:
             for member in members:
                 control.register(self.options.folder / "keys" / f"{member.name}.pub", member.name)
-            known = {member.key for member in members}
-            for node in control.nodes():
-                if node.key not in known:
-                    control.unregister(node.node)
-                    self.log.info("unregistered", f"{node.name or node.node} is no longer on the roster")
+            for node in control.unregister_others({member.key for member in members}):
+                self.log.info("unregistered", f"{node.name or node.node} is no longer on the roster")
         finally:
             control.close()
 

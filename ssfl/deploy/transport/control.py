@@ -8,15 +8,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import httpx
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
 from ssfl.deploy.errors import DeployError, UnreachableError
+from ssfl.deploy.federation.roster import read_public_key
 from ssfl.deploy.transport import internals as flower
 
 Value = str | int | float | bool
@@ -50,8 +50,7 @@ class Control:
 
     def register(self, public_key: Path, name: str) -> None:
         """Register a site's key; does nothing if it is registered."""
-        key: Any = load_ssh_public_key(public_key.read_bytes())
-        raw = flower.public_key_to_bytes(key)
+        raw = flower.public_key_to_bytes(read_public_key(public_key))
         if any(node.key == hashlib.sha256(raw).hexdigest() for node in self.nodes()):
             return
         self._call("RegisterNode", self._names.RegisterNodeRequest(public_key=raw, name=name))
@@ -70,9 +69,12 @@ class Control:
             if str(n.status) != "unregistered"
         )
 
-    def unregister(self, node: int) -> None:
-        """Remove a site's registration."""
-        self._call("UnregisterNode", self._names.UnregisterNodeRequest(node_id=node))
+    def unregister_others(self, keys: Set[str]) -> tuple[NodeState, ...]:
+        """Unregister the sites with other keys than these (SHA-256, hex). Returns them."""
+        others = tuple(node for node in self.nodes() if node.key not in keys)
+        for other in others:
+            self._call("UnregisterNode", self._names.UnregisterNodeRequest(node_id=other.node))
+        return others
 
     def start(self, app: Path, config: Mapping[str, Value]) -> str:
         """Start a run of the app in a folder. Returns Flower's run id."""
