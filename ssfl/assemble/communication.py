@@ -59,14 +59,14 @@ def whole_codec(name: ValueCodecName, step: float) -> ValueCodec | None:
     return made[name]
 
 
-def tracked_codec(name: ValueCodecName, step: float) -> ValueCodec | None:
+def tracked_codec(name: ValueCodecName, step: float) -> ValueCodec:
     """The codec of the downlink's differences: their step is relative to the values, so they have the same error."""
     made: dict[ValueCodecName, ValueCodec] = {
         "lossless": Lossless(),
         "int8": Int8(WHOLE_BLOCK, "nearest", of="values"),
         "uniform": Uniform(step, of="values"),
     }
-    return made.get(name)
+    return made[name]
 
 
 def difference_codec(name: ValueCodecName, step: float, rounding: Rounding) -> ValueCodec | None:

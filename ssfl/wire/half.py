@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -61,7 +62,7 @@ class Half(ValueCodec):
         return added(delta, reference, dtype)
 
     @staticmethod
-    def metadata_nbytes(reader: Reader, count: int) -> int:
+    def metadata_nbytes(reader: Reader, count: Callable[[], int]) -> int:
         """Bytes of the head."""
         return _HEAD.size
 

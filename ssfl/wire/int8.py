@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -84,10 +85,10 @@ class Int8(ValueCodec):
         return added(_scaled(symbols, scales.to(wide(dtype)), block), reference, dtype)
 
     @staticmethod
-    def metadata_nbytes(reader: Reader, count: int) -> int:
+    def metadata_nbytes(reader: Reader, count: Callable[[], int]) -> int:
         """Bytes of head and scales."""
         _, block = _HEAD.unpack(reader.take(_HEAD.size))
-        return _HEAD.size + 2 * -(-count // max(block, 1))
+        return _HEAD.size + 2 * -(-count() // max(block, 1))
 
     def fixed_nbytes(self, count: int, dtype: torch.dtype) -> int | None:
         """Without the entropy stage: one byte per value and two per block; None with it."""

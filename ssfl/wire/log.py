@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -60,6 +61,6 @@ class Log(ValueCodec):
         return added(torch.from_numpy(values), reference, dtype)
 
     @staticmethod
-    def metadata_nbytes(reader: Reader, count: int) -> int:
+    def metadata_nbytes(reader: Reader, count: Callable[[], int]) -> int:
         """Bytes of the head."""
         return _HEAD.size

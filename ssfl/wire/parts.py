@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -100,7 +100,9 @@ class CodedValues(Part):
 
     @property
     def metadata_nbytes(self) -> int:
-        return 2 * DIGEST_BYTES + _TAIL_BYTES + _data_metadata(self.codec, self.data, self.values_count)
+        return (
+            2 * DIGEST_BYTES + _TAIL_BYTES + _data_metadata(self.codec, self.data, lambda: self.values_count)
+        )
 
     @property
     def values_count(self) -> int:
@@ -152,15 +154,11 @@ class CodedSparse(Part):
     def metadata_nbytes(self) -> int:
         """Bytes of the support and the heads, and of steps and scales inside the data."""
         heads = DIGEST_BYTES + _MASK_HEAD_BYTES + self.mask.nbytes + _TAIL_BYTES
-        return heads + _data_metadata(self.codec, self.data, self.values_count)
+        return heads + _data_metadata(self.codec, self.data, self._values_count)
 
-    @property
-    def values_count(self) -> int:
-        """Number of values in `data`; 0 if the mask is damaged."""
-        try:
-            kept = int(self.support().count_nonzero()) if self.kept is None else self.kept
-        except WireError:  # as in `_data_metadata`
-            return 0
+    def _values_count(self) -> int:
+        """Number of values in `data`. Raises WireError if the mask is damaged."""
+        kept = int(self.support().count_nonzero()) if self.kept is None else self.kept
         return max(kept - len(self.tail), 0)
 
     def write(self) -> Sequence[bytes | memoryview]:
@@ -206,7 +204,7 @@ def _decoded(part: CodedValues | CodedSparse, count: int, reference: Tensor | No
     return torch.cat([values, part.tail]) if len(part.tail) else values
 
 
-def _data_metadata(codec: int, data: Tensor, count: int) -> int:
+def _data_metadata(codec: int, data: Tensor, count: Callable[[], int]) -> int:
     try:
         return VALUE_CODECS[codec].metadata_nbytes(Reader(raw_bytes(data)), count)
     except WireError:  # counting must not fail on damaged data; decoding reports it

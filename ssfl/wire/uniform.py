@@ -7,6 +7,7 @@ symbols' entropy: near log2(rms of a Laplacian / s) bits per value (bench_codec 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -23,6 +24,7 @@ _HEAD = struct.Struct("<BH")  # bytes per symbol, segments
 MAX_SEGMENTS = (1 << 16) - 1
 LARGEST_SYMBOL = 1 << 30
 FINE_STEPS = 1 << 22
+"""Most steps in the largest difference of a tensor, with a step from its values (`_fine_step`)."""
 _SEGMENT = np.dtype([("count", "<u4"), ("step", "<f4")])
 
 
@@ -57,7 +59,10 @@ class Uniform(ValueCodec):
         measured = scaled if self.of == "delta" else vector.values.to(scaled.dtype)
         parts = zip(torch.split(scaled, counts), torch.split(measured, counts), steps, strict=True)
         for part, measured_part, segment in parts:
-            segment["step"] = step = self._step(measured_part) or _fine_step(part)
+            step = self._step(measured_part)
+            if self.of == "values":
+                step = max(step, _fine_step(part))
+            segment["step"] = step
             if step:
                 part.div_(step)
                 self._round_(part, draws)
@@ -109,16 +114,16 @@ class Uniform(ValueCodec):
         return added(delta, reference, dtype)
 
     @staticmethod
-    def metadata_nbytes(reader: Reader, count: int) -> int:
+    def metadata_nbytes(reader: Reader, count: Callable[[], int]) -> int:
         """Bytes of head, counts and steps."""
         _, segments = _HEAD.unpack(reader.take(_HEAD.size))
         return _HEAD.size + int(segments) * _SEGMENT.itemsize
 
 
 def _fine_step(delta: Tensor) -> float:
-    """A step for values that have become 0 (their rms gives none): 2^-22 of the largest difference to the reference.
+    """The smallest step of differences whose values have become 0 or nearly 0, so that their rms gives none.
 
-    0 if there is no difference.
+    It is 2^-22 of the largest difference to the reference, about the rounding of float32 there; 0 without a difference.
     """
     low, high = torch.aminmax(delta)
     largest = max(-float(low), float(high))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -59,8 +59,8 @@ class ValueCodec(ABC):
 
     @staticmethod
     @abstractmethod
-    def metadata_nbytes(reader: Reader, count: int) -> int:
-        """Number of bytes that describe the symbols: types, sizes, steps, scales."""
+    def metadata_nbytes(reader: Reader, count: Callable[[], int]) -> int:
+        """Number of bytes that describe the symbols: types, sizes, steps, scales. count: gives the number of values."""
 
     def fixed_nbytes(self, count: int, dtype: torch.dtype) -> int | None:
         """Number of bytes for any `count` values; None if it depends on the values."""

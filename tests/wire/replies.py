@@ -32,8 +32,8 @@ ON_MASK = SUPPORT.pack(HELD.values)
 KEPT, FACTORS = len(ON_MASK.values), factored_size(LAYOUT)
 CODED = WireStack(LAYOUT, 7, up=[Coding(Uniform(0.05), Int8(), Log(), "coded")])
 PLAIN = WireStack(LAYOUT, 7)
-REPLY_HEAD = HEAD[:8] + bytes(4) + HEAD[12:]
-"""From client 0."""
+OTHER_MASK = bytes(range(8))
+"""A digest that is not SUPPORT's."""
 
 
 def _unused(*_: object) -> None:
@@ -58,6 +58,8 @@ EXPECTED = tuple(
     for declared, sent, _ in FORMS
 )
 RECEIVED = tuple(Received([Payload({"w": sent})], lambda payload: payload) for _, sent, _ in FORMS)
+FLOAT16 = 133
+"""A kind of dense values with the value type 2, for `_part`."""
 NAMES = (b"w", b"scores", b"factors", b"mask", b"x")
 
 
@@ -89,32 +91,43 @@ def _vector(part_: Part) -> Tensor:
 
 
 def multipart(raw: bytes) -> bytes:
-    """A reply of up to 9 parts from bytes that a fuzzer chooses: their number, then each with its length before it."""
-    number, at, parts = raw[0] % 10 if raw else 0, 1, []
+    """A reply of up to 9 parts from bytes that a fuzzer chooses: their number, then each with its length before it.
+
+    The number's tens are the client that it says it is from; 0 is the one that was asked.
+    """
+    sender, number = divmod(raw[0], 10) if raw else (0, 0)
+    at, parts = 1, []
     for index in range(number):
         length = raw[at] if at < len(raw) else 0
         parts.append(_part(raw[at + 1 : at + 1 + length], index))
         at += 1 + length
-    return message(*parts, head=REPLY_HEAD[:5] + bytes([number]) + REPLY_HEAD[6:])
+    head = HEAD[:5] + bytes([number]) + HEAD[6:8] + struct.pack("<i", sender) + HEAD[12:]
+    return message(*parts, head=head)
 
 
 def _part(raw: bytes, at: int) -> bytes:
-    """One part; flags: 1 a reference, 2 a frame is made here, 4 on the mask, 8 one value less, 16 a name of its own."""
+    """One part. kind: the value type in its two highest bits.
+
+    flags: 1 a reference, 2 a frame is made here, 4 on the mask, 8 one value less, 16 a name by position, 128 on another
+    mask than the one that was sent; 32 and 64 choose the count.
+    """
     kind, codec, flags, name, cut = raw.ljust(5, b"\0")[:5]
+    kind, dtype = kind % 7, kind >> 6
+    digest = OTHER_MASK if flags & 128 else SUPPORT.digest
     body = raw[5:]
     named = bytes([97 + at]) if flags & 16 else NAMES[(name + at) % len(NAMES)]
     count = (P, N, KEPT, FACTORS)[flags >> 5 & 3] - (flags >> 3 & 1)
     data = body[:cut] + squeezed(body[cut:]) if flags & 2 else body
-    if kind % 7 == 5:
+    if kind == 5:
         version = (ON_MASK if flags & 4 else HELD).version if flags & 1 else NONE
-        data = version + (SUPPORT.digest if flags & 4 else NONE) + bytes(4) + data
-    elif kind % 7 == 3 and flags & 4:
-        data = SUPPORT.digest + data
-    elif kind % 7 == 6:
+        data = version + (digest if flags & 4 else NONE) + bytes(4) + data
+    elif kind == 3 and flags & 4:
+        data = digest + data
+    elif kind == 6:
         mask = b"\xff" * 5 if flags & 4 else body[:5].ljust(5, b"\0")
         version = HELD.version if flags & 1 else NONE
         data = version + bytes(1) + struct.pack("<Q", 5) + mask + bytes(4) + data
-    return part(kind % 7, data, count, codec % 6 if kind % 7 > 3 else 0, name=named)
+    return part(kind, data, count, codec % 6 if kind > 3 else 0, dtype, name=named)
 
 
 def seeds() -> Mapping[str, bytes]:
@@ -128,16 +141,20 @@ def seeds() -> Mapping[str, bytes]:
         "on the mask, plain": [bytes([3, 0, 4 | 64, 0, 0]) + bytes(4 * KEPT)],
         "plain": [bytes(5) + bytes(4 * P)],
         "scores as a mask": [bytes([1, 0, 32, 1, 0]) + b"\xff" * 4],
+        "weights as a mask": [bytes([1, 0, 0, 0, 0]) + b"\xff" * 5],
+        "too few weights": [_uniform(N, 2 | 32)],
         "factors": [bytes([0, 0, 96, 2, 0]) + bytes(4 * FACTORS)],
         "sparse": [bytes([2, 0, 0, 0, 0]) + b"\xff" * 5 + bytes(4 * P)],
+        "infinite": [bytes([0, 0, 0, 0, 0]) + struct.pack("<f", float("inf")) * P],
+        "of float16": [bytes([FLOAT16, 0, 0, 0, 0]) + bytes(2 * P)],
+        "on another mask": [bytes([3, 0, 4 | 64 | 128, 0, 0]) + bytes(4 * KEPT)],
         "five": [named] * 5,
         "nine": [named] * 9,
         "none": [],
     }
-    return {
-        name: bytes([len(parts)]) + b"".join(bytes([len(one)]) + one for one in parts)
-        for name, parts in made.items()
-    }
+    found = {name: b"".join(bytes([len(one)]) + one for one in parts) for name, parts in made.items()}
+    raw = {name: bytes([len(parts)]) + found[name] for name, parts in made.items()}
+    return {**raw, "of another client": bytes([10 + 1]) + found["weights"]}
 
 
 def _uniform(count: int, flags: int) -> bytes:

@@ -302,7 +302,7 @@ def test_values_of_every_type_on_empty_and_full_masks(
     bits = own.mask.clone()
     if share == 0.0 and form == "sparse":
         bits[:] = False  # not one value
-    before, after = theta(0)[: LAYOUT.size].to(dtype), (theta(0) + 0.01 * theta(1)).to(dtype)
+    before, after = theta(0)[: LAYOUT.size].to(dtype), (theta(0) + 0.5 * theta(1)).to(dtype)
     after[-STATISTICS:] = before[-STATISTICS:]
     parts = [own.pack(v) if form == "masked" else pack_sparse(v, bits) for v in (before, after)]
     known = parts[0] if form == "masked" else DenseValues(before)

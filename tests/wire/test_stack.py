@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -74,7 +74,7 @@ class Whole(ValueCodec):
         return Uniform.decode(reader, count, dtype, reference)
 
     @staticmethod
-    def metadata_nbytes(reader: Reader, count: int) -> int:
+    def metadata_nbytes(reader: Reader, count: Callable[[], int]) -> int:
         return Uniform.metadata_nbytes(reader, count)
 
 
