@@ -16,6 +16,8 @@
 
 #include "transforms.h"
 
+#define TERMS 5 /* most terms of one dimension */
+
 typedef void window_function(tile_range r, long from, long to, const float *map, long channel, long columns,
                              float least, const float *zeros, float *planes);
 typedef void tile_function(tile_range r, const float *planes, long channel, long columns, const float *bias,
@@ -27,7 +29,7 @@ typedef struct {
     int count; /* of the terms of one dimension */
     struct {
         int input, filter, result; /* planes; the first term of a plane of filters or results precedes the others */
-    } terms[SIDES];
+    } terms[TERMS];
     int inputs, results; /* number of planes of one dimension */
     window_function *input_transform;
     filter_function *filter_transform;
@@ -160,15 +162,37 @@ WINDOW_FUNCTION(inputs_spread, spread_inputs, 3, 4, 0, 0)
 TILE_FUNCTION(outputs_spread, spread_outputs, 5, 4)
 
 static const scheme stride_1 = {
-    4,         {{0, 0, 0}, {1, 1, 1}, {2, 2, 2}, {3, 3, 3}}, 4, 4, inputs_1, filters_1, outputs_1, output_gradients_1,
-    pruned_inputs_1, filter_gradients_1,
+    .count = 4,
+    .terms = {{0, 0, 0}, {1, 1, 1}, {2, 2, 2}, {3, 3, 3}},
+    .inputs = 4,
+    .results = 4,
+    .input_transform = inputs_1,
+    .filter_transform = filters_1,
+    .result_transform = outputs_1,
+    .gradient_transform = output_gradients_1,
+    .pruned_transform = pruned_inputs_1,
+    .filter_gradient_transform = filter_gradients_1,
 };
 static const scheme stride_2 = {
-    5,         {{0, 0, 0}, {1, 1, 1}, {2, 2, 2}, {3, 3, 0}, {4, 3, 2}}, 5, 3, inputs_2, filters_2, outputs_2,
-    output_gradients_2, pruned_inputs_2, filter_gradients_2,
+    .count = 5,
+    .terms = {{0, 0, 0}, {1, 1, 1}, {2, 2, 2}, {3, 3, 0}, {4, 3, 2}},
+    .inputs = 5,
+    .results = 3,
+    .input_transform = inputs_2,
+    .filter_transform = filters_2,
+    .result_transform = outputs_2,
+    .gradient_transform = output_gradients_2,
+    .pruned_transform = pruned_inputs_2,
+    .filter_gradient_transform = filter_gradients_2,
 };
 static const scheme spread = {
-    5, {{0, 0, 0}, {1, 1, 1}, {2, 2, 2}, {3, 3, 3}, {1, 3, 4}}, 4, 5, inputs_spread, filters_2, outputs_spread, 0, 0, 0,
+    .count = 5, /* gives no filters' gradients */
+    .terms = {{0, 0, 0}, {1, 1, 1}, {2, 2, 2}, {3, 3, 3}, {1, 3, 4}},
+    .inputs = 4,
+    .results = 5,
+    .input_transform = inputs_spread,
+    .filter_transform = filters_2,
+    .result_transform = outputs_spread,
 };
 
 #endif
