@@ -1,8 +1,8 @@
 """`ssfl sweep --choose KEY --by METRIC`: the best value of a key for every setting, by accuracy on held-out rows.
 
-All settings start with the same values. While the best value of any setting is its lowest or highest one, every
-setting gets one more trial: beyond the edge if its edge is best, else between its best value and the better neighbour.
-So all settings have the same number of trials.
+All settings start with the same values. While the best value of any setting is its lowest or highest one, or none of
+its runs finished, every setting gets one more trial: beyond the edge if its edge is best, below all if none finished,
+else between its best value and the better neighbour. So all settings have the same number of trials.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def judged(search: Search, folder: Path, cells: Sequence[SweepCell]) -> Choice:
 
 
 def widened(search: Search, choice: Choice, cells: Sequence[SweepCell]) -> list[SweepCell]:
-    """The cells, with one more trial of every setting if an edge is best in any setting; else the same cells."""
-    if not any(edge_won(choice, setting) for setting in choice.settings()):
+    """The cells, with one more trial of every setting if the grid of any is too narrow; else the same cells."""
+    if not any(too_narrow(choice, setting) for setting in choice.settings()):
         return list(cells)
     following = {setting: next_value(choice, setting) for setting in choice.settings()}
     known = {cell.label for cell in cells}
@@ -110,10 +110,10 @@ def widened(search: Search, choice: Choice, cells: Sequence[SweepCell]) -> list[
     return [*cells, *added]
 
 
-def edge_won(choice: Choice, setting: str) -> bool:
-    """Whether a setting has several numbers and the best one is the lowest or highest."""
+def too_narrow(choice: Choice, setting: str) -> bool:
+    """Whether a setting has several numbers, and the best one is the lowest or highest, or none has a score."""
     values, best = _numbers(choice, setting), choice.best().get(setting)
-    return best is not None and len(values) > 1 and best.value in (values[0], values[-1])
+    return len(values) > 1 and (best is None or best.value in (values[0], values[-1]))
 
 
 def next_value(choice: Choice, setting: str) -> float | None:
@@ -140,15 +140,15 @@ def _numbers(choice: Choice, setting: str) -> list[float]:
 
 
 def keep(choice: Choice, folder: Path) -> None:
-    """Write the record to the sweep's folder and print it; names the settings whose edge is still best."""
+    """Write the record to the sweep's folder and print it; names the settings whose grid is still too narrow."""
     path = folder / CHOICE
     write_choice(choice, path)
     print(choice.table())
     for setting in choice.settings():
-        if edge_won(choice, setting):
-            print(
-                f"note: {setting}: the best {choice.key} is at the edge of the tried values", file=sys.stderr
-            )
+        if too_narrow(choice, setting):
+            found = f"the best {choice.key} is at the edge of the tried values"
+            problem = found if setting in choice.best() else f"no tried {choice.key} finished"
+            print(f"note: {setting}: {problem}", file=sys.stderr)
     print(f"recorded: {path}")
 
 

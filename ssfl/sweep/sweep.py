@@ -118,8 +118,8 @@ def _without_results(
         if not has_results(combination.config, finished.settings)
         or (into is not None and run_folders(into, cell))
     ]
-    versions = ", ".join(finished.codes)
-    print(f"{len(cells) - len(left)} of {len(cells)} cells have finished in {results} (code {versions})")
+    versions = f" (code {', '.join(finished.codes)})" if finished.codes else ""
+    print(f"{len(cells) - len(left)} of {len(cells)} cells have finished in {results}{versions}")
     return left
 
 

@@ -16,7 +16,7 @@ from ssfl.report.studies.choice import Choice, Trial, read_choice, score_of, wri
 from ssfl.report.studies.choice import main as choice_main
 from ssfl.sweep import sweep
 from ssfl.sweep.cells import SweepCell, cells_of
-from ssfl.sweep.choose import Search, next_value, search_of, widened
+from ssfl.sweep.choose import Search, keep, next_value, search_of, widened
 from ssfl.sweep.folder import read_cells
 
 SMALL = (
@@ -111,6 +111,24 @@ def test_every_setting_gets_a_trial_while_an_edge_wins_somewhere() -> None:
     assert len({c.name for c in more}) == len(more)
     both_inside = inside + [(s.replace("ssfl", "fedavg"), value, score) for s, value, score in inside]
     assert widened(search, choice(both_inside), cells) == cells
+
+
+def test_every_setting_gets_a_lower_trial_if_no_rate_of_one_finished() -> None:
+    search = Search("optimizer.lr", "validation_accuracy")
+    cells = [cell("ssfl", lr) for lr in ("0.1", "0.3")]
+    diverged = choice([("algorithm=ssfl", 0.1, None), ("algorithm=ssfl", 0.3, None)])
+    more = widened(search, diverged, cells)
+    assert [c.label for c in more[2:]] == ["algorithm=ssfl optimizer.lr=0.033"]
+
+
+def test_the_note_of_a_search_says_whether_any_rate_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(choice([("a", 0.1, None), ("a", 0.3, None), ("b", 0.1, 0.9), ("b", 0.3, 0.5)]), tmp_path)
+    assert capsys.readouterr().err.splitlines() == [
+        "note: a: no tried optimizer.lr finished",
+        "note: b: the best optimizer.lr is at the edge of the tried values",
+    ]
 
 
 # ── wrong options ────────────────────────────────────────────────────────────────────────────────────────────────

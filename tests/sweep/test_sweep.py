@@ -18,6 +18,7 @@ import pytest
 from ssfl.config import ConfigError
 from ssfl.run_folder import FolderError, owned
 from ssfl.sweep import sweep
+from ssfl.sweep.results import Finished
 from tests.support.paths import ROOT
 
 STAND_IN = """
@@ -122,6 +123,17 @@ def test_cells_with_results_elsewhere_are_left_out(
         word.partition("=")[2] for call in _calls() for word in call if word.startswith("experiment.seed")
     ]
     assert seeds == ran
+
+
+def test_results_without_a_finished_run_name_no_code(
+    command: list[str],
+    compared: list[tuple[list[str], Path]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sweep, "finished_runs", lambda path: Finished((), ()))
+    assert sweep.start_sweep(WORDS, command, skip_finished=DIGITS_RESULTS) == 0
+    assert f"cells have finished in {DIGITS_RESULTS}\n" in capsys.readouterr().out
 
 
 def test_a_cell_that_has_begun_here_is_continued_despite_results_elsewhere(
