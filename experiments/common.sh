@@ -4,7 +4,7 @@
 #   LAUNCHER       local | submitit | ray; LAUNCHER_OPTIONS: KEY=VALUE words for it
 #   OUT            folder of the runs; default outputs/experiments
 #   PRESET, EXTRA  another preset, additional settings (a dry run: PRESET=digits EXTRA="training.comm_round=1 ...")
-#   UNTUNED        1: use default learning rates where no search has chosen one (dry runs only)
+#   UNTUNED        1: use the learning rate 0.03 where no search has chosen one (dry runs only)
 # A stopped script continues when it is started again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -48,12 +48,12 @@ search() {
     training.frequency_of_the_test=40
 }
 
-# rate SETTING DEFAULT [RECORD]: the chosen learning rate of a setting (its words as in the line of the search), or of a
-# method with only one searched setting. Without a chosen one the script ends, unless UNTUNED is set. Assign its output
-# to a variable, so that a failure ends the script.
+# rate SETTING [RECORD]: the chosen learning rate of a setting (its words as in the line of the search), or of a
+# method with only one searched setting. Without a chosen one the script ends, or with UNTUNED uses 0.03. Assign its
+# output to a variable, so that a failure ends the script.
 rate() {
-  "$python" -m ssfl.report.studies.choice "${record_folder:-$results}/${3:-lr_small.json}" "$1" ${UNTUNED:+"$2"} && return
-  echo "run the tune script of this experiment first (UNTUNED=1 uses default rates, for dry runs)" >&2
+  "$python" -m ssfl.report.studies.choice "${record_folder:-$results}/${2:-lr_small.json}" "$1" ${UNTUNED:+0.03} && return
+  echo "run the tune script of this experiment first (UNTUNED=1 uses 0.03, for dry runs)" >&2
   return 1
 }
 

@@ -294,13 +294,13 @@ def test_every_curve_of_a_committed_table_is_flat(name: str) -> None:
     lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][2:]
     assert lines
     for method, density, *_ in lines:
-        those = [
+        seeds = [
             r for r in runs if (label_of(r), density_of(r)) == (method.removeprefix("| "), float(density))
         ]
-        assert len(those) == 3
+        assert len(seeds) == 3
         for accuracy in ("global_accuracy", "client_accuracy_mean"):
             late, before = (
-                [_mean_between(r, accuracy, *span) for r in those] for span in ((0.9, 1.0), (0.8, 0.9))
+                [_mean_between(r, accuracy, *span) for r in seeds] for span in ((0.9, 1.0), (0.8, 0.9))
             )
             assert sum(late) / 3 - sum(before) / 3 < 0.01, f"{method} at {density}: {accuracy} still rises"
 

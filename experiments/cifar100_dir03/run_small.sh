@@ -4,10 +4,10 @@
 experiment=cifar100_dir03
 . "$(dirname "$0")/../common.sh"
 seeds=${SEEDS:-550,110,220}
-ssfl_rate=$(rate SSFL 0.03)
-fedavg_rate=$(rate FedAvg 0.03)
-sparsyfed_rate=$(rate SparsyFed 0.03)
-dispfl_rate=$(rate DisPFL 0.03)
+ssfl_rate=$(rate SSFL)
+fedavg_rate=$(rate FedAvg)
+sparsyfed_rate=$(rate SparsyFed)
+dispfl_rate=$(rate DisPFL)
 sweep small cifar100_dir03_small 2 <<LINES
 algorithm=sparsyfed optimizer.lr=$sparsyfed_rate experiment.seed=$seeds
 algorithm=fedavg_ft optimizer.lr=$fedavg_rate experiment.seed=$seeds

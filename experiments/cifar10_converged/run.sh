@@ -5,11 +5,11 @@
 experiment=cifar10_converged
 . "$(dirname "$0")/../common.sh"
 seeds=${SEEDS:-550,110,220}
-lr() { rate "$1" 0.03 lr.json; }
+lr() { rate "$1" lr.json; }
 # A setting without a search uses the rate of the nearest searched one: below density 0.5 SSFL's at 0.1; for masks with
 # random places that of the random mask.
 dense=$(lr algorithm=fedavg)
-tuned=$(rate FedAvg-FT 0.003 lr_ft.json)
+tuned=$(rate FedAvg-FT lr_ft.json)
 half=$(lr "algorithm=ssfl model.dense_ratio=0.5")
 tenth=$(lr "algorithm=ssfl model.dense_ratio=0.1")
 random_half=$(lr "algorithm.params.mode=random_global model.dense_ratio=0.5")

@@ -3,7 +3,7 @@
 experiment=cifar10_converged
 . "$(dirname "$0")/../common.sh"
 seeds=${SEEDS:-550,110,220}
-lr() { rate "$1" 0.03 lr_others.json; }
+lr() { rate "$1" lr_others.json; }
 dispfl=$(lr "algorithm=dispfl algorithm.params.fair_budget=true model.dense_ratio=0.5")
 sparsyfed=$(lr "algorithm=sparsyfed model.dense_ratio=0.5")
 JOBS=${JOBS:-1} sweep runs_others cifar10_converged 1 <<LINES

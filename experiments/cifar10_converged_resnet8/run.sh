@@ -4,7 +4,7 @@
 experiment=cifar10_converged_resnet8
 . "$(dirname "$0")/../common.sh"
 seeds=${SEEDS:-550,110,220}
-lr() { rate "$1" 0.03 lr.json; }
+lr() { rate "$1" lr.json; }
 dense=$(lr algorithm=fedavg)
 half=$(lr "algorithm=ssfl model.dense_ratio=0.5")
 # Density 0.05 was not searched; it uses the rate of density 0.1.

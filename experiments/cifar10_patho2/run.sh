@@ -4,9 +4,9 @@
 experiment=cifar10_patho2
 . "$(dirname "$0")/../common.sh"
 seeds=${SEEDS:-550,110,220}
-lr() { rate "$1" 0.01 lr.json; }
+lr() { rate "$1" lr.json; }
 dense=$(lr algorithm=fedavg)
-tuned=$(rate FedAvg-FT 0.003 lr_ft.json)
+tuned=$(rate FedAvg-FT lr_ft.json)
 half=$(lr "algorithm=ssfl model.dense_ratio=0.5")
 random=$(lr "algorithm.params.mode=random_global model.dense_ratio=0.5")
 dispfl=$(lr "algorithm=dispfl algorithm.params.fair_budget=true model.dense_ratio=0.5")

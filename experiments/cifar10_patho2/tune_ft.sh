@@ -4,7 +4,7 @@
 # Writes lr_ft.json, which run.sh reads.
 experiment=cifar10_patho2
 . "$(dirname "$0")/../common.sh"
-dense=$(rate algorithm=fedavg 0.01 lr.json)
+dense=$(rate algorithm=fedavg lr.json)
 KEY=fine_tune_lr BY=client_validation_accuracy search tune_ft cifar10_patho2_converged lr_ft.json <<LINES
 algorithm=fedavg_ft optimizer.lr=$dense optimizer.fine_tune_lr=0.001,0.003
 LINES

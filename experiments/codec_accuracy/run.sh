@@ -16,8 +16,8 @@ if [ "${1:-}" = harvest ]; then
 fi
 seeds=${SEEDS:-550,110,220}
 record_folder=$converged
-half="model.dense_ratio=0.5 optimizer.lr=$(rate "algorithm=ssfl model.dense_ratio=0.5" 0.1 lr.json)"
-lr=$(rate "algorithm=ssfl model.dense_ratio=0.1" 0.1 lr.json)
+half="model.dense_ratio=0.5 optimizer.lr=$(rate "algorithm=ssfl model.dense_ratio=0.5" lr.json)"
+lr=$(rate "algorithm=ssfl model.dense_ratio=0.1" lr.json)
 tenth="model.dense_ratio=0.1 optimizer.lr=$lr"
 twentieth="model.dense_ratio=0.05 optimizer.lr=$lr"
 sweep runs cifar10_converged 1 <<LINES

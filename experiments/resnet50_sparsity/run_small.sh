@@ -4,9 +4,9 @@
 experiment=resnet50_sparsity
 . "$(dirname "$0")/../common.sh"
 seeds=${SEEDS:-550,110,220}
-ssfl_rate=$(rate SSFL 0.1)
-fedavg_rate=$(rate FedAvg 0.1)
-dispfl_rate=$(rate DisPFL 0.1)
+ssfl_rate=$(rate SSFL)
+fedavg_rate=$(rate FedAvg)
+dispfl_rate=$(rate DisPFL)
 sweep small resnet50_sparsity_small 2 <<LINES
 algorithm=dispfl algorithm.params.fair_budget=true model.dense_ratio=0.5,0.2,0.1,0.05 optimizer.lr=$dispfl_rate experiment.seed=$seeds
 algorithm=ssfl model.dense_ratio=0.5,0.2,0.1,0.05 optimizer.lr=$ssfl_rate experiment.seed=$seeds

@@ -4,10 +4,10 @@
 experiment=tinyimagenet
 . "$(dirname "$0")/../common.sh"
 seeds=${SEEDS:-550,110,220}
-ssfl_rate=$(rate SSFL 0.1)
-fedavg_rate=$(rate FedAvg 0.1)
-sparsyfed_rate=$(rate SparsyFed 0.1)
-dispfl_rate=$(rate DisPFL 0.1)
+ssfl_rate=$(rate SSFL)
+fedavg_rate=$(rate FedAvg)
+sparsyfed_rate=$(rate SparsyFed)
+dispfl_rate=$(rate DisPFL)
 sweep small tinyimagenet_small 2 <<LINES
 algorithm=sparsyfed optimizer.lr=$sparsyfed_rate experiment.seed=$seeds
 algorithm=dispfl algorithm.params.fair_budget=true optimizer.lr=$dispfl_rate experiment.seed=$seeds

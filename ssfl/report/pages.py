@@ -18,10 +18,8 @@ from ssfl.report.runs.labels import density
 from ssfl.report.runs.run import Run, RunError
 from ssfl.report.runs.settings import settings
 from ssfl.report.studies.choice import read_choice
-from ssfl.report.studies.claims import short_claims
 from ssfl.report.studies.definition import STUDY, read_study
-from ssfl.report.studies.flatness import LIMIT
-from ssfl.report.studies.study import PAGE, claims_section, rates_section, short_table
+from ssfl.report.studies.study import PAGE, short_table
 from ssfl.report.tables.paper_table import paper_table
 from ssfl.report.write import in_order
 
@@ -87,16 +85,15 @@ def _section(folder: Path, images: Path, draw: bool) -> str:
 
 
 def _study(folder: Path) -> str:
-    """The tables of a study, and a link to its page."""
+    """The table of a study, and a link to its page."""
     text = "\n### Until curves are flat\n\n"
     if not (folder / COMPACT).is_file():
         return text + f"Not run yet: `bash experiments/{folder.name}/run.sh`.\n"
     page = f"../experiments/{folder.name}/{PAGE}"
     study, found = read_study(folder / STUDY), settings([folder / COMPACT])
     table = short_table(study, found) or "No setting has finished all its seeds yet.\n"
-    text += f"{table}\nEvery seed, flatness, bytes to an accuracy, code and machines: [results]({page}).\n"
-    text += f"\n#### What can be said\n\n{claims_section(study, found, short_claims(study, found))}"
-    return text + f"\n#### Learning rates\n{rates_section(folder)}"
+    more = "What this says about the claims, every seed, flatness, bytes to an accuracy, learning rates, code and"
+    return text + f"{table}\n{more} machines: [results]({page}).\n"
 
 
 def _stage(results: Path, name: str, stage: str, images: Path, draw: bool) -> str:
@@ -130,8 +127,7 @@ def _rates(path: Path) -> str:
     """The search for learning rates as a table."""
     if not path.is_file():
         return "\nLearning rates: not tuned yet (`tune_small.sh`).\n"
-    choice = read_choice(path)
-    return f"\nLearning rates. Chosen by: {choice.rule}.\n\n{choice.table()}{choice.close_calls(LIMIT)}"
+    return f"\nLearning rates. {read_choice(path).text()}"
 
 
 def main(words: Sequence[str]) -> int:

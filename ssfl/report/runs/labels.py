@@ -63,7 +63,7 @@ def labels(
     """
     versions = codes or [(code_of(run),) for run in runs]
     flat = [
-        {**_flatten(run.config), CODE: " and ".join(those)} for run, those in zip(runs, versions, strict=True)
+        {**_flatten(run.config), CODE: " and ".join(own)} for run, own in zip(runs, versions, strict=True)
     ]
     every = {key for config in flat for key in config}
     keys = sorted(key for key in every if key in _BUT_SHOWN or not _matches(key, _LEFT_OUT))

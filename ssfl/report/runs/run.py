@@ -122,14 +122,16 @@ class Run:
         return f"{word}, round {self.rounds_done} of {self.rounds_asked}"
 
     @property
+    def code_records(self) -> list[Mapping[str, Any]]:
+        """What the run recorded of the code that started it, and of the code that resumed it."""
+        resumed = (row.get("code") for row in self.rows if row["event"] == "resumed")
+        return [code for code in (self.environment.get("code"), *resumed) if isinstance(code, Mapping)]
+
+    @property
     def code(self) -> str:
         """The code version of the run: digest of its Python files, and that of its kernels in C if it was recorded (all
         versions if other code resumed it); else the package's version, else ""."""
-        recorded = [
-            self.environment.get("code"),
-            *(r.get("code") for r in self.rows if r["event"] == "resumed"),
-        ]
-        digests = [_digests(code) for code in recorded if isinstance(code, Mapping) and "sources" in code]
+        digests = [_digests(code) for code in self.code_records if "sources" in code]
         return "+".join(dict.fromkeys(digests)) or str(self.started.get("version") or "")
 
     def setting(self, key: str, default: Any = None) -> Any:

@@ -81,20 +81,36 @@ def adverse(study: Study, found: Sequence[Setting]) -> list[str]:
     """One line for each pair whose second setting reached every accuracy that both reach with fewer bytes (means)."""
     done = dict(complete(study, found))
     lines = []
-    for pair in study.bytes_between:
-        those = [(name, level, gap) for p, name, level, gap in _differences(study, found) if p == pair]
-        if those and all(gap.mean > 0 for _, _, gap in those):
-            parts = [_against(pair, done, name, level) for name, level, _ in those]
-            remark = versions_of(found).remark([done[pair.first], done[pair.second]])
-            also = f" The two also differ in {remark}." if remark else ""
-            told = sum(gap.excludes_zero for _, _, gap in those)
-            lines.append(
-                f"**Against {pair.first.method}:** {pair.second} reached each of these accuracies with fewer bytes than"
-                f" {pair.first} (means): {', '.join(parts)}. The interval of the difference excludes 0 in {told} of"
-                f" {len(those)} cases. One-off scoring and mask: {_mean_megabytes_once(done[pair.first])} MB against"
-                f" {_mean_megabytes_once(done[pair.second])} MB.{also}"
-            )
+    for pair, cases in _fewer_everywhere(study, found).items():
+        parts = [_against(pair, done, name, level) for name, level, _ in cases]
+        remark = versions_of(found).remark([done[pair.first], done[pair.second]])
+        also = f" The two also differ in {remark}." if remark else ""
+        excluding = sum(gap.excludes_zero for _, _, gap in cases)
+        lines.append(
+            f"**Against {pair.first.method}:** {pair.second} reached each of these accuracies with fewer bytes than"
+            f" {pair.first} (means): {', '.join(parts)}. The interval of the difference excludes 0 in {excluding} of"
+            f" {len(cases)} cases. One-off scoring and mask: {_mean_megabytes_once(done[pair.first])} MB against"
+            f" {_mean_megabytes_once(done[pair.second])} MB.{also}"
+        )
     return lines
+
+
+def short_adverse(study: Study, found: Sequence[Setting]) -> str:
+    """The pairs of `adverse` in one sentence; "" if there is none."""
+    pairs = [
+        f"{pair.second} needed fewer bytes than {pair.first}" for pair in _fewer_everywhere(study, found)
+    ]
+    return f"To every accuracy that both reached, {' and '.join(pairs)} (means)." if pairs else ""
+
+
+def _fewer_everywhere(
+    study: Study, found: Sequence[Setting]
+) -> dict[Gap, list[tuple[Accuracy, float, Difference]]]:
+    """The pairs whose second setting reached every accuracy that both reach with fewer bytes, and these accuracies."""
+    cases: dict[Gap, list[tuple[Accuracy, float, Difference]]] = {}
+    for pair, name, level, gap in _differences(study, found):
+        cases.setdefault(pair, []).append((name, level, gap))
+    return {pair: every for pair, every in cases.items() if all(gap.mean > 0 for _, _, gap in every)}
 
 
 def _against(pair: Gap, done: dict[Selector, Setting], name: Accuracy, level: float) -> str:
@@ -123,5 +139,5 @@ def _megabytes(gap: Difference) -> str:
 
 def _fewer(gap: Difference, pair: Gap) -> str:
     if not gap.excludes_zero:
-        return f"cannot be told at n = {len(gap.by_seed)}"
+        return f"inconclusive at n = {len(gap.by_seed)}"
     return str(pair.first if gap.mean < 0 else pair.second)

@@ -17,6 +17,7 @@ from typing import Any, Literal, final
 
 from ssfl.report.runs.labels import method
 from ssfl.report.runs.run import Run, RunError
+from ssfl.report.studies.flatness import LIMIT
 
 CHOICE = "choice.json"
 By = Literal[
@@ -91,7 +92,11 @@ class Choice:
             text += f"| {trial.setting or trial.method} | {trial.value} | {score} | {mark} |\n"
         return text
 
-    def close_calls(self, limit: float) -> str:
+    def text(self) -> str:
+        """Markdown: the rule, the trials, and the close choices."""
+        return f"Chosen by: {self.rule}.\n\n{self.table()}{self.close_calls()}"
+
+    def close_calls(self, limit: float = LIMIT) -> str:
         """A paragraph with the choices that another value missed by less than `limit` (0-1); "" if there is none."""
         calls = []
         for setting, best in self.best().items():

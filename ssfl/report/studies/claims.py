@@ -16,29 +16,23 @@ from ssfl.report.studies.definition import (
     Claim,
     Gap,
     Selector,
-    Source,
     Study,
 )
 from ssfl.report.studies.paired import LEVEL, Difference, by_seed, difference
 from ssfl.report.studies.versions import Versions, versions_of
 from ssfl.report.tables.grid import draw
 
-Conclusion = Literal["holds", "does not hold", "cannot be told"]
+Conclusion = Literal["holds", "does not hold", "inconclusive"]
 RULE = f"""\
-**Holds**: the whole {100 * LEVEL:g} % interval is at or above 0. **Does not hold**: it is wholly below 0. **Cannot be
-told**: it includes 0, so these seeds show no difference; that is not equality, and the interval says how large a
-difference may still be. Differences are paired by seed, in points; the interval is Student's t with n − 1 degrees of
-freedom, for each row alone (not corrected for the number of rows). *global*: the global model on the whole test set;
-*clients*: the mean over clients of each client's own model on its own test split; the two must not be compared. A
-method without a global model has only *clients*; `?` marks an accuracy of the paper that we assume. *also differ in*:
-learning rates, and letters of code and machine, which the study's results.md explains.
+**Holds**: the whole {100 * LEVEL:g} % interval is at or above 0. **Does not hold**: it is wholly below 0.
+**Inconclusive**: it includes 0, so these seeds show no difference; that is not equality, and the interval says how
+large a difference may still be. Differences are paired by seed, in points; the interval is Student's t with n − 1
+degrees of freedom, for each row alone (not corrected for the number of rows). *global*: the global model on the whole
+test set; *clients*: the mean over clients of each client's own model on its own test split; the two must not be
+compared. A method without a global model has only *clients*; `?` marks an accuracy of the paper that we assume. *also
+differ in*: learning rates, and letters of code and machine, which the study's results.md explains.
 """
 """How conclusions are drawn; part of every study's page."""
-SHORT_RULE = f"""\
-A claim holds if the whole {100 * LEVEL:g} % interval of the differences paired by seed is at or above 0, and does not
-hold if it is wholly below 0; `?` marks an accuracy of the paper that we assume.
-"""
-"""The same for the main README."""
 
 
 @final
@@ -50,6 +44,7 @@ class Finding:
     accuracy: Accuracy | None
     gap: Difference | None
     missing: tuple[Selector, ...]
+    """Settings that are not in the tables: not finished, not flat, or run in several ways."""
     remark: str
     """In what else the settings differ: learning rates, code and machine."""
 
@@ -57,20 +52,19 @@ class Finding:
     def concluded(self) -> str:
         """The last cell of its row."""
         if self.gap is None:
-            return f"not finished: {', '.join(map(str, self.missing))}"
+            return f"not in the tables: {', '.join(map(str, self.missing))}"
         verdict = conclusion(self.gap)
-        n = len(self.gap.by_seed)
-        return f"cannot be told at n = {n}" if verdict == "cannot be told" else verdict
+        return f"inconclusive at n = {len(self.gap.by_seed)}" if verdict == "inconclusive" else verdict
 
 
 def conclusion(gap: Difference) -> Conclusion:
-    """By the rule of `RULE`: holds | does not hold | cannot be told (also for a single seed)."""
+    """By the rule of `RULE`: holds | does not hold | inconclusive (also for a single seed)."""
     if gap.interval is None:
-        return "cannot be told"
+        return "inconclusive"
     low, high = gap.interval
     if low >= 0:
         return "holds"
-    return "does not hold" if high < 0 else "cannot be told"
+    return "does not hold" if high < 0 else "inconclusive"
 
 
 def findings(study: Study, found: Sequence[Setting]) -> list[Finding]:
@@ -84,12 +78,12 @@ def _of_claim(claim: Claim, done: dict[Selector, Setting], versions: Versions) -
     if missing:
         yield Finding(claim, None, None, missing, "")
         return
-    those = [done[selector] for selector in claim.selectors]
+    compared = [done[selector] for selector in claim.selectors]
     for accuracy in claim.accuracies:
         by_gap = [_gap_by_seed(gap, done, accuracy) for gap in claim.gaps]
         found = difference(by_gap[0], by_gap[1] if claim.over else dict.fromkeys(by_gap[0], 0.0))
         if found is not None:
-            yield Finding(claim, accuracy, found, (), versions.remark(those))
+            yield Finding(claim, accuracy, found, (), versions.remark(compared))
 
 
 def _gap_by_seed(gap: Gap, done: dict[Selector, Setting], accuracy: Accuracy) -> dict[int, float]:
@@ -136,28 +130,43 @@ def _published(table: str, gap: Gap) -> tuple[Published, Published] | None:
 
 
 def claims_table(study: Study, found: Sequence[Setting]) -> str:
-    """Markdown, one line per claim and accuracy, with the difference of every seed; also of unfinished claims."""
+    """Markdown, one line per claim and accuracy, with the difference of every seed; also of claims without settings."""
     head = ["claim", "of", "difference", "accuracy", "the paper's figure", "ours [interval], n", "by seed"]
     head += ["also differ in", "conclusion"]
     return draw(head, [_line(f) for f in findings(study, found)], "markdown", None, (0, 1, 2, 3, 4, 7, 8))
 
 
-def short_claims(study: Study, found: Sequence[Setting], sources: Sequence[Source] = tuple(SOURCES)) -> str:
-    """The same for finished claims of these sources, without seeds, and a paragraph with the others and densities."""
-    those = [finding for finding in findings(study, found) if finding.claim.source in sources]
+def short_claims(study: Study, found: Sequence[Setting]) -> str:
+    """The same without seeds, for claims whose settings are there, and a paragraph with the others and densities."""
+    every = findings(study, found)
     shown = (0, 2, 3, 4, 5, 7, 8)
     head = ["claim", "difference", "accuracy", "the paper's figure", "ours [interval], n"]
     head += ["also differ in", "conclusion"]
-    rows = [[_line(finding)[i] for i in shown] for finding in those if finding.gap]
+    rows = [[_line(finding)[i] for i in shown] for finding in every if finding.gap]
     text = draw(head, rows, "markdown", None, (0, 1, 2, 3, 5, 6)) if rows else ""
     densities: dict[str, list[str]] = {}
-    for finding in those:
+    for finding in every:
         if not finding.gap:
-            densities.setdefault(finding.claim.claim, []).append(f"{finding.claim.gap.first.density:g}")
+            densities.setdefault(finding.claim.claim, []).append(f"{finding.claim.density:g}")
     if densities:
         open_ones = [f"{claim} (at {', '.join(where)})" for claim, where in densities.items()]
-        text += f"\n**Not finished, so nothing can be said:** {'; '.join(open_ones)}.\n"
+        text += f"\n**Not all settings in the tables, so nothing can be said:** {'; '.join(open_ones)}.\n"
     return text
+
+
+def papers_claims(study: Study, found: Sequence[Setting]) -> str:
+    """Markdown, one line per claim of the paper whose settings are there, with both accuracies."""
+    claims: dict[str, dict[Conclusion, list[str]]] = {}
+    for finding in findings(study, found):
+        claim, gap, name = finding.claim, finding.gap, finding.accuracy
+        if claim.source == "paper" and gap and name:
+            concluded = claims.setdefault(claim.claim, {}).setdefault(conclusion(gap), [])
+            concluded.append(f"{NAMES[name]}, density {claim.density:g}: {gap}")
+    lines = {
+        claim: "; ".join(f"{verdict} ({'; '.join(parts)})" for verdict, parts in verdicts.items())
+        for claim, verdicts in claims.items()
+    }
+    return "".join(f"- *{claim}*: {text}.\n" for claim, text in lines.items())
 
 
 def _line(finding: Finding) -> list[str]:

@@ -39,8 +39,8 @@ class Selector:
 
     def find(self, found: Sequence[Setting]) -> Setting | None:
         """The only setting that matches; None if none was begun, or several were (`ambiguous` names them)."""
-        those = self.matches(found)
-        return those[0] if len(those) == 1 else None
+        matching = self.matches(found)
+        return matching[0] if len(matching) == 1 else None
 
     def _fits(self, setting: Setting) -> bool:
         run = setting.runs[0]
@@ -83,6 +83,11 @@ class Claim:
         """All settings that it needs."""
         return tuple(selector for gap in self.gaps for selector in (gap.first, gap.second))
 
+    @property
+    def density(self) -> float:
+        """The lowest density of its settings."""
+        return min(selector.density for selector in self.selectors)
+
     def __str__(self) -> str:
         return str(self.gap) if self.over is None else f"({self.gap}) − ({self.over})"
 
@@ -122,7 +127,7 @@ def read_study(path: Path) -> Study:
 def ambiguous(study: Study, found: Sequence[Setting]) -> dict[Selector, list[Setting]]:
     """Settings of the study that several begun settings match, for example after a second search for a rate."""
     several = {selector: selector.matches(found) for selector in study.order}
-    return {selector: those for selector, those in several.items() if len(those) > 1}
+    return {selector: matching for selector, matching in several.items() if len(matching) > 1}
 
 
 def _selector(entry: Sequence[Any]) -> Selector:
@@ -137,11 +142,13 @@ def _gap(pair: Sequence[Any], order: Sequence[Selector]) -> Gap:
 
 
 def _of_the_study(selector: Selector, order: Sequence[Selector]) -> Selector:
-    """The study's setting of this method and density, whose further keys need not be repeated."""
-    those = [s for s in order if (s.method, s.density) == (selector.method, selector.density)]
-    if not those:
-        raise ValueError(f"{selector} is not one of its settings")
-    return those[0] if len(those) == 1 and not selector.keys else selector
+    """The study's setting of this method and density, whose further keys need not be repeated if it is the only one."""
+    if selector in order:
+        return selector
+    similar = [s for s in order if (s.method, s.density) == (selector.method, selector.density)]
+    if len(similar) != 1 or selector.keys:
+        raise ValueError(f"{selector} is not one of its settings: {'; '.join(map(str, similar or order))}")
+    return similar[0]
 
 
 def _claim(stored: Mapping[str, Any], order: Sequence[Selector], table: str | None) -> Claim:

@@ -16,12 +16,12 @@ from typing import final
 
 from ssfl.report.runs.run import Run, RunError
 from ssfl.report.runs.settings import Setting, settings
+from ssfl.report.studies.definition import NAMES
 
 LIMIT = 0.01
 """One point (accuracies are shares, 0-1). Of 360 rounds tested every 10, each tenth has four evaluations."""
 SHARE = 0.1
 """Share of the rounds at the end that are compared with as many rounds before them."""
-ACCURACIES = ("global_accuracy", "client_accuracy_mean")
 
 
 @final
@@ -107,7 +107,7 @@ def main(words: Sequence[str]) -> int:
     print(f"flat: the last tenth of the rounds gains less than {100 * LIMIT:g} points over the tenth before")
     steep = 0
     for setting in found:
-        gains = {name: setting_flatness(setting, name) for name in ACCURACIES}
+        gains = {name: setting_flatness(setting, name) for name in NAMES}
         steep += any(g is not None and not g.flat for g in gains.values())
         text = ", ".join(f"{name} {gain}" for name, gain in gains.items() if gain is not None)
         print(f"{setting.label}: {text or 'not finished'}")

@@ -14,9 +14,9 @@ from ssfl.report.studies.flatness import LIMIT, flatness, mean_curve
 
 def length_notes(study: Study, found: Sequence[Setting]) -> list[str]:
     """Sentences for a page; none if no run was extended and no seed rises."""
-    those = finished(study, found)
-    extended = [line for pair in those if (line := _extended(*pair))]
-    rising = [line for pair in those for line in _rising(*pair)]
+    pairs = finished(study, found)
+    extended = [line for pair in pairs if (line := _extended(*pair))]
+    rising = [line for pair in pairs for line in _rising_seeds(*pair)]
     notes = []
     if extended:
         notes.append(
@@ -53,7 +53,7 @@ def _seeds(runs: Sequence[Run]) -> str:
     return ", ".join(str(seed(run)) for run in runs)
 
 
-def _rising(selector: Selector, setting: Setting) -> list[str]:
+def _rising_seeds(selector: Selector, setting: Setting) -> list[str]:
     lines = []
     for run in setting.finished:
         for accuracy, name in NAMES.items():

@@ -19,6 +19,7 @@ from typing import final
 from ssfl.report.runs.labels import seed
 from ssfl.report.runs.run import RunError
 from ssfl.report.runs.settings import Setting, settings
+from ssfl.report.studies.definition import NAMES
 from ssfl.report.studies.flatness import late_accuracy
 
 LEVEL = 0.95
@@ -92,7 +93,7 @@ def main(words: Sequence[str]) -> int:
         if label not in found:
             print(f"paired: no setting {label!r}; there are: {'; '.join(found)}", file=sys.stderr)
             return 2
-    for accuracy in ("global_accuracy", "client_accuracy_mean"):
+    for accuracy in NAMES:
         print(f"{accuracy}: {paired(found[words[1]], found[words[2]], accuracy) or 'not in both'}")
     return 0
 

@@ -17,9 +17,9 @@ from typing import Any
 from ssfl.report.runs.compact import COMPACT
 from ssfl.report.runs.run import Run, RunError
 from ssfl.report.runs.settings import Setting, settings
-from ssfl.report.studies.bytes_until import adverse, byte_differences_table, bytes_table, short
+from ssfl.report.studies.bytes_until import adverse, byte_differences_table, bytes_table, short, short_adverse
 from ssfl.report.studies.choice import read_choice
-from ssfl.report.studies.claims import RULE, SHORT_RULE, claims_table, short_claims
+from ssfl.report.studies.claims import RULE, claims_table, papers_claims, short_claims
 from ssfl.report.studies.complete import complete, finished, is_flat, spread
 from ssfl.report.studies.definition import NAMES, STUDY, Selector, Study, ambiguous, read_study
 from ssfl.report.studies.flatness import LIMIT, setting_flatness
@@ -84,7 +84,7 @@ def insert_tables(folder: Path, page: Path) -> None:
     tables = {
         "table": short_table(study, found),
         "claims": claims_section(study, found, short_claims(study, found)),
-        "paper's claims": f"{short_claims(study, found, ('paper',))}\n{SHORT_RULE}",
+        "paper's claims": f"{papers_claims(study, found)}\n{short_adverse(study, found)}".strip() + "\n",
     }
     text = page.read_text(encoding="utf-8")
     marks = {f"<!-- {name} of {folder.name} -->\n": table for name, table in tables.items()}
@@ -102,9 +102,7 @@ def rates_section(folder: Path) -> str:
     choices = [read_choice(path) for path in sorted(folder.glob("lr*.json"))]
     if not choices:
         return "\nNot chosen yet (`tune.sh`).\n"
-    return "".join(
-        f"\nChosen by: {choice.rule}.\n\n{choice.table()}{choice.close_calls(LIMIT)}" for choice in choices
-    )
+    return "".join(f"\n{choice.text()}" for choice in choices)
 
 
 def _row(selector: Selector, setting: Setting, versions: Versions) -> list[str]:
@@ -134,7 +132,7 @@ def _missing(study: Study, found: Sequence[Setting]) -> str:
             f"\n**Finished, but not flat by the rule, so not in the tables below:** {'; '.join(rising)}.\n"
         )
     if several:
-        named = [f"{selector} ({' | '.join(s.label for s in those)})" for selector, those in several.items()]
+        named = [f"{selector} ({' | '.join(s.label for s in each)})" for selector, each in several.items()]
         text += (
             "\n**Run in several ways, so not in the tables below until study.json names one** (for example"
             f' `["SSFL", 0.5, {{"optimizer.lr": 0.1}}]`): {"; ".join(named)}.\n'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -32,7 +32,7 @@ def origin(run: Run) -> Origin:
 @final
 @dataclass(frozen=True)
 class Versions:
-    """A letter for each combination of code and machine: A, B, ..."""
+    """A letter for each combination of code and machine: A, B, ..., Z, AA, AB, ..."""
 
     letters: Mapping[Origin, str]
     runs: tuple[Run, ...]
@@ -40,12 +40,12 @@ class Versions:
     def of(self, *settings: Setting) -> str:
         """The letters of the finished runs of some settings: `A`, or `A+B`."""
         made = {self.letters[origin(run)] for setting in settings for run in setting.finished}
-        return "+".join(sorted(made))
+        return "+".join(letters for letters in self.letters.values() if letters in made)
 
-    def remark(self, those: Sequence[Setting]) -> str:
+    def remark(self, compared: Sequence[Setting]) -> str:
         """Learning rates, and letters of code and machine, where settings differ in them or average several."""
-        rates = [str(setting.finished[0].setting("optimizer.lr", "")) for setting in those]
-        made = [self.of(setting) for setting in those]
+        rates = [str(setting.finished[0].setting("optimizer.lr", "")) for setting in compared]
+        made = [self.of(setting) for setting in compared]
         parts = [f"lr {', '.join(rates)}"] if len(set(rates)) > 1 else []
         mixed = len(set(made)) > 1 or any("+" in letters for letters in made)
         return "; ".join([*parts, *([f"code {', '.join(made)}"] if mixed else [])])
@@ -57,8 +57,9 @@ class Versions:
     def _line(self, letter: str, which: Origin) -> str:
         runs = [run for run in self.runs if origin(run) == which]
         minutes = sorted(run.wall_seconds / 60 for run in runs)
+        commits = dict.fromkeys(_commit(code) for run in runs for code in run.code_records)
         return (
-            f"- {letter}: code {which.code} ({'; '.join(dict.fromkeys(_commits(runs)))}), {which.processor},"
+            f"- {letter}: code {which.code} ({'; '.join(commits)}), {which.processor},"
             f" instruction set of PyTorch {which.instruction_set}, of the kernels {which.kernels_instruction_set};"
             f" {len(runs)} {'run' if len(runs) == 1 else 'runs'} of {minutes[0]:.0f} to {minutes[-1]:.0f} minutes"
         )
@@ -68,23 +69,20 @@ def versions_of(found: Sequence[Setting]) -> Versions:
     """Letters in the order of the settings; a run that gives two rows (FedAvg before its fine-tuning) counts once."""
     finished = [run for setting in found for run in setting.finished]
     origins = dict.fromkeys(map(origin, finished))
-    letters = {which: chr(ord("A") + number) for number, which in enumerate(origins)}
+    letters = {which: _letters(number) for number, which in enumerate(origins)}
     once = {(origin(run), seed(run), _curve(run)): run for run in finished}
     return Versions(letters, tuple(once.values()))
+
+
+def _letters(number: int) -> str:
+    """0, 1, ... as A, ..., Z, AA, AB, ..."""
+    above, last = divmod(number, 26)
+    return (_letters(above - 1) if above else "") + chr(ord("A") + last)
 
 
 def _curve(run: Run) -> tuple[object, ...]:
     rows = [row for row in run.evaluations if row["event"] == "round"]
     return tuple((row["round"], row.get("global_accuracy"), row.get("client_accuracy_mean")) for row in rows)
-
-
-def _commits(runs: Sequence[Run]) -> Iterator[str]:
-    """The commits of the code that started or resumed these runs."""
-    for run in runs:
-        resumed = (row.get("code") for row in run.rows if row["event"] == "resumed")
-        for code in (run.environment.get("code"), *resumed):
-            if isinstance(code, Mapping):
-                yield _commit(code)
 
 
 def _commit(code: Mapping[str, Any]) -> str:

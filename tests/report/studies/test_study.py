@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import pytest
 from ssfl.report.runs import RunError
 from ssfl.report.runs.collect import collect
 from ssfl.report.runs.settings import settings
-from ssfl.report.studies.bytes_until import megabytes_until
-from ssfl.report.studies.claims import findings, papers_figure, short_claims
+from ssfl.report.studies.bytes_until import megabytes_until, short_adverse
+from ssfl.report.studies.claims import findings, papers_claims, papers_figure, short_claims
 from ssfl.report.studies.definition import read_study
 from ssfl.report.studies.study import insert_tables, write_study
+from ssfl.report.studies.versions import versions_of
 from tests.support.packed_runs import CODE, write_sweep
 
 RISING = tuple(0.02 * n for n in range(1, 21))
@@ -56,7 +59,7 @@ def test_a_page_says_what_there_is_and_what_is_missing(tmp_path: Path) -> None:
     figure = "+2.25 (88.29 global? − 86.04 global?): above our interval"
     assert f"| SSFL >= FedAvg | the paper | SSFL at 0.5 − FedAvg | global | {figure} | {ours}" in page
     assert f"| SSFL >= FedAvg | the paper | SSFL at 0.5 − FedAvg | clients |  | {ours}" in page
-    assert "| not finished: SparsyFed at 0.5 |" in page
+    assert "| not in the tables: SparsyFed at 0.5 |" in page
     assert "| FedAvg-FT | 1 |" in page
     (fedavg,) = [line for line in page.splitlines() if line.startswith("| FedAvg | 1 |")]
     assert "| 40.0 ± 0.0 | 50.0 ± 0.0 |" in fedavg
@@ -89,13 +92,14 @@ def test_a_papers_figure_is_taken_from_its_table_only_for_the_same_accuracy(tmp_
 def test_fewer_bytes_of_the_other_setting_are_said(tmp_path: Path) -> None:
     """Both curves are the same, and SSFL's scoring is 0.08 MB more, so every threshold needs 0.08 MB more."""
     curve = (0.2, 0.3, 0.4)
-    page = write_study(
-        study(tmp_path / "mine", {"ssfl": curve, "fedavg_ft": curve}), pictures=False
-    ).read_text()
+    folder = study(tmp_path / "mine", {"ssfl": curve, "fedavg_ft": curve})
+    page = write_study(folder, pictures=False).read_text()
     (line,) = [line for line in page.splitlines() if line.startswith("**Against SSFL:**")]
     assert "FedAvg reached each of these accuracies with fewer bytes than SSFL at 0.5 (means)" in line
     assert "30 % global 0.008 against 0.088 MB, 40 % clients 0.008 against 0.088 MB" in line
     assert "One-off scoring and mask: 0.08 MB against 0 MB" in line
+    short = short_adverse(read_study(folder / "study.json"), settings([folder / "runs.json"]))
+    assert short == "To every accuracy that both reached, FedAvg needed fewer bytes than SSFL at 0.5 (means)."
 
 
 def test_a_row_of_several_versions_and_pairs_across_versions_are_marked(tmp_path: Path) -> None:
@@ -115,6 +119,16 @@ def test_a_row_of_several_versions_and_pairs_across_versions_are_marked(tmp_path
     assert "- B: code bbbb (commit c0ffee with changed files)" in page
 
 
+def test_versions_beyond_z_have_two_letters(tmp_path: Path) -> None:
+    (setting,) = [s for s in settings([study(tmp_path / "mine") / "runs.json"]) if s.method == "SSFL"]
+    run = setting.finished[0]
+    runs = [replace(run, environment={"code": {"sources": f"code{number}"}}) for number in range(28)]
+    many = replace(setting, runs=tuple(runs))
+    versions = versions_of([many])
+    assert [line.partition(":")[0] for line in versions.legend()][24:] == ["- Y", "- Z", "- AA", "- AB"]
+    assert versions.of(replace(many, runs=(runs[27], runs[1]))) == "B+AB"
+
+
 def test_a_setting_that_was_run_in_several_ways_is_named_until_the_study_chooses(tmp_path: Path) -> None:
     folder = study(tmp_path / "mine")
     again = write_sweep(
@@ -129,6 +143,7 @@ def test_a_setting_that_was_run_in_several_ways_is_named_until_the_study_chooses
     page = write_study(folder, pictures=False).read_text()
     assert "**Run in several ways, so not in the tables below until study.json names one**" in page
     assert "SSFL at 0.5 (SSFL, density 0.5" in page
+    assert "| not in the tables: SSFL at 0.5 |" in page
     assert "Not finished yet, so not in the tables below:** SparsyFed at 0.5." in page
     stored = json.loads((folder / "study.json").read_text())
     stored["settings"][2] = [*SSFL, {"optimizer.lr": 0.03}]
@@ -144,6 +159,8 @@ def test_a_setting_that_still_rises_is_in_no_table(tmp_path: Path) -> None:
     line = "SSFL at 0.5 (global 39.0 ± 0.0 %, clients 49.0 ± 0.0 %; last tenth global +4.00 (not flat) points"
     assert f"**Finished, but not flat by the rule, so not in the tables below:** {line}" in page
     assert "| SSFL |" not in page
+    assert "| not in the tables: SSFL at 0.5 |" in page
+    assert "| not finished: " not in page
     assert "| FedAvg | 1 |" in page
     assert "Single seeds that gain 1 point or more" in page
     assert "SSFL at 0.5, seed 2: global +4.00" in page
@@ -169,13 +186,23 @@ def test_bytes_until_an_accuracy_count_the_scoring(tmp_path: Path) -> None:
     assert megabytes_until(setting.finished[0], 0.99) is None
 
 
-def test_short_claims_leave_out_other_sources_and_name_unfinished_ones(tmp_path: Path) -> None:
+def test_short_claims_name_those_without_their_settings_by_their_lowest_density(tmp_path: Path) -> None:
+    sparser = ["SparsyFed", 0.2]
+    claims = [*CLAIMS, {"claim": "sparser", "source": "study", "first": SSFL, "second": sparser}]
+    order = [FEDAVG, ["FedAvg-FT", 1], SSFL, ["SparsyFed", 0.5], sparser]
+    folder = study(tmp_path / "mine", claims=claims, settings=order)
+    short = short_claims(read_study(folder / "study.json"), settings([folder / "runs.json"]))
+    assert (
+        "**Not all settings in the tables, so nothing can be said:** not run (at 0.5); sparser (at 0.2)."
+        in short
+    )
+
+
+def test_the_papers_claims_are_one_line_each_with_both_accuracies(tmp_path: Path) -> None:
     folder = study(tmp_path / "mine")
-    parts = read_study(folder / "study.json"), settings([folder / "runs.json"])
-    assert "**Not finished, so nothing can be said:** not run (at 0.5)." in short_claims(*parts)
-    papers = short_claims(*parts, sources=("paper",))
-    assert len(papers.splitlines()) == 2 + 2
-    assert "not run" not in papers
+    found = papers_claims(read_study(folder / "study.json"), settings([folder / "runs.json"]))
+    ours = "density 0.5: +1.20 [+0.95, +1.45], n = 3"
+    assert found == f"- *SSFL >= FedAvg*: holds (global, {ours}; clients, {ours}).\n"
 
 
 def test_tables_are_inserted_between_their_marks(tmp_path: Path) -> None:
@@ -187,7 +214,7 @@ def test_tables_are_inserted_between_their_marks(tmp_path: Path) -> None:
         table, claims = page.read_text().split("<!-- claims of mine -->\n")
         assert table.startswith("a\n<!-- table of mine -->\n| method |")
         assert table.endswith("|\n<!-- end of table -->\nb\n")
-        assert "**Cannot be\ntold**" in claims
+        assert "**Inconclusive**: it includes 0" in claims
         assert claims.endswith("<!-- end of table -->\nc\n")
     page.write_text("nothing")
     with pytest.raises(RunError, match="needs a line <!-- table of mine -->"):
@@ -199,6 +226,7 @@ def test_tables_are_inserted_between_their_marks(tmp_path: Path) -> None:
     [
         {"claims": [{**CLAIMS[0], "source": "hearsay"}]},
         {"claims": [{**CLAIMS[0], "first": ["SSFL", 0.4]}]},
+        {"claims": [{**CLAIMS[0], "first": [*SSFL, {"optimizer.lr": 0.3}]}]},
         {"paper_table": "none such"},
         {"settings": [["SSFL"]]},
         {"thresholds": 3},
@@ -208,3 +236,10 @@ def test_a_damaged_study_is_one_line(change: dict[str, Any], tmp_path: Path) -> 
     folder = study(tmp_path / "mine", **change)
     with pytest.raises(RunError, match=r"study\.json: cannot be read as a study"):
         write_study(folder)
+
+
+def test_a_claim_about_a_setting_that_the_study_lacks_names_both(tmp_path: Path) -> None:
+    folder = study(tmp_path / "mine", claims=[{**CLAIMS[0], "first": [*SSFL, {"optimizer.lr": 0.3}]}])
+    says = "SSFL at 0.5, lr=0.3 is not one of its settings: SSFL at 0.5"
+    with pytest.raises(RunError, match=re.escape(says)):
+        read_study(folder / "study.json")
