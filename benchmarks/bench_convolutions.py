@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -109,16 +108,11 @@ def figures(turns: int) -> list[Figure]:
     return rows
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    parser = options(__doc__ or "")
-    parser.add_argument("--turns", type=int, help="default: 30")
-    return parser
-
-
 def main() -> None:
     """See README.md in this folder."""
-    chosen = parser().parse_args()
+    parser = options(__doc__ or "")
+    parser.add_argument("--turns", type=int, help="default: 30")
+    chosen = parser.parse_args()
     if not available():
         raise SystemExit("bench_convolutions: the kernels were not built; see docs/engine.md")
     keep_freed_memory()

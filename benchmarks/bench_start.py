@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -28,11 +27,16 @@ class StartError(RuntimeError):
 
 
 def parts_of(stderr: Iterable[str], rounds: float, total: float) -> dict[str, float]:
-    """Seconds of each part; imports count where they happen, but only as imports. total: of the whole process."""
+    """Seconds of each part; an import outside rounds counts only as an import, one in a round only as a round.
+
+    rounds: seconds of all exchanges. total: of the whole process.
+    """
     seconds = dict.fromkeys(PARTS, 0.0)
     inside: list[tuple[str, float]] = []
     for line in stderr:
         if found := IMPORT.match(line):
+            if inside and inside[-1][0] == "rounds":
+                continue
             spent = int(found[1]) / 1e6
             seconds["import"] += spent
             if inside:
@@ -98,16 +102,11 @@ def figures(words: Sequence[str], starts: int) -> list[Figure]:
     return rows
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    parser = options(__doc__ or "")
-    parser.add_argument("--starts", type=int, help="pairs of a first and a second start (default: 3)")
-    return parser
-
-
 def main() -> None:
     """See README.md in this folder."""
-    chosen = parser().parse_args()
+    parser = options(__doc__ or "")
+    parser.add_argument("--starts", type=int, help="pairs of a first and a second start (default: 3)")
+    chosen = parser.parse_args()
     words = ["preset=digits", *(["training.comm_round=2"] if chosen.quick else [])]
     publish(figures(words, chosen.starts or (1 if chosen.quick else 3)), chosen.json)
 

@@ -8,16 +8,11 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 MARK = "start_probe:"
 """The beginning of a mark's line; then "begin" or "end", the part, and a clock in seconds."""
-PARTS: Mapping[str, str] = MappingProxyType(
-    {"setup_of": "setup", "resolve_engine": "calibration", "summarise": "report"}
-)
-"""Function of `ssfl.assemble.lifecycle` -> part of the start."""
 
 
 def marked(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,9 +37,16 @@ def main() -> int:
     """The run; returns its exit code."""
     from ssfl.assemble import lifecycle
     from ssfl.cli import main as ssfl_main
+    from ssfl.engine.loop import RoundLoop
 
-    for function, part in PARTS.items():
-        setattr(lifecycle, function, marked(part, getattr(lifecycle, function)))
+    parts: tuple[tuple[object, str, str], ...] = (
+        (lifecycle, "setup_of", "setup"),
+        (lifecycle, "resolve_engine", "calibration"),
+        (RoundLoop, "step", "rounds"),
+        (lifecycle, "summarise", "report"),
+    )
+    for owner, function, part in parts:
+        setattr(owner, function, marked(part, getattr(owner, function)))
     return ssfl_main(["run", *sys.argv[1:]])
 
 

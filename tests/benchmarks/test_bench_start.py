@@ -19,11 +19,14 @@ start_probe: end setup 12.0
 measured this machine once
 start_probe: begin calibration 12.0
 start_probe: end calibration 15.0
+start_probe: begin rounds 15.0
+import time:    500000 |     500000 | in a round
+start_probe: end rounds 19.0
 """
 
 
 def test_parts_by_hand() -> None:
-    """Two seconds of setup, of which half a second is imports; what is not named is the rest."""
+    """Two seconds of setup, of which half a second is imports; a round keeps its imports; the rest is not named."""
     assert parts_of(STDERR.splitlines(), rounds=4.0, total=20.0) == {
         "import": 1.0,
         "setup": pytest.approx(1.5),
@@ -44,11 +47,12 @@ def test_rounds_and_phases_count() -> None:
     assert round_seconds("\n".join(map(json.dumps, events))) == 3.0
 
 
-def test_a_start_has_every_part(tmp_path: Path) -> None:
+def test_a_start_has_every_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = start(["preset=digits", "training.comm_round=1", "training.epochs=1"], tmp_path)
     assert list(found) == list(PARTS)
     assert all(seconds > 0 for seconds in found.values())
-    assert list((tmp_path / "ssfl" / "calibration").glob("*.json")) or found["calibration"] > 0.1
+    busy = "the machine was busy" in capsys.readouterr().err
+    assert busy or list((tmp_path / "ssfl" / "calibration").glob("*.json"))
 
 
 def test_a_failed_run_is_named(tmp_path: Path) -> None:
