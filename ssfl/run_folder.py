@@ -15,7 +15,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ssfl.code_version import code_version
 from ssfl.errors import UserError
@@ -71,10 +71,8 @@ def _rename_to_time(hidden: Path, parent: Path) -> Path:
 def owned(folder: Path) -> Iterator[None]:
     """Hold the folder's lock. Raises FolderError if another process holds it. It is released when its process ends."""
     with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FolderError(f"{folder}: another process is running this; wait for it or stop it") from error
+        if not try_lock(lock):
+            raise FolderError(f"{folder}: another process is running this; wait for it or stop it")
         yield
 
 
@@ -82,12 +80,25 @@ def is_owned(folder: Path) -> bool:
     """Whether another process holds the folder's lock now."""
     try:
         with (folder / LOCK).open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return not try_lock(lock, fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
     except OSError:
         return True
-    return False
+
+
+def try_lock(file: IO[str] | int, kind: int = fcntl.LOCK_EX) -> bool:
+    """Lock an open file until it is closed. Returns False if another process holds it.
+
+    On a file system without locks every file counts as free.
+    """
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def check_run_folder(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ssfl import run_folder
-from ssfl.run_folder import FolderError, check_run_folder, create_run_folder, is_finished, owned
+from ssfl.run_folder import FolderError, check_run_folder, create_run_folder, is_finished, is_owned, owned
 
 
 def test_a_folder_appears_with_its_files_and_can_be_read_by_others(tmp_path: Path) -> None:
@@ -58,6 +60,17 @@ def test_a_folder_has_one_owner_and_a_dead_one_frees_it(tmp_path: Path) -> None:
         other.communicate()
     with owned(tmp_path):
         pass
+
+
+def test_a_file_system_without_locks_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as some network file systems: a run there must not be refused as if another process had the folder."""
+
+    def unsupported(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with owned(tmp_path):
+        assert not is_owned(tmp_path)
 
 
 def test_what_is_a_run_and_what_is_finished(tmp_path: Path) -> None:

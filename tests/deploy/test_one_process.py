@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 
 from ssfl.cli_parser import build_parser
 from ssfl.deploy.errors import DeployError
+from ssfl.deploy.server.one_run import one_run
 from ssfl.deploy.site.one_process import one_process
 
 pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
@@ -64,6 +67,17 @@ def test_the_command_refuses_it_before_it_reads_the_data(tmp_path: Path) -> None
     other = [*words, "--state", str(tmp_path / "other")]
     with one_process(None, folder / "site.key"), pytest.raises(DeployError, match=r"site\.key: another"):
         run_site(build_parser().parse_args(other))
+
+
+def test_a_file_system_without_locks_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a site, and by a server for its run."""
+
+    def unsupported(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with one_process(tmp_path, None), one_run(tmp_path, ""):
+        pass
 
 
 def test_a_folder_that_may_not_be_written_is_one_line(tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
 from ssfl.deploy.errors import DeployError
 from ssfl.deploy.server.run_record import load_records
+from ssfl.run_folder import try_lock
 
 LOCK = "run.lock"
 
@@ -24,12 +24,8 @@ def one_run(home: Path | None, own: str) -> Iterator[None]:
         return
     home.mkdir(parents=True, exist_ok=True)
     with (home / LOCK).open("a") as lock:
-        held = False
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            held = True
-        active = [r.run for r in load_records(home) if r.status in ("waiting", "running")]
+        held = not try_lock(lock)
+        active = [r.run for r in load_records(home) if r.active]
         others = [run for run in active if held or run != own]
         if held or others:
             name = f"run {others[-1]}" if others else "another run"

@@ -48,6 +48,11 @@ class RunRecord:
     """By client: examples, live."""
     restarts: int = 0
 
+    @property
+    def active(self) -> bool:
+        """Whether the run is in progress, or the supervisor is about to start it again."""
+        return self.status in ("waiting", "running")
+
 
 def home_folder() -> Path | None:
     """The server's folder, where one is set."""
@@ -73,7 +78,7 @@ def claimed_record(home: Path | None, flower_run: str) -> RunRecord | None:
     """
     records = [] if home is None or not flower_run else load_records(home)
     for record in records:
-        if record.flower_run == flower_run and record.status in ("waiting", "running"):
+        if record.flower_run == flower_run and record.active:
             return save_record(home, replace(record, pid=os.getpid()))
     return None
 

@@ -204,7 +204,7 @@ class Server:
                 self.processes.forget(self.superexec)
             self._start_superexec()
         for record in load_records(self.options.folder):
-            if record.status in ("waiting", "running") and not self._alive(record):
+            if record.active and not self._alive(record):
                 self._resume(record)
 
     def _restart_superlink(self) -> None:
@@ -214,8 +214,8 @@ class Server:
                 self.processes.stop(child, 1.0)
                 self.processes.forget(child)
         for record in load_records(self.options.folder):
-            if record.status in ("waiting", "running") and self._has_process(record):
-                with contextlib.suppress(ProcessLookupError):  # without its SuperLink it would wait for ever
+            if record.active and self._has_process(record):
+                with contextlib.suppress(ProcessLookupError):  # without its SuperLink it would never end
                     os.kill(record.pid, signal.SIGKILL)
         self.start()
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from ssfl.deploy.errors import DeployError
-
-LOCK = ".lock"
+from ssfl.run_folder import LOCK, try_lock
 
 
 @contextlib.contextmanager
@@ -35,12 +33,9 @@ def _locked(path: Path, flags: int, what: str) -> Iterator[None]:
     except OSError as error:
         raise DeployError(f"{what}: {error.strerror}") from None
     try:
-        with contextlib.suppress(OSError):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                text = "another process of this site uses it; stop that process, or register another site"
-                raise DeployError(f"{what}: {text}") from None
+        if not try_lock(descriptor):
+            text = "another process of this site uses it; stop that process, or register another site"
+            raise DeployError(f"{what}: {text}")
         yield
     finally:
         os.close(descriptor)
