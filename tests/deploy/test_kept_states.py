@@ -83,9 +83,11 @@ def test_states_of_a_run_that_is_not_resumed_are_deleted_after_a_month(tmp_path:
     (other / "a.npz").write_bytes(b"x")
     (tmp_path / "old.model.safetensors").write_bytes(b"x")
     aged(other, 1000)
+    (tmp_path / "lost+found").mkdir()  # the state folder may be a disk
+    aged(tmp_path / "lost+found", 1000)
     assert forget_old_runs(tmp_path, "joined", time.time()) == ("old",)
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == ["data", "joined", "old.model.safetensors", "recent"]
+    assert left == ["data", "joined", "lost+found", "old.model.safetensors", "recent"]
     assert forget_old_runs(None, "", time.time()) == forget_old_runs(tmp_path / "none", "", 0.0) == ()
 
 

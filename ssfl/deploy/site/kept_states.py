@@ -59,8 +59,9 @@ def forget_old_runs(folder: Path | None, run: str, now: float) -> tuple[str, ...
 
 
 def _is_only_states(folder: Path) -> bool:
-    """Whether a folder holds only files that this module writes: other folders beside them are left alone."""
-    return all(path.suffix == ".safetensors" for path in folder.iterdir())
+    """Whether a folder holds only files that this module writes, at least one: other folders are left alone."""
+    paths = list(folder.iterdir())
+    return bool(paths) and all(path.suffix == ".safetensors" for path in paths)
 
 
 class KeptStates:
