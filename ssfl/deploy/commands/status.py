@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from ssfl.deploy.commands.run import control_of
-from ssfl.deploy.errors import DeployError
+from ssfl.deploy.errors import DeployError, UnreachableError
 from ssfl.deploy.federation import keys
-from ssfl.deploy.server.run_record import load_records, save_record
+from ssfl.deploy.server.run_record import RunRecord, load_records, save_record
 
 RENEW_DAYS = 60
-"""Status reminds of the server's certificate so many days before its end."""
+"""How many days before the end of the server's certificate status reminds of it."""
 
 
 def show_status(arguments: argparse.Namespace) -> int:
-    """Print runs and sites. Returns the exit code: 1 if the SuperLink does not answer. Raises DeployError."""
+    """Print runs and sites. Returns the exit code: 1 if the SuperLink is down or refuses. Raises DeployError."""
     status = status_of(arguments.folder)
     print(json.dumps(status, indent=2) if arguments.json else status_text(status, time.time()))
     if status["superlink"] == "up":
@@ -43,8 +43,10 @@ def status_of(folder: Path) -> dict[str, Any]:
         try:
             status["sites"] = [asdict(node) for node in control.nodes()]
             status["flower_runs"] = control.runs()
-        except DeployError as error:
+        except UnreachableError as error:
             status["superlink"] = f"down: {error}; start it: ssfl deploy server --folder {folder}"
+        except DeployError as error:
+            status["superlink"] = f"refusing: {error}"
     status["runs"] = [asdict(record) for record in load_records(folder)]
     return status
 
@@ -82,15 +84,11 @@ def _run_text(run: dict[str, Any], now: float) -> str:
 
 def stop_run(arguments: argparse.Namespace) -> int:
     """Stop a run by its name or Flower's number. Returns the exit code. Raises DeployError."""
-    found = [r for r in load_records(arguments.folder) if arguments.run in (r.run, r.flower_run)]
-    if not found:
-        raise DeployError(
-            f"{arguments.run}: no such run in {arguments.folder}; `ssfl deploy status` lists them"
-        )
-    record = found[-1]
+    before = _record_of(arguments)
     with control_of(arguments.folder) as control:
-        ended = control.runs().get(record.flower_run, "finished").startswith("finished")
-        if ended and record.status in ("waiting", "running"):  # the supervisor is about to start it again
+        ended = control.runs().get(before.flower_run, "finished").startswith("finished")
+        record = _record_of(arguments)  # it may have finished, or been started again, in between
+        if ended and record.active and record.flower_run == before.flower_run:
             save_record(arguments.folder, replace(record, status="stopped", reason="stopped by a user"))
         else:
             control.stop(record.flower_run)
@@ -100,3 +98,13 @@ def stop_run(arguments: argparse.Namespace) -> int:
     else:
         print("stopped before its first round; there is nothing to resume")
     return 0
+
+
+def _record_of(arguments: argparse.Namespace) -> RunRecord:
+    """The record of a run by its name or Flower's number. Raises DeployError."""
+    found = [r for r in load_records(arguments.folder) if arguments.run in (r.run, r.flower_run)]
+    if not found:
+        raise DeployError(
+            f"{arguments.run}: no such run in {arguments.folder}; `ssfl deploy status` lists them"
+        )
+    return found[-1]
