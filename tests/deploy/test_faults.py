@@ -345,6 +345,29 @@ def test_a_key_that_is_replaced_during_a_run_is_refused_and_the_new_one_accepted
     assert 100 not in {node for node, _ in bench.fleet.sent[first:last]}, "the old key gets nothing more"
 
 
+def test_a_changed_roster_is_logged_in_the_order_of_clients() -> None:
+    bench = make_bench("fedavg", sizes=(9, 9, 9))
+    members = [Member(c, f"site-{c}", f"key-{c}") for c in range(12)]
+    bench.registry.roster = lambda: members[::-1]
+    bench.registry.poll()
+    (line,) = bench.logged("roster_changed")
+    assert line["text"] == "the sites are now " + ", ".join(f"site-{c} (client {c})" for c in range(12))
+
+
+def test_how_long_a_client_has_been_away() -> None:
+    bench = make_bench("fedavg", sizes=(9, 9, 9))
+    assert bench.registry.away_seconds(1) == 0.0, "not seen yet"
+    bench.join_all()
+    assert bench.registry.away_seconds(1) is None
+    bench.site(1).online = False
+    bench.fleet.sleep(2.0)
+    bench.registry.poll()
+    lost_at = bench.fleet.time
+    assert bench.registry.away(1)
+    bench.fleet.sleep(3.0)
+    assert bench.registry.away_seconds(1) == pytest.approx(bench.fleet.time - lost_at, abs=0.01)
+
+
 def test_a_key_that_is_revoked_is_refused_from_then_on() -> None:
     bench = make_bench("fedavg", sizes=(9, 9, 9))
     members = [Member(c, f"site-{c}", f"key-{c}") for c in range(3)]

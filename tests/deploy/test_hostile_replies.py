@@ -184,7 +184,7 @@ def test_a_reply_with_other_parts_is_refused_before_it_is_decoded(
 
 
 def test_an_unexpected_error_costs_one_reply(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever an exchange raises while it reads a reply, the run goes on."""
+    """Also a fault of the server itself: the run continues, and the log has the place of the fault."""
     bench = make_bench("ssfl")
     read = ServerCoder.read
     failed: list[int] = []
@@ -198,6 +198,10 @@ def test_an_unexpected_error_costs_one_reply(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(ServerCoder, "read", failing)
     weights = deployed(bench)
     assert "KeyError: 'scores'" in bench.logged("answer_refused")[0]["text"]
+    (line,) = bench.logged("reply_failed")
+    assert (line["level"], line["client"], line["phase"]) == ("error", 2, "score")
+    assert line["traceback"].startswith("Traceback (most recent call last):")
+    assert "in failing" in line["traceback"]
     assert weights.equal(simulated("ssfl", {("score", 1): [2]}))
 
 

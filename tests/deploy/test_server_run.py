@@ -31,7 +31,7 @@ from ssfl.deploy.errors import DeployError
 from ssfl.deploy.federation.roster import Member, Roster, save_roster
 from ssfl.deploy.log import EventLog
 from ssfl.deploy.protocol import message_bytes, messages
-from ssfl.deploy.server import driver, published
+from ssfl.deploy.server import driver, published, server_run, setup
 from ssfl.deploy.server.exchange import QuorumError
 from ssfl.deploy.server.run import run_words
 from ssfl.deploy.server.run_record import HOME_VARIABLE, OPEN_VARIABLE, Status, load_records, save_record
@@ -452,7 +452,7 @@ def test_sites_registered_during_a_run_take_part_if_their_number_fits(tmp_path: 
     assert json.loads((folder / "deployment.json").read_text())["counts"].keys() == {"0", "1"}
     (line,) = [line for line in lines if line["event"] == "site_left_out"]
     assert line["client"] == 2
-    assert "whose clients are 0 to 1" in line["text"]
+    assert "client 2: its number is above those of this run, whose clients are 0 to 1" in line["text"]
     assert any(isinstance(m, messages.Work) for m in fleet.sites_by_node[101].served)
 
 
@@ -469,6 +469,48 @@ def test_a_roster_that_cannot_be_read_changes_nothing(tmp_path: Path, home: Path
     fleet.sites_by_node[100].fault = spoil
     run_words(fleet, words_in(tmp_path), log=listed_log(lines))
     assert [line["level"] for line in lines if line["event"] == "roster_unreadable"] == ["error"]
+
+
+def test_a_roster_that_cannot_be_read_from_the_start_changes_nothing(tmp_path: Path, home: Path) -> None:
+    """Not even once after the server has read it: no site is dropped as unknown."""
+    home.mkdir()
+    save_roster(home, Roster(tuple(Member(c, f"site-{c}", f"key-{c}") for c in range(3)), ()))
+    raw = (home / "roster.json").read_bytes()
+    fleet, lines = fleet_of(tmp_path), list[dict[str, Any]]()
+    sites, log = fleet.sites, listed_log(lines)
+    info = log.info
+
+    def spoil(event: str, text: str = "", **fields: Any) -> None:
+        if event == "waiting" and text.startswith("0 of 3"):  # just before the registry reads it
+            (home / "roster.json").write_bytes(b"{")
+        info(event, text, **fields)
+
+    def restore() -> tuple[SiteInfo, ...]:
+        (home / "roster.json").write_bytes(raw)
+        return sites()
+
+    log.info = spoil
+    fleet.sites = restore  # type: ignore[method-assign]
+    run_words(fleet, words_in(tmp_path, "training.comm_round=1"), log=log)
+    found = [line["event"] for line in lines]
+    assert found.count("roster_unreadable") == 1
+    assert "roster_changed" not in found
+    assert "site_refused" not in found
+
+
+def test_the_network_is_built_once_for_sites_that_are_alike(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[object] = []
+    layout_of = setup.layout_of
+
+    def counted(config: Any, data: Any, first: messages.Joined) -> Any:
+        built.append(first.input_shape)
+        return layout_of(config, data, first)
+
+    monkeypatch.setattr(server_run, "layout_of", counted)
+    run_words(fleet_of(tmp_path), words_in(tmp_path, "training.comm_round=1"), log=listed_log([]))
+    assert len(built) == 1
 
 
 def test_without_node_keys_the_roster_does_not_count(
@@ -560,14 +602,15 @@ def failing_writes(monkeypatch: pytest.MonkeyPatch, module: Any, number: int, ti
 DISPFL = ("algorithm=dispfl", "training.comm_round=2")
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
 def test_a_full_disk_is_waited_for_with_peers_models_too(
-    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "DISK_SECONDS", 0.01)
     losses = []
     for times in (0, 3):
         lines: list[dict[str, Any]] = []
-        failing_writes(monkeypatch, published, errno.ENOSPC, times, "published")
+        failing_writes(monkeypatch, published, number, times, "published")
         fleet = fleet_of(tmp_path / str(times))
         folder = run_words(fleet, words_in(tmp_path, *DISPFL), log=listed_log(lines))
         losses.append([e["client_loss_mean"] for e in events(folder) if e["event"] == "round"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -33,7 +32,7 @@ from ssfl.engine.compute.malloc import return_large_blocks
 from ssfl.engine.loop import RoundLoop
 from ssfl.engine.state.checkpoint import Checkpoints
 from ssfl.engine.state.progress import Progress
-from ssfl.output import write_atomically
+from ssfl.output import NO_SPACE, write_atomically
 from ssfl.report.runs import load_run
 from ssfl.report.tables.summary import summary_text
 from ssfl.report.write import write_report
@@ -41,7 +40,6 @@ from ssfl.tracking import Broadcast, JsonlWriter, trackers_of
 
 BROADCASTS = "broadcasts"
 FINISH_SECONDS = 5.0
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 DISK_SECONDS = 1.0
 """Between two attempts to write to a full disk."""
 
@@ -99,7 +97,7 @@ class _Driver:
                 return
             except OSError as error:
                 text = f"{error.filename or self.folder}: {error.strerror or error}"
-                if error.errno not in DISK_FULL:
+                if error.errno not in NO_SPACE:
                     raise DeployError(f"{text}; the last checkpoint is kept") from error
                 if not reported:
                     self.run.log.error(
@@ -155,7 +153,9 @@ class _Driver:
     def _report_left_out(self, clients: set[int], most: int) -> None:
         """Once for each client whose number is above those of this run."""
         for client in sorted(clients - self.left_out):
-            text = f"client {client} was registered after the start of this run, whose clients are 0 to {most - 1}"
+            text = (
+                f"client {client}: its number is above those of this run, whose clients are 0 to {most - 1}"
+            )
             text += "; it takes part in the next run (deploy.sites reserves numbers)"
             self.run.log.warning("site_left_out", text, run=self.run.record.run, client=client)
         self.left_out |= clients
@@ -190,6 +190,7 @@ def drive(run: ServerRun, setup: RunSetup, folder: Path) -> None:
         loop.emit, loop.save, exchange.on_broadcast = driver.emit, driver.save, driver.keep_broadcast
         exchange.write = driver.retry_while_disk_full
         run.registry.on_update = metrics.live
+        metrics.live(run.registry.live)
         _run_loop(driver, saved[0] if saved else None)
 
 

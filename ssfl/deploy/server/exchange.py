@@ -7,6 +7,7 @@ before its turn is stored as bytes, a large one in an unlinked file: memory does
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -251,8 +252,11 @@ class FleetExchange:
                 return None, reason
         except WireError as error:
             return None, str(error)
-        except Exception as error:  # whatever a reply causes, only this reply is lost
-            return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        except Exception as error:  # only this reply is lost, whether the reply or the server is at fault
+            reason, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+            text = f"client {client}: {reason}"
+            self.log.error("reply_failed", text, **self.registry.fields, client=client, traceback=trace)
+            return None, reason
         state.meter.received(client, Traffic.of(received))
         return payload, ""
 
@@ -290,7 +294,7 @@ class FleetExchange:
     def _is_unreachable(self, client: int) -> bool:
         """Whether the client has been disconnected for at least `return_seconds`."""
         seconds = self.registry.away_seconds(client)
-        return seconds > 0 and seconds >= self.settings.return_seconds
+        return seconds is not None and seconds >= self.settings.return_seconds
 
     def _stop_waiting_for(self, state: _ExchangeState, client: int, reason: str) -> None:
         state.waiting.discard(client)

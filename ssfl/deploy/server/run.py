@@ -23,7 +23,7 @@ from ssfl.assemble.lifecycle import machine_facts
 from ssfl.config import Config, config_to_yaml, load_config, read_config
 from ssfl.deploy.errors import DeployError
 from ssfl.deploy.federation.roster import Member
-from ssfl.deploy.log import EventLog, one_line
+from ssfl.deploy.log import MOST_DETAILS, EventLog, one_line
 from ssfl.deploy.protocol.payloads import most_bytes
 from ssfl.deploy.server.driver import drive
 from ssfl.deploy.server.one_run import one_run
@@ -65,7 +65,7 @@ def run_words(
             held.enter_context(one_run(home, "" if known is None else known.run))
             run = _resumed(port, Path(resume), home, log) if resume else _new(port, words, home, log, again)
         except UserError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(str(error), MOST_DETAILS)
             refused = again or RunRecord(_new_name(), tuple(words), flower_run=flower_run)
             refused = replace(refused, status="failed", reason=reason)
             refused = _refused_resume(home, Path(resume), refused) if resume else save_record(home, refused)
@@ -166,7 +166,7 @@ def _run(
     data = server_data(config, settings, named)
     registry = SiteRegistry(port, members, record.run, log)
     run = ServerRun(port, config, settings, data, registry, log, record, home, join_config)
-    registry.join_of, registry.check, registry.roster = run.join_of, run.check, run.read_roster
+    registry.join_of, registry.check, registry.roster = run.join_of, run.check, lambda: members_of(home)
     log.info("run_begins", " ".join(record.words), run=record.run)
     return run
 

@@ -13,9 +13,8 @@ from typing import Any
 
 from ssfl.assemble.build import RunSetup
 from ssfl.config import Config
-from ssfl.deploy.errors import DeployError
 from ssfl.deploy.federation.roster import Member, load_roster
-from ssfl.deploy.log import EventLog, one_line
+from ssfl.deploy.log import MOST_DETAILS, EventLog, one_line
 from ssfl.deploy.protocol import messages
 from ssfl.deploy.server.exchange import QuorumError
 from ssfl.deploy.server.run_record import OPEN_VARIABLE, RunRecord, Status, save_record
@@ -47,8 +46,8 @@ class ServerRun:
     started: float = field(default_factory=time.monotonic)
     setup: RunSetup | None = None
     counts: dict[int, int] = field(default_factory=dict)
-    _roster: tuple[Member, ...] = ()
-    _roster_error: str = ""
+    _digests: dict[tuple[object, ...], str] = field(default_factory=dict)
+    """Of the network's layout, by the shape, classes and kind of the examples."""
 
     # ── sites ────────────────────────────────────────────────────────────────────────────────────────────────────
     def join_of(self, client: int) -> messages.Join:
@@ -106,19 +105,10 @@ class ServerRun:
             joined = replace(joined, input_shape=shape, num_classes=self.data.arrays.num_classes)
         elif others:
             joined = others[0]  # the first site that joined decides
-        return layout_of(self.config, self.data, joined).digest.hex()
-
-    def read_roster(self) -> tuple[Member, ...]:
-        """The roster as of now: sites are registered and revoked while a run is in progress."""
-        try:
-            self._roster = members_of(self.home)
-        except DeployError as error:
-            if str(error) != self._roster_error:
-                self._roster_error = str(error)
-                self.log.error("roster_unreadable", f"{error}; the last one is used", run=self.record.run)
-        else:
-            self._roster_error = ""
-        return self._roster
+        key = (joined.input_shape, joined.num_classes, joined.inputs)
+        if key not in self._digests:
+            self._digests[key] = layout_of(self.config, self.data, joined).digest.hex()
+        return self._digests[key]
 
     def wait_for_sites(self, wanted: int, seconds: float) -> None:
         """Wait until `wanted` sites have joined; after `seconds`, a quorum of them is enough.
@@ -158,7 +148,7 @@ class ServerRun:
 
     def record_end(self, status: Status, error: BaseException | None = None) -> None:
         """Save and log how the run ended."""
-        reason = "" if error is None else " ".join(str(error).split()) or type(error).__name__
+        reason = "" if error is None else one_line(str(error), MOST_DETAILS) or type(error).__name__
         self.save_record(status=status, reason=reason)
         if error is None:
             self.log.info("run_finished", f"{self.folder}", run=self.record.run)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
+from ssfl.deploy.errors import DeployError
 from ssfl.deploy.federation.roster import Member
 from ssfl.deploy.log import EventLog, one_line
 from ssfl.deploy.protocol import message_bytes, messages
@@ -102,8 +103,9 @@ class SiteRegistry:
     """All sites of one run.
 
     members: the roster; empty: every site may take part. join_of: the join message for a client. check: why a client's
-    Joined cannot be accepted, or None. roster: the members as of now. on_update: called about once a second with the
-    number of joined sites that are connected. fields: of every event in the log: the run, and the exchange in progress.
+    Joined cannot be accepted, or None. roster: the members as of now; on a DeployError the last ones stay. on_update:
+    called about once a second with the number of joined sites that are connected. fields: of every event in the log:
+    the run, and the exchange in progress.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class SiteRegistry:
         self.port, self.run, self.log, self.now, self._sleep = port, run, log, now, sleep
         self._open = not members
         self._members = {m.key: m for m in members}
+        self._roster_error = ""
         self.roster: Callable[[], Sequence[Member]] = lambda: tuple(self._members.values())
         self.join_of: JoinOf = lambda client: messages.Join(run, client, "")
         self.check: Check = lambda client, joined: None
@@ -162,21 +165,23 @@ class SiteRegistry:
 
     def away(self, client: int) -> bool:
         """Whether this client is disconnected or excluded, or its join was refused."""
-        return self.away_seconds(client) > 0
+        return self.away_seconds(client) is not None
 
-    def away_seconds(self, client: int) -> float:
+    def away_seconds(self, client: int) -> float | None:
         """For how long this client has been disconnected; infinite if it is excluded, or its join was refused.
+
+        None for a client that is connected.
 
         A client that has not been seen counts from the start of this process: after a crash, sites are still
         connecting.
         """
         sites = [s for s in self._sites.values() if s.client == client]
         if any(s.expected for s in sites):
-            return 0.0
+            return None
         if any(s.present for s in sites):
             return float("inf")
         since = max((s.lost_at for s in sites), default=self._started_at)
-        return max(self.now() - since, 1e-9)
+        return self.now() - since
 
     # ── sending ──────────────────────────────────────────────────────────────────────────────────────────────────
     def send_work(self, works: Sequence[messages.Work], deadline_seconds: float) -> tuple[int, ...]:
@@ -263,15 +268,27 @@ class SiteRegistry:
 
     def _read_roster(self) -> None:
         """Sites whose key is no longer on the roster are refused from now on; new keys are accepted."""
-        members = {m.key: m for m in self.roster()}
-        if self._open or members == self._members:
+        if self._open:
+            return
+        try:
+            members = {m.key: m for m in self.roster()}
+        except DeployError as error:
+            if str(error) != self._roster_error:
+                self._roster_error = str(error)
+                self.log.error("roster_unreadable", f"{error}; the last one is used", **self.fields)
+            return
+        self._roster_error = ""
+        if members == self._members:
             return
         before, self._members = self._members, members
         for site in [s for s in self._sites.values() if before.get(s.key) != members.get(s.key)]:
             self._drop_pending(site, "its key has been replaced or revoked")
             del self._sites[site.node]
         self._unknown_keys -= members.keys()
-        names = ", ".join(f"{m.name} (client {m.client})" for m in sorted(members.values(), key=str))
+        names = ", ".join(
+            f"{m.name} (client {m.client})"
+            for m in sorted(members.values(), key=lambda member: member.client)
+        )
         self.log.info("roster_changed", f"the sites are now {names}", **self.fields)
 
     def _drop_pending(self, site: Site, reason: str) -> None:
