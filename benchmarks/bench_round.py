@@ -153,7 +153,8 @@ def main() -> None:
         for peer in peers:
             install(peer)
     turns = chosen.turns or (2 if chosen.quick else None)
-    publish(run(names, turns, peers, chosen.quick, not chosen.without_kernels), chosen.json)
+    kernels = not chosen.without_kernels
+    publish(run(names, turns, peers, chosen.quick, kernels), chosen.json, kernels)
 
 
 if __name__ == "__main__":

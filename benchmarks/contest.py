@@ -23,6 +23,10 @@ from benchmarks.gate import NOTE
 from benchmarks.machine import cpu_seconds, peak_memory_bytes, tree
 
 ROOT = Path(__file__).resolve().parent.parent
+WITHOUT_KERNELS: Mapping[str, str] = MappingProxyType(
+    {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks" / "without_kernels")])}
+)
+"""Environment of a process, and of the processes that it starts, in which ssfl finds no compiled kernels."""
 
 
 class ContestantError(RuntimeError):
@@ -199,5 +203,5 @@ def _unnamed_file() -> int:
 
 def python_contestant(name: str, module: str, arguments: Sequence[str], kernels: bool = True) -> Contestant:
     """A contestant that runs in this Python interpreter. kernels: False as without a C compiler."""
-    before = () if kernels else ("benchmarks.without_kernels",)
-    return Contestant(name, (sys.executable, "-m", *before, module, *arguments))
+    environment = {} if kernels else WITHOUT_KERNELS
+    return Contestant(name, (sys.executable, "-m", module, *arguments), environment)

@@ -82,10 +82,13 @@ def options(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def publish(figures: Iterable[Figure], path: Path | None) -> None:
-    """Print the table; write the figures, and the machine next to them, if a path is given."""
+def publish(figures: Iterable[Figure], path: Path | None, kernels: bool = True) -> None:
+    """Print the table; write the figures, and the machine next to them, if a path is given.
+
+    kernels: False if ssfl ran without its compiled kernels.
+    """
     rows = list(figures)
-    machine = describe()
+    machine = describe(kernels)
     print("\n" + "; ".join(f"{key} {value}" for key, value in machine.items()))
     print(table(rows))
     if path is not None:

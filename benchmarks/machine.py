@@ -22,8 +22,8 @@ TREE_SECONDS = 0.5
 """Intervals in seconds for sampling memory and for listing processes."""
 
 
-def describe() -> dict[str, object]:
-    """Processor, cores, memory, versions and load, to record with figures."""
+def describe(kernels: bool = True) -> dict[str, object]:
+    """Processor, cores, memory, versions and load, to record with figures. kernels: False if ssfl ran without them."""
     import torch
 
     from ssfl.native.library import isa
@@ -34,7 +34,7 @@ def describe() -> dict[str, object]:
         "memory": _first("/proc/meminfo", "MemTotal"),
         "arithmetic": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if has_flag(name)],
         "instruction_sets": {
-            "ssfl": isa(),
+            "ssfl": isa() if kernels else None,
             "torch": torch.backends.cpu.get_cpu_capability(),
             "caps": caps_set(),
         },

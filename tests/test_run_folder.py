@@ -27,7 +27,7 @@ def test_a_folder_appears_with_its_files_and_can_be_read_by_others(tmp_path: Pat
     assert [p for p in made.parent.iterdir() if p != made] == []  # no temporary files remain
 
 
-def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path) -> None:
+def test_runs_of_one_second_get_different_folders(tmp_path: Path) -> None:
     made = [create_run_folder(tmp_path, "mine", {"n": str(i)}) for i in range(5)]
     assert len(set(made)) == 5
     assert [(m / "n").read_text() for m in made] == ["0", "1", "2", "3", "4"]

@@ -129,7 +129,7 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--insecure", action="store_true", help="without TLS and node keys")
     parser.add_argument("--keep", type=Path, help="keep logs, keys and data here")
     parser.add_argument("--console", choices=("auto", "rich", "plain", "quiet", "json"), default="auto")
-    parser.add_argument("--seconds", type=float, default=0.0, help="stop after so many seconds; 0: never")
+    parser.add_argument("--seconds", type=float, default=0.0, help="stop after this number of seconds; 0: never")
 
 
 def _add_key(parser: argparse.ArgumentParser) -> None:

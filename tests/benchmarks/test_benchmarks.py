@@ -54,6 +54,8 @@ def test_the_json_is_a_list_of_figures(tmp_path: Path, capsys: pytest.CaptureFix
     machine = json.loads((tmp_path / "deeper" / "figures.machine.json").read_text())
     assert machine["torch"] == torch.__version__
     assert table(rows) in capsys.readouterr().out
+    publish(rows, tmp_path / "figures.json", kernels=False)
+    assert json.loads((tmp_path / "figures.machine.json").read_text())["instruction_sets"]["ssfl"] is None
 
 
 def test_spread_and_paired_ratio_by_hand() -> None:
@@ -210,6 +212,19 @@ def test_without_kernels_a_contestant_has_none() -> None:
         turns=1,
     ).values()
     assert score.note.endswith("no kernels")
+
+
+def test_without_kernels_worker_processes_have_none() -> None:
+    code = "from multiprocessing import get_context; from ssfl.native import available;"
+    code += "print(available(), get_context('spawn').Pool(1).apply(available))"
+    environment = {
+        **os.environ,
+        **python_contestant("ours", "benchmarks.ours", [], kernels=False).environment,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "False False\n"
 
 
 def test_a_quick_round_of_resnet18_is_small() -> None:

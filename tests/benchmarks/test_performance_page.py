@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.isa import CAPS
 from tests.support.paths import ROOT
 
 SETS = ("AVX-512", "AVX2", "SSE2", "NEON")
+TORCH = {"avx2": "AVX2", "sse2": "DEFAULT"}
 FILES = sorted((ROOT / "benchmarks" / "results").glob("*.machine.json"))
 
 
@@ -47,8 +49,12 @@ def test_the_speed_table_has_rows_of_both_sets() -> None:
 def test_a_result_file_named_after_a_set_was_measured_with_it(path: Path) -> None:
     machine = json.loads(path.read_text(encoding="utf-8"))
     sets = machine.get("instruction_sets")
+    words = path.name.removesuffix(".machine.json").split("_")
+    named = [name for name in CAPS if name in words]
     if sets is None:  # an older file, of a machine with AVX-512 (docs/performance.md)
         assert "avx512f" in machine["arithmetic"]
-        assert "_avx2." not in path.name
+        assert not named
     else:
-        assert ("_avx2." in path.name) == (sets["torch"] == "AVX2")
+        assert sets["caps"] == (CAPS[named[0]] if named else {})
+        assert sets["torch"] == (TORCH[named[0]] if named else "AVX512")
+        assert sets["ssfl"] is not None or "kernels" in words

@@ -1,6 +1,6 @@
 """A service of compose.yaml without Docker: the same user, capabilities, read-only root and mounts, by namespaces.
 
-What is missing: the image (this machine's system and virtual environment stand for it) and a network of its own.
+What is missing: the image (this machine's system and virtual environment stand for it) and a separate network.
 """
 
 from __future__ import annotations

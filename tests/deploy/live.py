@@ -111,7 +111,7 @@ def live_federation(
     start: Sequence[str] | None = None,
     partition: bool = True,
 ) -> Iterator[Live]:
-    """Started and, whatever happens, gone: no process, no port is left.
+    """Started, and ended in every case: no process, no port is left.
 
     start: the sites to start; all by default. partition: divide the words' data set; else each site's file lies
     below `root`/data already.

@@ -1,4 +1,4 @@
-"""Messages come back as they were; what is no message is refused with one line, whatever its bytes."""
+"""Messages come back as they were; what is no message is refused with one line, for any bytes."""
 
 from __future__ import annotations
 

@@ -587,7 +587,7 @@ def test_a_full_disk_is_waited_for(tmp_path: Path, home: Path) -> None:
 
 
 def failing_writes(monkeypatch: pytest.MonkeyPatch, module: Any, number: int, times: int, name: str) -> None:
-    """Writes of files with `name` in their path fail so many times."""
+    """Writes of files with `name` in their path fail this number of times."""
     write, left = module.write_atomically, [times]
 
     def failing(path: Path, raw: bytes) -> None:

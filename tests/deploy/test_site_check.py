@@ -12,12 +12,15 @@ pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
 from ssfl.cli import main
 
 
-def test_the_data_is_read_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_data_is_read_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "a.npz"
     names = np.array(["healthy", "ill"])
     rows = np.zeros((10, 8), np.float32)
     np.savez(path, train_x=rows, train_y=np.arange(10) % 2, class_names=names)
-    assert main(["deploy", "site", "--data", str(path), "--check"]) == 0
+    assert main(["deploy", "site", "--data", str(path), "--state", "new", "--check"]) == 0
     assert "8 examples, 2 to test on, each [8]; 2 classes: healthy, ill" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [path]
     assert main(["deploy", "site", "--data", str(tmp_path / "none.npz"), "--check"]) == 2

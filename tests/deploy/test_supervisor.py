@@ -1,4 +1,4 @@
-"""The supervisor starts runs again: under their name, not twice, and not for ever."""
+"""The supervisor starts runs again: under their name, not twice, and a limited number of times."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def waiting(server: Server, **changes: Any) -> RunRecord:
     return save_record(home, replace(record, **changes))
 
 
-def test_a_run_without_a_folder_is_not_started_for_ever(
+def test_a_run_without_a_folder_is_started_a_limited_number_of_times(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = started(server, {}, monkeypatch)

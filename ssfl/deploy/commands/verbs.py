@@ -38,7 +38,7 @@ def _init(arguments: argparse.Namespace) -> int:
             f"send each folder of {root}/sites to its site over a secure channel: it contains a private key"
         )
     print(f"next: ssfl deploy server --folder {root}/server")
-    print(f"sites with keys of their own: ssfl deploy register NAME site.pub --folder {root}/server")
+    print(f"sites that make their own keys: ssfl deploy register NAME site.pub --folder {root}/server")
     return 0
 
 

@@ -87,7 +87,7 @@ class Trainer:
         return replace(session.joined, standing=tuple(newest.holds))
 
     def _forget_old_runs(self) -> None:
-        """A run that failed or was stopped may be resumed, but not for ever."""
+        """A run that failed or was stopped may be resumed, but its states are kept for a limited time."""
         for run in forget_old_runs(self.state, self.run, time.time()):
             self.log.info("state_deleted", f"not used for {KEPT_DAYS} days", run=run)
 
@@ -215,5 +215,5 @@ def write_model(runner: ClientRunner, theta: torch.Tensor, path: Path) -> None:
     flat = runner.flat()
     flat.load(theta)
     tensors = {name: t for name, t in flat.module.state_dict().items() if isinstance(t, torch.Tensor)}
-    # save_file would give the file mode 0600 whatever the umask.
+    # save_file would give the file mode 0600 under any umask.
     write_atomically(path, save({name: tensor.clone() for name, tensor in tensors.items()}))

@@ -1,7 +1,7 @@
 """A site's connection over Flower's Fleet API: no SuperNode process, no app bundle, no code from the server.
 
-flwr's retry invoker is not used: it retries for ever, and on HTTP 401 it sends SIGINT to its own process, which would
-be the trainer. This module does its own retries and heartbeats (call `connect` again after a LinkError).
+flwr's retry invoker is not used: it retries without limit, and on HTTP 401 it sends SIGINT to its own process, which
+would be the trainer. This module does its own retries and heartbeats (call `connect` again after a LinkError).
 """
 
 from __future__ import annotations

@@ -256,7 +256,7 @@ def inflate(number: str, contents: dict[str, bytes], max_bytes: int) -> Any:
         message = inflate_object_from_contents(number, contents, objects=objects)
     except TooLargeError:
         raise
-    except Exception as error:  # whatever flwr's readers do with bytes that were made to mislead them
+    except Exception as error:  # malformed bytes make flwr's readers raise any kind of error
         raise ValueError(f"objects that cannot be read ({type(error).__name__})") from error
     if not isinstance(message, FlowerMessage):
         raise ValueError(f"a {type(message).__name__} instead of a message")
