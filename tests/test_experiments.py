@@ -157,7 +157,8 @@ def test_the_readmes_table_has_all_its_methods(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_runs_what_its_table_and_its_comparisons_name(name: str, folder: Path) -> None:
+def test_a_study_runs_what_its_table_names(name: str, folder: Path) -> None:
+    """Its claims compare only settings of this table: `read_study` refuses others."""
     study = read_study(ROOT / "experiments" / name / "study.json")
     scripts = sorted(path.name for path in (ROOT / "experiments" / name).glob("*.sh"))
     cells = [c for script in scripts if script.startswith("run") for c in _study_cells(folder, name, script)]
@@ -167,7 +168,6 @@ def test_a_study_runs_what_its_table_and_its_comparisons_name(name: str, folder:
         for c in cells
     }
     assert run | {Selector("FedAvg", 1.0)} == {Selector(s.method, float(s.density)) for s in study.order}
-    assert {s for claim in study.claims for s in claim.selectors} <= set(study.order)
     assert {c.dataset.validation_portion for c in cells} == {0.0}
     assert {c.dataset.validation_portion for c in trials} == {0.1}
     budgets = {(c.training.comm_round, c.experiment.seed) for c in trials}
@@ -277,7 +277,9 @@ def test_no_run_starts_with_a_rate_that_was_not_chosen(name: str, tmp_path: Path
     assert "run the tune script of this experiment first" in refused.stderr
     assert not (tmp_path / "lines").exists()
     start(UNTUNED="1")  # `keep` of a small script then finds no runs
-    assert "optimizer.lr=0." in (tmp_path / "lines").read_text()
+    lines = [line for line in (tmp_path / "lines").read_text().splitlines() if not line.startswith("#")]
+    assert lines
+    assert all(re.findall(r"optimizer\.lr=(\S*)", line) == ["0.03"] for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -293,27 +295,25 @@ def test_every_curve_of_a_committed_table_is_flat(name: str) -> None:
     table = page.partition("## Accuracies")[2].partition("## ")[0]
     lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][2:]
     assert lines
-    for method, density, *_ in lines:
+    for method, density, _, _, whole, *_ in lines:
         seeds = [
             r for r in runs if (label_of(r), density_of(r)) == (method.removeprefix("| "), float(density))
         ]
         assert len(seeds) == 3
-        for accuracy in ("global_accuracy", "client_accuracy_mean"):
+        for accuracy in ("client_accuracy_mean", *(() if whole == "none" else ("global_accuracy",))):
             late, before = (
-                [_mean_between(r, accuracy, *span) for r in seeds] for span in ((0.9, 1.0), (0.8, 0.9))
+                sum(_mean_between(r, accuracy, *span) for r in seeds) / 3 for span in ((0.9, 1.0), (0.8, 0.9))
             )
-            assert sum(late) / 3 - sum(before) / 3 < 0.01, f"{method} at {density}: {accuracy} still rises"
+            assert late - before < 0.01, f"{method} at {density}: {accuracy} still rises"
 
 
 def _mean_between(run: Run, accuracy: str, after: float, until: float) -> float:
-    """Mean accuracy of the evaluations between two shares of the rounds (0-1); 0 if the method lacks it."""
+    """Mean accuracy (0-1) of the rounds between two shares of all rounds; every stored round has it."""
     rounds = run.rounds_asked
     values = [
-        row.get(accuracy) or 0.0
+        float(row[accuracy])
         for row in run.rows
-        if row["event"] == "round"
-        and after * rounds < row["round"] <= until * rounds
-        and "clients_trained" in row
+        if row["event"] == "round" and after * rounds < row["round"] <= until * rounds
     ]
     return sum(values) / len(values)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ssfl.report.pages import write_results
 from ssfl.report.runs import RunError
 from ssfl.report.runs.collect import collect
 from ssfl.report.runs.settings import settings
@@ -68,6 +69,17 @@ def test_a_page_says_what_there_is_and_what_is_missing(tmp_path: Path) -> None:
     assert "- A: code 0123456789abcdef (commit c0ffee unchanged)" in page
     assert "instruction set of PyTorch AVX512, of the kernels not recorded; 6 runs of" in page
     assert {p.name for p in (tmp_path / "mine").glob("*.png")} == {"rounds.png", "bytes.png", "sparsity.png"}
+
+
+def test_the_page_of_results_links_to_the_studys_page_and_has_only_its_short_table(tmp_path: Path) -> None:
+    (tmp_path / "experiments").mkdir()
+    study(tmp_path / "experiments" / "mine")
+    page = write_results(tmp_path / "experiments", tmp_path / "docs", draw=False).read_text()
+    assert "| method | density | global % | clients % | MB sent |" in page
+    assert "learning rates, code and machines: [results](../experiments/mine/results.md)." in page
+    assert "SSFL >= FedAvg" not in page
+    assert "**Inconclusive**" not in page
+    assert "Chosen by" not in page
 
 
 def test_growth_of_a_gap_is_a_difference_of_differences_of_each_seed(tmp_path: Path) -> None:
