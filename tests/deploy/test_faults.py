@@ -512,6 +512,8 @@ def test_the_server_resumes_and_the_sites_do_an_exchange_again(tmp_path: Path) -
     kept: list[Any] = []
 
     def keep(progress: object) -> float:
+        if not kept:
+            bench.exchange.saved()
         kept.append((progress, bench.exchange.number, dict(bench.exchange.published.versions)))
         return 0.0
 

@@ -32,6 +32,20 @@ def test_what_was_remembered_comes_back_in_a_new_process(tmp_path: Path) -> None
     assert len(list((tmp_path / "run").glob("*.safetensors"))) == KEPT
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_the_states_as_of_the_servers_checkpoints_are_kept(on_disk: bool, tmp_path: Path) -> None:
+    """The client did not take part in exchange 10, after which the server saved a checkpoint."""
+    states = KeptStates(tmp_path if on_disk else None, "run")
+    for exchange in (n for n in range(1, 21) if n != 10):
+        states.put(memory(exchange, exchange), tuple(c for c in (0, 5, 10) if c < exchange)[-2:])
+    again = KeptStates(tmp_path, "run") if on_disk else states
+    assert [value(again.before(n)) for n in (6, 11, 17, 18, 21)] == [5, 9, 9, 17, 20]
+    assert again.before(5) == Memory()
+    again.put(memory(21, 21), (10, 20))
+    assert again.before(9) == Memory()
+    assert value(again.before(11)) == 9
+
+
 def test_an_exchange_done_again_forgets_what_followed(tmp_path: Path) -> None:
     states = KeptStates(tmp_path, "run")
     for exchange in range(1, 5):

@@ -163,6 +163,21 @@ def test_what_was_published_later_is_not_seen(on_disk: bool, tmp_path: Path) -> 
     assert [published.as_now()(client) for client in (0, 1, 2)] == [b"second", b"other", None]
 
 
+def test_published_files_stay_while_a_checkpoint_names_them(tmp_path: Path) -> None:
+    published = Published(tmp_path)
+    kept = []
+    for number in range(1, 12):
+        published.put(0, number, bytes([number]))
+        if number % 4 == 0:
+            published.saved()
+        kept.append(sorted(int(path.stem.partition("-")[2]) for path in tmp_path.iterdir()))
+    assert kept[-1] == [4, 8, 10, 11]
+    assert kept[2] == [2, 3]
+    resumed = Published(tmp_path)
+    resumed.restore({0: 8})
+    assert resumed.as_now()(0) == bytes([8])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_values_that_are_not_finite_are_found_in_every_type(dtype: torch.dtype, bad: float) -> None:

@@ -36,6 +36,7 @@ MESSAGES: tuple[messages.AnyMessage, ...] = (
         True,
         ("ef" * 8,),
         (messages.HeldBroadcast("ef" * 8, "store_mask", 1, (b"mask",)),),
+        (2, 5),
     ),
     messages.Work("run-1", 0, 1, "score", 1, 9, ()),
     messages.Done("run-1", 3, 7, REPORT, b"payload", ("ef" * 8,)),
@@ -60,6 +61,15 @@ def test_a_message_comes_back_as_it_was(message: messages.AnyMessage) -> None:
         assert (back.payload, back.holds, back.exchange) == (message.payload, message.holds, message.exchange)
         return
     assert back == message
+
+
+def test_work_of_a_server_that_names_no_checkpoints_is_read() -> None:
+    packed = message_bytes.pack(messages.Work("run-1", 0, 1, "score", 1, 9, (), checkpoints=(0,)))
+    head = json.loads(packed.head)
+    del head["checkpoints"]
+    work = message_bytes.unpack(Message(json.dumps(head).encode(), packed.body))
+    assert isinstance(work, messages.Work)
+    assert work.checkpoints == ()
 
 
 def test_the_bodies_of_a_broadcast_are_equal_bytes() -> None:

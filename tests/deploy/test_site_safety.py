@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,7 +122,10 @@ def test_an_error_that_may_quote_data_stays_at_the_site(
     monkeypatch.setattr(trainer, "work", fail)
     answer = trainer.handle(message_bytes.pack(messages.Work("run-1", 0, 1, "score", 1, 3, ())))
     assert answer == "RuntimeError at the site; see the site's log"
-    assert "4711" in (tmp_path / "site.jsonl").read_text()
+    lines = map(json.loads, (tmp_path / "site.jsonl").read_text().splitlines())
+    (line,) = (line for line in lines if line["event"] == "work_failed")
+    assert "4711" in line["text"]
+    assert "in fail" in line["traceback"], "the place of the fault"
 
 
 @pytest.mark.parametrize(

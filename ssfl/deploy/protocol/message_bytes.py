@@ -190,6 +190,7 @@ def _read_work(f: Fields, blobs: list[bytes]) -> Work:
         f.flag("publish"),
         f.texts("holds", 64, 64),
         tuple(missed),
+        tuple(f.whole_list("checkpoints", 16)) if "checkpoints" in f.fields else (),
     )
 
 

@@ -100,6 +100,9 @@ class Work:
     """Digests of the broadcasts that the site must hold for this work."""
     missed: tuple[HeldBroadcast, ...] = ()
     """Those of them that the site lacks, as far as the server knows; it processes them before the work."""
+    checkpoints: tuple[int, ...] = ()
+    """The exchanges after which the server's checkpoints were saved: it may resume from one, so the site keeps its
+    states as of them. Servers of earlier versions do not send this."""
 
 
 @dataclass(frozen=True)

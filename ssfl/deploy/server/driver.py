@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ssfl import run_folder
-from ssfl.algorithms.base import Clock
 from ssfl.assemble.build import RunSetup
 from ssfl.assemble.continuing import CONFIG, kept_values
 from ssfl.assemble.execution import executor_of
@@ -82,7 +81,7 @@ class _Driver:
         if self.exchange.number % self.run.settings.checkpoint_rounds == 0:
             self.checkpoint(progress)
         self.run.save_record(round=progress.clock.round - 1)
-        self._add_late_sites(progress.clock)
+        self._add_late_sites(progress)
         return time.perf_counter() - start
 
     def retry_while_disk_full(self, write: Callable[[], object]) -> None:
@@ -120,6 +119,7 @@ class _Driver:
             CONFIG: kept_values(self.run.config),
         }
         self.retry_while_disk_full(lambda: self.checkpoints.save(progress, extra))
+        self.exchange.saved()
         self.metrics.saved()
 
     def keep_broadcast(self, broadcast: HeldBroadcast) -> None:
@@ -130,33 +130,35 @@ class _Driver:
             path = folder / f"{broadcast.digest}-{number}.bin"
             self.retry_while_disk_full(partial(write_atomically, path, blob))
 
-    def _add_late_sites(self, clock: Clock) -> None:
+    def _add_late_sites(self, progress: Progress) -> None:
         """Add clients that joined after the start, if the method has a global model."""
         if not self.run.settings.late_sites:
             return
         joined = {c: s.joined.examples for c, s in self.run.registry.clients.items() if s.joined is not None}
-        late, most = joined.keys() - self.run.counts.keys(), self.setup.federation.num_clients
+        late, most = joined.keys() - self.run.counts.keys(), self._clients_of(progress)
         self._report_left_out({c for c in late if c >= most}, most)
         new = {c: joined[c] for c in late if c < most}
-        if not new:
-            return
-        state = self.loop.progress.state if self.loop.progress is not None else None
-        if state is None or self.setup.algorithm.weights_to_evaluate(state, self.loop.context) is None:
+        if not new or self.setup.algorithm.weights_to_evaluate(progress.state, self.loop.context) is None:
             return
         self.run.counts |= new
         self.loop.context = replace(self.loop.context, example_counts=dict(self.run.counts))
         raw = self.run.deployment_text.encode()
         self.retry_while_disk_full(lambda: write_atomically(self.folder / run_folder.DEPLOYMENT, raw))
-        text = f"clients {', '.join(map(str, sorted(new)))} take part from round {clock.round} on"
+        text = f"clients {', '.join(map(str, sorted(new)))} take part from round {progress.clock.round} on"
         self.run.log.info("late_sites", text, run=self.run.record.run)
+
+    def _clients_of(self, progress: Progress) -> int:
+        """Number of clients for which the run has results; a resumed one keeps it when the roster has grown."""
+        board = progress.scoreboard
+        return self.setup.federation.num_clients if board is None else len(board.total)
 
     def _report_left_out(self, clients: set[int], most: int) -> None:
         """Once for each client whose number is above those of this run."""
         for client in sorted(clients - self.left_out):
             text = (
-                f"client {client}: its number is above those of this run, whose clients are 0 to {most - 1}"
+                f"client {client} does not take part: this run was started for clients 0 to {most - 1} "
+                "(deploy.sites, or the largest number registered then); it can take part in the next run"
             )
-            text += "; it takes part in the next run (deploy.sites reserves numbers)"
             self.run.log.warning("site_left_out", text, run=self.run.record.run, client=client)
         self.left_out |= clients
 
@@ -175,6 +177,7 @@ def drive(run: ServerRun, setup: RunSetup, folder: Path) -> None:
     run.started = time.monotonic() - extra["wall_seconds"]
     exchange = FleetExchange(run.registry, setup.algorithm.tasks, setup.wire, run.settings, run.log, folder)
     exchange.number = extra["exchange"]
+    exchange.checkpoints = (exchange.number,)
     exchange.broadcasts = _broadcasts(folder, extra.get("broadcasts", []))
     exchange.published.restore({int(c): int(n) for c, n in extra.get("published", {}).items()})
     with ExitStack() as stack:

@@ -35,6 +35,7 @@ from ssfl.deploy.settings import DeploySettings
 from ssfl.engine.accounting.ledger import Meter
 from ssfl.engine.client.memory import ClientMemories
 from ssfl.engine.coded_exchange import ServerCoder
+from ssfl.engine.state.serialization import KEPT_CHECKPOINTS
 from ssfl.errors import UserError
 from ssfl.wire.stack import WireStack
 
@@ -78,7 +79,8 @@ class FleetExchange:
     """The loop's `Exchange` over a registry of sites.
 
     number: exchanges done so far in this run. broadcasts: what every client must hold, by digest. Checkpoints keep
-    both (`driver.py`). write: calls a function that writes a file, which may wait for free space.
+    both (`driver.py`). checkpoints: the exchanges after which those that are kept were saved; 0 is the start of the
+    run. write: calls a function that writes a file, which may wait for free space.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class FleetExchange:
         self.layout: Layout = wire.layout
         self.published = Published(None if scratch is None else scratch / "published")
         self.number = 0
+        self.checkpoints: tuple[int, ...] = (0,)
         self.broadcasts: dict[str, HeldBroadcast] = {}
         self.summary = ExchangeSummary()
         self.on_broadcast: Callable[[HeldBroadcast], None] = lambda broadcast: None
@@ -114,7 +117,13 @@ class FleetExchange:
         self.summary = ExchangeSummary(asked=len(plan.instructions))
         self.registry.fields |= {"round": plan.clock.round, "phase": plan.phase}
         outgoing = OutgoingWork(
-            plan, self.registry, self.number, self.layout, self.broadcasts, self.published
+            plan,
+            self.registry,
+            self.number,
+            self.checkpoints,
+            self.layout,
+            self.broadcasts,
+            self.published,
         )
         arrived = PendingReplies(self._scratch, self._log_no_file)
         state = _ExchangeState(plan, meter, outgoing, set(outgoing.inboxes), arrived)
@@ -139,6 +148,11 @@ class FleetExchange:
     def client_memories(self) -> ClientMemories:
         """The codec states of the server; the clients' states stay at the sites."""
         return self.coder.memory()
+
+    def saved(self) -> None:
+        """A checkpoint of the exchanges so far has been saved."""
+        self.checkpoints = (*self.checkpoints, self.number)[-KEPT_CHECKPOINTS:]
+        self.published.saved()
 
     def restore(self, memories: ClientMemories) -> None:
         """Restore what `client_memories` returned."""

@@ -23,8 +23,9 @@ WorkTraffic = dict[int, list[tuple[int, Traffic]]]
 class OutgoingWork:
     """Makes the messages of a plan.
 
-    number: of the exchange. broadcasts: what every client must hold, by digest. encoded: messages of the plan as
-    bytes, by the id of the payload, kept while clients wait for them to be sent.
+    number: of the exchange. checkpoints: numbers of the exchanges after which the kept ones were saved. broadcasts:
+    what every client must hold, by digest. encoded: messages of the plan as bytes, by the id of the payload, kept while
+    clients wait for them to be sent.
     """
 
     def __init__(
@@ -32,13 +33,15 @@ class OutgoingWork:
         plan: RoundPlan,
         registry: SiteRegistry,
         number: int,
+        checkpoints: tuple[int, ...],
         layout: Layout,
         broadcasts: Mapping[str, messages.HeldBroadcast],
         published: Published,
     ) -> None:
         self.inboxes = {i.client: tuple(i.inbox) for i in plan.instructions}
         self.encoded: dict[int, bytes] = {}
-        self._plan, self._registry, self._number, self._layout = plan, registry, number, layout
+        self._plan, self._registry, self._layout = plan, registry, layout
+        self._number, self._checkpoints = number, checkpoints
         self._broadcasts, self._published = broadcasts, published.as_now()
 
     def groups(self, to: Sequence[int]) -> Iterator[tuple[list[messages.Work], WorkTraffic]]:
@@ -92,4 +95,5 @@ class OutgoingWork:
             plan.publish,
             tuple(self._broadcasts),
             tuple(broadcast for digest, broadcast in self._broadcasts.items() if digest not in holds),
+            self._checkpoints,
         )

@@ -1,21 +1,20 @@
 """The last payload of each client in plans with `publish`, as it was received: decentralised methods send it to peers.
 
-With a folder, payloads are files. Each exchange writes new ones, and the last three of a client are kept, so that the
-files that a checkpoint names exist when the server resumes from it.
+With a folder, payloads are files. Each exchange writes new ones; a client's last two are kept, and those that a
+checkpoint names, so that they exist when the server resumes from it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import final
 
+from ssfl.engine.state.serialization import KEPT_CHECKPOINTS
 from ssfl.output import write_atomically
-
-KEPT = 3
-"""Files kept of each client: the server keeps two checkpoints."""
 
 
 @final
@@ -27,6 +26,8 @@ class Published:
         self._memory: dict[int, bytes] = {}
         self.versions: dict[int, int] = {}
         """Client -> number of the exchange of its last payload."""
+        self._saved: deque[dict[int, int]] = deque(maxlen=KEPT_CHECKPOINTS)
+        """The versions in the checkpoints that are kept."""
 
     def as_now(self) -> Callable[[int], bytes | None]:
         """Client -> the bytes of its last payload as of this call, read when they are asked for; None for none.
@@ -49,12 +50,17 @@ class Published:
         else:
             self._folder.mkdir(exist_ok=True)
             write_atomically(self._path(client, exchange), raw)
-            self._prune(client)
+            self._prune(client, exchange)
         self.versions[client] = exchange
+
+    def saved(self) -> None:
+        """A checkpoint has been saved that names the versions as of now."""
+        self._saved.append(dict(self.versions))
 
     def restore(self, versions: Mapping[int, int]) -> None:
         """Restore the versions that a checkpoint names."""
         self.versions = dict(versions)
+        self.saved()
 
     def forget(self) -> None:
         """Delete everything when the run is over."""
@@ -67,8 +73,12 @@ class Published:
         assert self._folder is not None
         return self._folder / f"{client}-{exchange:08d}.bin"
 
-    def _prune(self, client: int) -> None:
+    def _prune(self, client: int, newest: int) -> None:
+        """Delete files that no checkpoint names; the exchange in progress still sends the last one before `newest`."""
         assert self._folder is not None
-        for path in sorted(self._folder.glob(f"{client}-*.bin"))[:-KEPT]:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        named = (versions.get(client) for versions in (*self._saved, self.versions))
+        kept = {self._path(client, number) for number in (newest, *named) if number is not None}
+        for path in self._folder.glob(f"{client}-*.bin"):
+            if path not in kept:
+                with contextlib.suppress(OSError):
+                    path.unlink()

@@ -1,7 +1,7 @@
 """The client state of a run on disk, so that a restarted site still has its masks and its codec's feedback.
 
-A file holds the state after one exchange. The last few are kept, because a server that resumes from a checkpoint may
-ask for an exchange that this site has already done.
+A file holds the state after one exchange. The last few are kept, and those as of the server's checkpoints, because a
+server that resumes from one asks again for exchanges that this site has already done.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from ssfl.output import write_atomically
 KEPT_DAYS = 30
 """How long a site keeps the states of a run that has not ended with a Finish: it may be resumed."""
 KEPT = 4
-"""States kept on disk: the server keeps two checkpoints and writes one after every exchange."""
+"""Number of the last states that are kept in any case: the server names a checkpoint in its next message."""
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,127}")
 
 
@@ -75,12 +75,17 @@ class KeptStates:
 
     def before(self, exchange: int) -> Memory:
         """The state just before `exchange`; empty for a run that is new to this site."""
-        known = [m for number, m in self._recent.items() if number < exchange]
-        known += [m for m in map(self._read, self._numbers()) if m is not None and m.exchange < exchange]
-        return max(known, key=lambda memory: memory.exchange, default=Memory())
+        numbers = {*self._recent, *self._numbers()}
+        for number in sorted((n for n in numbers if n < exchange), reverse=True):
+            if (memory := self._read(number)) is not None:
+                return memory
+        return Memory()
 
-    def put(self, memory: Memory) -> str | None:
-        """Store a state and drop later ones (the exchange was repeated). Returns an error text if the disk failed."""
+    def put(self, memory: Memory, checkpoints: Collection[int] = ()) -> str | None:
+        """Store a state and drop later ones (the exchange was repeated). Returns an error text if the disk failed.
+
+        checkpoints: the exchanges after which the server's checkpoints were saved.
+        """
         later = [number for number in self._recent if number >= memory.exchange]
         for number in later:
             del self._recent[number]
@@ -89,10 +94,10 @@ class KeptStates:
                 self._path(number).unlink(missing_ok=True)
         before = self.before(memory.exchange)
         self._recent[memory.exchange] = memory
-        for number in sorted(self._recent)[:-KEPT]:
+        for number in _not_needed(sorted(self._recent), checkpoints if self.folder is None else ()):
             del self._recent[number]
         if before.state is not memory.state or before.holds != memory.holds:
-            return self._write(memory)
+            return self._write(memory, checkpoints)
         if self.folder is not None:
             with contextlib.suppress(OSError):
                 os.utime(self.folder)  # the run is in use
@@ -126,7 +131,7 @@ class KeptStates:
             return None
         return Memory(exchange, state, {str(k): int(v) for k, v in holds.items()})
 
-    def _write(self, memory: Memory) -> str | None:
+    def _write(self, memory: Memory, checkpoints: Collection[int]) -> str | None:
         if self.folder is None:
             return None
         path = self._path(memory.exchange)
@@ -134,8 +139,14 @@ class KeptStates:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomically(path, save(tensors, {"holds": json.dumps(dict(memory.holds))}))
-            for number in self._numbers()[:-KEPT]:
+            for number in _not_needed(self._numbers(), checkpoints):
                 self._path(number).unlink(missing_ok=True)
         except OSError as error:
             return f"{path}: cannot be written ({error.strerror})"
         return None
+
+
+def _not_needed(numbers: Sequence[int], checkpoints: Collection[int]) -> list[int]:
+    """Those of the states, in ascending order, that are neither among the last KEPT nor as of a checkpoint."""
+    kept = {max((n for n in numbers if n <= checkpoint), default=0) for checkpoint in checkpoints}
+    return [number for number in numbers[:-KEPT] if number not in kept]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class Trainer:
             reason = str(error)
         except Exception as error:
             reason = _reason_to_send(error)
-            self.log.error("work_failed", repr(error), run=self.run)
+            self.log.error("work_failed", repr(error), run=self.run, traceback=traceback.format_exc())
             return reason
         self.log.warning("refused", reason, run=self.run)
         return reason
@@ -148,7 +149,7 @@ class Trainer:
         if is_broadcast(session.algorithm.tasks[work.phase]):
             holds[digest_of(work.inbox)] = work.exchange
         kept = Memory(work.exchange, state, holds)
-        if fault := session.states.put(kept):
+        if fault := session.states.put(kept, work.checkpoints):
             self.log.warning(
                 "state_not_saved",
                 f"{fault}: the state is kept in memory and lost when this process ends",
