@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,25 @@ def add_deploy(verbs: Any) -> None:
     status.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _whole(low: int, high: int = 1 << 31) -> Callable[[str], int]:
+    """The type of an argument that is a whole number in this range."""
+
+    def read(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if low <= (value := int(text)) <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from {low} to {high}")
+
+    return read
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{text}: must be a number of at least 0")
+
+
 def _add_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, default=Path("server"), help="the server's folder")
 
@@ -66,7 +88,9 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         default="",
         help="address to listen on (default: all IPv4 addresses, 127.0.0.1 if insecure; '::' for all IPv6 addresses)",
     )
-    parser.add_argument("--port", type=int, default=0, help="default: the port of --address at init")
+    parser.add_argument(
+        "--port", type=_whole(0, 65535), default=0, help="default: the port of --address at init"
+    )
     parser.add_argument("--insecure", action="store_true", help="no TLS and no node keys; loopback only")
     parser.add_argument(
         "--control-from",
@@ -76,7 +100,7 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         help="hosts that may start runs besides this machine; they can execute code on this machine",
     )
     parser.add_argument(
-        "--restarts", type=int, default=20, help="how many times a run is resumed after crashes"
+        "--restarts", type=_whole(0), default=20, help="how many times a run is resumed after crashes"
     )
     parser.add_argument("--stock-sites", action="store_true", help=argparse.SUPPRESS)
 
@@ -95,13 +119,18 @@ def _add_site(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state", type=Path, help="folder for client state: masks, codec feedback (default: FOLDER/state)"
     )
-    parser.add_argument("--threads", type=int, default=1, help="number of PyTorch threads")
+    parser.add_argument("--threads", type=_whole(1), default=1, help="number of PyTorch threads")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--client", type=int, default=-1, help="client number, if the server has no roster")
     parser.add_argument("--insecure", action="store_true", help="no TLS and no key; loopback only")
-    parser.add_argument("--max-message-mb", type=int, default=2000, help="largest message accepted, in MB")
     parser.add_argument(
-        "--give-up-seconds", type=float, default=0.0, help="stop after so long without a connection; 0: never"
+        "--max-message-mb", type=_whole(1), default=2000, help="largest message accepted, in MB"
+    )
+    parser.add_argument(
+        "--give-up-seconds",
+        type=_seconds,
+        default=0.0,
+        help="stop after so long without a connection; 0: never",
     )
     parser.add_argument(
         "--stock-supernode",
@@ -129,7 +158,9 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--insecure", action="store_true", help="without TLS and node keys")
     parser.add_argument("--keep", type=Path, help="keep logs, keys and data here")
     parser.add_argument("--console", choices=("auto", "rich", "plain", "quiet", "json"), default="auto")
-    parser.add_argument("--seconds", type=float, default=0.0, help="stop after this number of seconds; 0: never")
+    parser.add_argument(
+        "--seconds", type=_seconds, default=0.0, help="stop after this number of seconds; 0: never"
+    )
 
 
 def _add_key(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_type_hints
@@ -57,7 +56,7 @@ class DeploySettings:
     def __post_init__(self) -> None:
         for name, (low, high, above) in _RANGES.items():
             value = getattr(self, name)
-            if not math.isfinite(value) or value > high or value < low or (above and value == low):
+            if not low <= value <= high or (above and value == low):
                 least = f"above {low:g}" if above else f"at least {low:g}"
                 raise DeployError(f"{PREFIX}{name}={value}: must be {least} and at most {high:g}")
 

@@ -375,6 +375,46 @@ def test_a_crashed_run_of_a_decentralised_method_goes_on_with_its_peers_models(
     assert not (folders[1] / "published").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("algorithm=fedavg", "communication.profile=small", "communication.downlink_versions=2"),
+        ("algorithm=dispfl",),
+    ],
+)
+def test_a_run_with_few_checkpoints_that_crashed_goes_on_with_the_same_numbers(
+    words: tuple[str, ...], tmp_path: Path, home: Path
+) -> None:
+    """Sites keep their states, and the server its peers' models, since the checkpoint of round 5."""
+    words = words_in(tmp_path, *words, "training.comm_round=9", "deploy.checkpoint_rounds=5")  # type: ignore[assignment]
+    whole = run_words(fleet_of(tmp_path / "whole"), words, log=listed_log([]))
+    fleet = fleet_of(tmp_path / "crashed")
+    crash_at(fleet, 9)
+    with pytest.raises(Crash):
+        run_words(fleet, words, log=listed_log([]))
+    (folder,) = (r.folder for r in load_records(home) if r.status == "running")
+    again = run_words(fleet_of(tmp_path / "crashed"), [], resume=folder, log=listed_log([]))
+    assert [e["round"] for e in events(again) if e["event"] == "resumed"] == [5]
+    losses = ([e["client_loss_mean"] for e in events(f) if e["event"] == "round"] for f in (whole, again))
+    assert next(losses) == next(losses)
+
+
+def test_a_run_resumed_over_a_link_is_still_known_by_its_folder(tmp_path: Path, home: Path) -> None:
+    fleet = fleet_of(tmp_path)
+    crash_at(fleet, 2)
+    with pytest.raises(Crash):
+        run_words(fleet, words_in(tmp_path), log=listed_log([]))
+    (record,) = load_records(home)
+    (tmp_path / "link").symlink_to(record.folder)
+    crash_at(fleet := fleet_of(tmp_path), 3)
+    with pytest.raises(Crash):
+        run_words(fleet, [], resume=str(tmp_path / "link"), log=listed_log([]))
+    (again,) = load_records(home)
+    assert again.folder == record.folder
+    run_words(fleet_of(tmp_path), [], resume=again.folder, log=listed_log([]))
+    assert load_records(home)[0].status == "finished"
+
+
 def test_an_edited_configuration_is_refused_by_name_and_a_spoiled_checkpoint_is_passed_over(
     tmp_path: Path, home: Path
 ) -> None:
@@ -452,8 +492,30 @@ def test_sites_registered_during_a_run_take_part_if_their_number_fits(tmp_path: 
     assert json.loads((folder / "deployment.json").read_text())["counts"].keys() == {"0", "1"}
     (line,) = [line for line in lines if line["event"] == "site_left_out"]
     assert line["client"] == 2
-    assert "client 2: its number is above those of this run, whose clients are 0 to 1" in line["text"]
+    assert "client 2 does not take part: this run was started for clients 0 to 1" in line["text"]
     assert any(isinstance(m, messages.Work) for m in fleet.sites_by_node[101].served)
+
+
+def test_a_resumed_run_keeps_its_number_of_clients(tmp_path: Path, home: Path) -> None:
+    """Its results have no place for clients whose numbers were registered since."""
+    home.mkdir()
+    save_roster(home, Roster((Member(0, "a", "key-0"),), ()))
+    fleet = fleet_of(tmp_path)
+    crash_at(fleet, 3)
+    with pytest.raises(Crash):
+        run_words(fleet, words_in(tmp_path, "deploy.sites=1"), log=listed_log([]))
+    save_roster(home, Roster(tuple(Member(c, f"site-{c}", f"key-{c}") for c in range(3)), ()))
+    (record,) = load_records(home)
+    fleet, lines = fleet_of(tmp_path), list[dict[str, Any]]()
+
+    def slowly(message: Message, answer: Message | str) -> Message | str:
+        time.sleep(0.6)  # the server looks for sites once a second
+        return answer
+
+    fleet.sites_by_node[100].fault = slowly
+    folder = run_words(fleet, [], resume=record.folder, log=listed_log(lines))
+    assert [e["clients"] for e in events(folder) if e["event"] == "round"] == [1] * 4
+    assert {line["client"] for line in lines if line["event"] == "site_left_out"} == {1, 2}
 
 
 def test_a_roster_that_cannot_be_read_changes_nothing(tmp_path: Path, home: Path) -> None:
@@ -522,6 +584,28 @@ def test_without_node_keys_the_roster_does_not_count(
     monkeypatch.setenv(OPEN_VARIABLE, "1")
     folder = run_words(fleet_of(tmp_path), words_in(tmp_path, "training.comm_round=1"), log=listed_log([]))
     assert [e["clients"] for e in events(folder) if e["event"] == "round"] == [3]
+
+
+def test_without_node_keys_sites_that_ask_for_no_number_get_different_ones(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OPEN_VARIABLE, "1")
+    fleet = fleet_of(tmp_path)
+    for site in fleet.sites_by_node.values():
+        site.trainer.wish = -1
+    folder = run_words(fleet, words_in(tmp_path, "training.comm_round=1"), log=listed_log([]))
+    assert [e["clients"] for e in events(folder) if e["event"] == "round"] == [3]
+
+
+def test_without_node_keys_a_second_site_with_the_same_number_is_refused_with_the_reason(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OPEN_VARIABLE, "1")
+    fleet, lines = fleet_of(tmp_path), list[dict[str, Any]]()
+    fleet.sites_by_node[102].trainer.wish = 0
+    run_words(fleet, words_in(tmp_path, "training.comm_round=1"), log=listed_log(lines))
+    (reason,) = {line["text"] for line in lines if line["event"] == "answer_refused"}
+    assert reason == "node 102: asks to be client 0, which node 100 (client 0) is already"
 
 
 def test_no_site_at_all_stops_the_run_before_anything_is_written(tmp_path: Path, home: Path) -> None:

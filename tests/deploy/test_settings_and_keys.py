@@ -33,6 +33,7 @@ def test_words_become_settings() -> None:
         ("deploy.quorum=nan", "must be above 0"),
         ("deploy.deadline_seconds=soon", "must be a number"),
         ("deploy.sites=1.5", "must be a whole number"),
+        (f"deploy.sites=1{'0' * 400}", "at most 1e\\+06"),
         ("deploy.scoring=never", "must be one of quorum, all"),
         ("deploy.server_data=yes", "must be true or false"),
         ("deploy.sites", "no such key"),

@@ -25,3 +25,22 @@ def test_the_data_is_read_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == [path]
     assert main(["deploy", "site", "--data", str(tmp_path / "none.npz"), "--check"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["site", "--data", "a.npz", "--threads", "0"], "--threads: 0: must be a whole number from 1"),
+        (["site", "--data", "a.npz", "--max-message-mb", "0"], "must be a whole number from 1"),
+        (["site", "--data", "a.npz", "--give-up-seconds", "-1"], "-1: must be a number of at least 0"),
+        (["server", "--port", "70000"], "70000: must be a whole number from 0 to 65535"),
+        (["server", "--restarts", "-2"], "-2: must be a whole number from 0"),
+        (["local", "--seconds", "nan"], "nan: must be a number of at least 0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_anything_starts(
+    words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["deploy", *words])
+    assert reason in capsys.readouterr().err

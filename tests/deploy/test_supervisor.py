@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import itertools
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,6 +20,7 @@ pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
 
 from ssfl.deploy.commands import status
 from ssfl.deploy.processes.process_group import ProcessGroup
+from ssfl.deploy.server import supervisor
 from ssfl.deploy.server.run_record import RunRecord, load_records, save_record
 from ssfl.deploy.server.supervisor import Server, ServerOptions
 from tests.deploy.fake_fleet import listed_log
@@ -157,6 +160,41 @@ def test_a_run_whose_process_has_died_can_be_stopped(
     server.look_after()
     assert configs == []
     assert load_records(server.options.folder)[0].status == "stopped"
+
+
+def test_a_record_that_was_being_written_when_its_process_died_counts_for_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hidden file that replaces a record is complete, but says that a finished run is running."""
+    configs = started(server, {}, monkeypatch)
+    waiting(server, status="running", folder="outputs/run")
+    record = server.options.folder / "runs" / "run-1.json"
+    record.with_name(".run-1.4711.json").write_bytes(record.read_bytes())
+    waiting(server, status="finished", folder="outputs/run")
+    server.look_after()
+    assert configs == []
+    assert [r.status for r in load_records(server.options.folder)] == ["finished"]
+
+
+def test_a_fault_of_the_machine_does_not_end_the_supervisor(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, lines = threading.Event(), list[dict[str, Any]]()
+    errors = iter([OSError(errno.ENOSPC, "No space left on device"), None])
+
+    def look_after() -> None:
+        if (error := next(errors)) is not None:
+            raise error
+        over.set()
+
+    monkeypatch.setattr(supervisor, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(server, "look_after", look_after)
+    server.log = listed_log(lines)
+    server.watch(over)
+    (line,) = lines
+    assert line["event"] == "server_trouble"
+    assert "No space left on device; trying again" in line["text"]
 
 
 def test_a_run_that_a_user_stopped_stays_stopped(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def follow(
                 shown = _Shown(Path(record.folder), console, record.rounds)
             if shown is not None:
                 shown.more()
-            if record.status in ("finished", "failed", "stopped", "refused"):
+            if not record.active:
                 return _end(record, shown)
         time.sleep(POLL_SECONDS)
     if shown is not None:

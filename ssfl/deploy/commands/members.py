@@ -1,6 +1,6 @@
 """`ssfl deploy key`, `register`, `revoke` and `renew`: the keys and certificates of a federation in use.
 
-The roster decides; a server that is running is told at once, another reads the roster when it starts.
+The roster decides. A running server is told of the change at once; one that is down reads the roster when it starts.
 """
 
 from __future__ import annotations

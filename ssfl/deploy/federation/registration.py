@@ -84,7 +84,7 @@ def _public_key(server: Path, name: str) -> Path:
 
 
 def _check_unused(roster: Roster, key: str, client: int, public_key: Path) -> None:
-    """Raises DeployError for a key of another site, or of none any more."""
+    """Raises DeployError for a key of another site, or one that was revoked or replaced."""
     for member in roster.members:
         if member.key == key and member.client != client:
             raise DeployError(f"{public_key}: is the key of {member.name} (client {member.client}) already")

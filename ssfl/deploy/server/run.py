@@ -59,16 +59,17 @@ def run_words(
     home = home_folder()
     log = log or EventLog("server", None if home is None else home / "server.jsonl")
     again = claimed_record(home, flower_run)
-    known = _record_of(home, Path(resume)) if resume else again
+    folder = Path(resume).resolve()
+    known = _record_of(home, folder) if resume else again
     with ExitStack() as held:
         try:
             held.enter_context(one_run(home, "" if known is None else known.run))
-            run = _resumed(port, Path(resume), home, log) if resume else _new(port, words, home, log, again)
+            run = _resumed(port, folder, home, log) if resume else _new(port, words, home, log, again)
         except UserError as error:
             reason = one_line(str(error), MOST_DETAILS)
             refused = again or RunRecord(_new_name(), tuple(words), flower_run=flower_run)
             refused = replace(refused, status="failed", reason=reason)
-            refused = _refused_resume(home, Path(resume), refused) if resume else save_record(home, refused)
+            refused = _refused_resume(home, folder, refused) if resume else save_record(home, refused)
             log.error("run_stopped", f"{reason}; nothing was written", run=refused.run)
             raise
         run.save_record(pid=os.getpid(), flower_run=flower_run, status="running" if resume else "waiting")
@@ -92,9 +93,9 @@ def _new_name() -> str:
 
 
 def _record_of(home: Path | None, folder: Path) -> RunRecord | None:
-    """The record of the run with this folder."""
+    """The record of the run with this folder, an absolute path without links."""
     records = [] if home is None else load_records(home)
-    return next((r for r in reversed(records) if r.folder == str(folder.resolve())), None)
+    return next((r for r in reversed(records) if r.folder == str(folder)), None)
 
 
 def _refused_resume(home: Path | None, folder: Path, refused: RunRecord) -> RunRecord:

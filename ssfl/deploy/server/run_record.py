@@ -85,9 +85,9 @@ def claimed_record(home: Path | None, flower_run: str) -> RunRecord | None:
 
 def load_records(home: Path, folder: str = RUNS) -> list[RunRecord]:
     """All records of a folder, oldest first; files that cannot be read are left out."""
-    found = []
-    for path in sorted((home / folder).glob("*.json"), key=lambda p: p.stat().st_mtime):
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            found.append(RunRecord(**{**fields, "words": tuple(fields["words"])}))
-    return found
+    found: list[tuple[float, RunRecord]] = []
+    for path in (home / folder).glob("[!.]*.json"):  # a hidden file is being written, or was left by a crash
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            written, fields = path.stat().st_mtime, json.loads(path.read_text(encoding="utf-8"))
+            found.append((written, RunRecord(**{**fields, "words": tuple(fields["words"])})))
+    return [record for _, record in sorted(found, key=lambda item: item[0])]

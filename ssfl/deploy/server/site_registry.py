@@ -301,7 +301,7 @@ class SiteRegistry:
     def _restarted(self, site: Site, session: str) -> None:
         """The site has reconnected: unanswered messages to its previous process are lost; ask for its state again.
 
-        An operator may have corrected what was refused, so refused answers are counted anew.
+        An operator may have corrected what was refused, so the count of refused answers starts at 0 again.
         """
         self._drop_pending(site, "restarted while it worked")
         site.session, site.free, site.next_try, site.pause = session, False, 0.0, RETRY_SECONDS
@@ -417,10 +417,12 @@ class SiteRegistry:
         """Which client a node is: by its registered key, else the number that it asks for, if that is free."""
         if (member := self._members.get(site.key)) is not None:
             return member.client
-        taken = {n: s for n, s in self.clients.items() if s is not site}
-        wish = pong.wish if pong.wish >= 0 else min(set(range(len(taken) + 1)) - set(taken))
+        joining = [pending.site for pending in self._pending.values() if pending.purpose == "join"]
+        holders = [s for s in (*joining, *self.clients.values()) if s is not site]
+        taken = {s.client: s for s in holders}
+        wish = pong.wish if pong.wish >= 0 else min(set(range(len(taken) + 1)) - taken.keys())
         other = taken.get(wish)
-        if other is None or not other.present or not other.free:
+        if other is None or not other.present or (other.joined is not None and not other.free):
             return wish
         self._refuse_join(site, f"asks to be client {wish}, which {self._name(other)} is already")
         return None
@@ -432,6 +434,7 @@ class SiteRegistry:
             self._refuse_join(site, reason)
             return
         for other in [s for s in self._sites.values() if s.client == site.client and s is not site]:
+            self._drop_pending(other, "another process of this site has joined")
             other.client = None  # a previous process of this site, under another key or node number
             other.joined, other.free = None, False
             other.next_try = self.now() + PING_SECONDS

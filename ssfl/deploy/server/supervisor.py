@@ -189,7 +189,7 @@ class Server:
             try:
                 self.look_after()
                 pause = FIRST_PAUSE_SECONDS
-            except DeployError as error:
+            except (DeployError, OSError) as error:  # OSError: a full disk, or no process can be started
                 self.log.error("server_trouble", f"{error}; trying again in {pause:.0f} s")
                 over.wait(pause)
                 pause = min(60.0, 2 * pause)

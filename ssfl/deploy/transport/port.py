@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from ssfl.deploy.log import one_line
+
 FailureKind = Literal["offline", "expired", "failed", "refused"]
 """offline: the site is not connected. expired: the deadline passed. failed: the site reports an error.
 refused: the answer exceeds a limit or is not a message of this protocol."""
@@ -124,6 +126,6 @@ class LinkError(Exception):
     """
 
     def __init__(self, message: str, again: bool = True, too_late: bool = False) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
         self.again = again
         self.too_late = too_late
