@@ -15,12 +15,13 @@ from ssfl.core.payloads import DenseValues, MaskBits, MaskedValues, Payload
 from ssfl.deploy.federation.roster import Member
 from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.server.exchange import QuorumError
+from ssfl.deploy.server.site_registry import SiteRegistry
 from ssfl.deploy.settings import DeploySettings
 from ssfl.deploy.transport.port import Answer, Failure, Message
 from ssfl.engine.accounting.ledger import Meter
 from ssfl.wire.message import decode
 from tests.contract.table import ROUNDS, SIZES, new_rig
-from tests.deploy.fake_fleet import Bench, FakeSite, honest, make_bench, trainer_of
+from tests.deploy.fake_fleet import RUN, Bench, FakeSite, honest, listed_log, make_bench, trainer_of
 from tests.deploy.faulty import LAYOUT, deployed, in_work, simulated, with_payload
 
 
@@ -321,6 +322,25 @@ def test_a_site_under_a_new_node_takes_its_clients_place() -> None:
     old = bench.fleet.sites_by_node.pop(102)
     bench.fleet.sites_by_node[300] = FakeSite(trainer_of("ssfl", "group", bench.data, 2), old.key)
     assert deployed(bench).equal(simulated("ssfl", {}))
+
+
+def test_without_a_roster_a_late_answer_of_a_process_that_was_replaced_is_not_awaited() -> None:
+    """A site without a key was restarted as another node, while its old process still counts as online."""
+    bench = make_bench("fedavg", sizes=(9, 9, 9))
+    fleet = bench.fleet
+    registry = SiteRegistry(fleet, (), RUN, listed_log([]), fleet.now, fleet.sleep)
+    registry.join_of, registry.max_body_bytes = bench.joins.__getitem__, 10_000_000
+    bench.registry = registry
+    bench.join_all()
+    bench.site(0).seconds = 60.0
+    registry.send_work([messages.Work(RUN, 0, 1, "train", 1, 3, ())], 1000.0)
+    fleet.sites_by_node[300] = FakeSite(trainer_of("fedavg", "group", bench.data, 0), "new-key")
+    outcomes = []
+    for _ in range(200):
+        outcomes += registry.poll()
+        fleet.sleep(0.5)
+    assert [(o.client, o.done, o.gone) for o in outcomes] == [(0, None, True)]
+    assert registry.clients[0].node == 300
 
 
 def test_a_key_that_is_replaced_during_a_run_is_refused_and_the_new_one_accepted() -> None:
