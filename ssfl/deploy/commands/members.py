@@ -41,7 +41,7 @@ def register(arguments: argparse.Namespace) -> int:
 
     _tell_server(arguments.folder, tell)
     print(f"{member.name} is client {member.client}; SHA-256 of its public key: {member.key}")
-    print(f"send {done.handover} to the site, which copies ca.crt and site.json beside its site.key")
+    print(f"send {done.handover} to the site, which copies ca.crt and site.json next to its site.key")
     return 0
 
 

@@ -20,7 +20,7 @@ CONNECTION = "ssfl"
 
 SITE_README = """\
 This folder is of the site {name}. It needs site.key, the private key of the site: keep that secret (chmod 600). A site
-that made its own key (ssfl deploy key) copies ca.crt and site.json beside it. Start with
+that made its own key (ssfl deploy key) copies ca.crt and site.json next to it. Start with
 
     ssfl deploy site --folder THIS_FOLDER --data FOLDER_OR_NPZ
 
