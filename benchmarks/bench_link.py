@@ -204,6 +204,7 @@ def _cells_of_a_link(
     first: Figure | None = None
     ours.rounds(Cell("small"), 2)  # the sites reconnect over the new link
     for cell in cells:
+        ours.rounds(cell, 1)  # each side makes the cell's payloads and opens its connections
         got = ours.rounds(cell, rounds)
         row = times(f"{rate:g} Mbit/s {delay:g} ms {cell.name}: round", got["seconds"])
         if timed and first is None:

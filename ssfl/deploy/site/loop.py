@@ -23,7 +23,7 @@ Handler = Callable[[Message], Message | str]
 
 @final
 class Pace:
-    """The wait before the next poll: short after an answer, then increasing."""
+    """The interval of polls: short after an answer, then increasing."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -34,7 +34,7 @@ class Pace:
         self._last = self._now()
 
     def seconds(self) -> float:
-        """The wait; from FAST_SECONDS to IDLE_SECONDS."""
+        """From the start of a poll to that of the next; from FAST_SECONDS to IDLE_SECONDS."""
         silent = self._now() - self._last
         if silent < EXPECTED_SECONDS:
             return FAST_SECONDS
@@ -57,10 +57,11 @@ def serve(
     while not over.is_set():
         try:
             port.connect()
+            asked = time.monotonic()
             delivery = port.receive(max_body_bytes)
             retry.worked()
-            if delivery is None:
-                over.wait(pace.seconds())
+            if delivery is None:  # on a long link the poll itself took some or all of the wait
+                over.wait(max(0.0, asked + pace.seconds() - time.monotonic()))
                 continue
             _answer(port, delivery, handle, log, over)
             pace.answered()

@@ -10,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -22,6 +23,9 @@ from ssfl.deploy.errors import DeployError
 from ssfl.deploy.transport import internals as flower
 from ssfl.deploy.transport.port import Delivery, LinkError, Message
 from ssfl.deploy.transport.records import RecordsError, from_records, to_records
+
+REQUESTS_AT_ONCE = 8
+"""Objects of a message that are pulled or pushed at a time; one by one, each small object would take a round trip."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +49,15 @@ class FleetPort:
         private, public = _keys(credentials.private_key)
         self._public = flower.public_key_to_bytes(public)
         certificates = credentials.root_certificates
-        self._client = flower.FleetHttpClient.from_server_address(
+        self._client = flower.fleet_client(
             credentials.superlink,
-            certificates is None,
             None if certificates is None else _certificates(certificates),
-            interceptors=[
+            [
                 flower.RuntimeVersionHttpInterceptor(component_name="SuperNode"),
                 flower.NodeAuthHttpInterceptor(private, public),
             ],
         )
-        flower.set_write_timeout(self._client)
+        self._confirmations = ThreadPoolExecutor(1, "confirmations")
         self._node_file = node_file
         self._registered = False
         self._node: Any = None
@@ -75,7 +78,7 @@ class FleetPort:
         self._beats.start()
 
     def receive(self, max_body_bytes: int) -> Delivery | None:
-        """Pull one message with its objects and confirm it."""
+        """Pull one message with its objects. It is confirmed in the background, while it is worked on."""
         self._check_beats()
         response = self._call(self._client.PullMessages, flower.PullMessagesRequest(node=self._node))
         if not response.messages_list:
@@ -86,7 +89,7 @@ class FleetPort:
         pull = flower.make_pull_object_fn_protobuf(self._client.PullObject, self._node, run)
         with _link_errors():
             try:
-                contents = flower.bounded_pull(ids, pull, max_body_bytes)
+                contents = flower.bounded_pull(ids, pull, max_body_bytes, REQUESTS_AT_ONCE)
                 message = flower.inflate(number, contents, max_body_bytes)
                 message.metadata.__dict__["_message_id"] = number
                 received = from_records(message.content)
@@ -96,10 +99,7 @@ class FleetPort:
             except flower.ObjectPullError:
                 return None  # the message expired or was not sent completely: there is nothing to answer
             finally:
-                confirm = flower.ConfirmMessageReceivedRequest(
-                    node=self._node, run_id=run, message_object_id=number
-                )
-                self._client.ConfirmMessageReceived(confirm)
+                self._confirmations.submit(self._confirm, self._node, run, number)
         left = head.metadata.created_at + head.metadata.ttl - time.time()
         return Delivery(head, str(run), received, max(0.0, left))  # the message would keep its body in memory
 
@@ -114,6 +114,7 @@ class FleetPort:
     def close(self) -> None:
         """Stop the heartbeat and deactivate the node, so that the server knows at once."""
         self._stop_beating()
+        self._confirmations.shutdown(wait=False, cancel_futures=True)
         node, self._node = self._node, None
         if node is not None:
             with contextlib.suppress(httpx.HTTPError):
@@ -172,7 +173,20 @@ class FleetPort:
             push = flower.make_push_object_fn_protobuf(
                 self._client.PushObject, self._node, run, response.session_id
             )
-            flower.bounded_push(objects, push, object_ids_to_push=set(response.objects_to_push))
+            flower.bounded_push(
+                objects,
+                push,
+                object_ids_to_push=set(response.objects_to_push),
+                at_once=REQUESTS_AT_ONCE,
+            )
+
+    def _confirm(self, node: Any, run: int, number: str) -> None:
+        """The SuperLink may delete the message's objects; without this it does so when the message expires."""
+        request = flower.ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=number)
+        with contextlib.suppress(
+            httpx.HTTPError, RuntimeError
+        ):  # RuntimeError: the client was closed meanwhile
+            self._client.ConfirmMessageReceived(request)
 
     def _call(self, function: Callable[[Any], Any], request: Any) -> Any:
         with _link_errors():

@@ -7,12 +7,18 @@ is used. If a release moves a name, importing this module fails, before anything
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import io
 import json
+import random
+import ssl
+import threading
+import time
 import types
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib import metadata
 from typing import Any, Literal
 
@@ -63,7 +69,11 @@ try:
     from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
     from flwr.proto.node_pb2 import Node
     from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
-    from flwr.supercore.constant import FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES
+    from flwr.supercore.constant import (
+        FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PULLS,
+        FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES,
+        PULL_MAX_TIME,
+    )
     from flwr.supercore.error import ApiErrorCode, FlowerError
     from flwr.supercore.inflatable.inflatable_object import (
         get_all_nested_objects,
@@ -80,9 +90,9 @@ try:
     from flwr.supercore.inflatable.inflatable_utils import (
         ObjectPullError,
         ObjectPushError,
+        ObjectUnavailableError,
         get_num_workers,
         inflate_object_from_contents,
-        pull_objects,
     )
     from flwr.supercore.interceptors import (
         RuntimeTokenHttpInterceptor,
@@ -187,58 +197,111 @@ def _free_responses() -> None:
 _free_responses()
 
 
-def set_write_timeout(client: ProtobufClient) -> None:
-    """Set the write timeout for slow links; the other timeouts stay at flwr's values."""
+IDLE_CONNECTION_SECONDS = 60.0
+"""How long a site keeps a connection without requests; less than the SuperLink does (`superlink.KEEP_ALIVE_SECONDS`).
+httpx's 5 s would make a site connect again after every epoch, which takes two round trips."""
+
+
+def fleet_client(address: str, certificates: bytes | None, interceptors: list[Any]) -> FleetHttpClient:
+    """A client of the Fleet API for slow and long links. certificates: PEM of the authority; None: no TLS."""
+    client = FleetHttpClient.from_server_address(address, certificates is None, certificates, interceptors)
     usual = client._client.timeout
-    client._client.timeout = httpx.Timeout(
-        connect=usual.connect, read=usual.read, write=WRITE_SECONDS, pool=usual.pool
+    client._client.close()
+    verify: ssl.SSLContext | bool = certificates is not None
+    if certificates is not None:
+        verify = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        verify.load_verify_locations(cadata=certificates.decode("ascii"))
+    client._client = httpx.Client(
+        verify=verify,
+        timeout=httpx.Timeout(connect=usual.connect, read=usual.read, write=WRITE_SECONDS, pool=usual.pool),
+        limits=httpx.Limits(keepalive_expiry=IDLE_CONNECTION_SECONDS),
+        follow_redirects=True,
     )
+    return client
 
 
 class TooLargeError(ValueError):
     """More objects or bytes than the receiver allows."""
 
 
-def bounded_pull(object_ids: list[str], pull: Any, max_bytes: int) -> dict[str, bytes]:
-    """The contents of an object tree. Raises TooLargeError as soon as it exceeds the limit.
+def bounded_pull(
+    object_ids: list[str], pull: Callable[[str], bytes], max_bytes: int, at_once: int | None = None
+) -> dict[str, bytes]:
+    """The contents of an object tree, `at_once` requests at a time; None: as many as flwr's own functions make.
 
-    flwr splits arrays into chunks of 5 MiB; each object is one request, so the count is checked before the first one.
+    Raises TooLargeError as soon as it exceeds the limit: flwr splits arrays into chunks of 5 MiB; each object is one
+    request, so the count is checked before the first one. Raises ObjectPullError for an object that does not come.
     """
     most = 16 + max_bytes // (1 << 20)
     if len(object_ids) > most:
         raise TooLargeError(f"{len(object_ids)} objects; at most {most} are accepted")
-    total = 0
+    total, lock, over, end = 0, threading.Lock(), threading.Event(), time.monotonic() + PULL_MAX_TIME
 
-    def counted(object_id: str) -> bytes:
+    def one(object_id: str) -> bytes:
         nonlocal total
-        raw: bytes = pull(object_id)
-        total += len(raw)
-        if total > max_bytes + (1 << 20):
-            raise TooLargeError(f"more than {max_bytes} bytes")
+        try:
+            raw = _available(object_id, pull, over, end)
+            with lock:
+                total += len(raw)
+                if total > max_bytes + (1 << 20):
+                    raise TooLargeError(f"more than {max_bytes} bytes")
+        except BaseException:
+            over.set()
+            raise
         return raw
 
-    return pull_objects(object_ids, counted, initial_backoff=BACKOFF_SECONDS, backoff_cap=BACKOFF_CAP_SECONDS)
+    executor = ThreadPoolExecutor(at_once or get_num_workers(FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PULLS))
+    try:
+        running = {executor.submit(one, object_id): object_id for object_id in object_ids}
+        return {running[done]: done.result() for done in as_completed(running)}
+    finally:
+        over.set()
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _available(object_id: str, pull: Callable[[str], bytes], over: threading.Event, end: float) -> bytes:
+    """An object, which may still be on its way to the SuperLink; no bytes if the pull of another one has failed."""
+    pause = BACKOFF_SECONDS
+    while not over.is_set():
+        try:
+            return pull(object_id)
+        except ObjectUnavailableError:
+            if time.monotonic() >= end:
+                raise ObjectPullError(object_id, "it was not sent completely") from None
+            over.wait(pause * random.uniform(0.8, 1.2))
+            pause = min(2 * pause, BACKOFF_CAP_SECONDS)
+    return b""
 
 
 def bounded_push(
-    objects: dict[str, Any], push_object_fn: Any, *, object_ids_to_push: set[str] | None = None
+    objects: dict[str, Any],
+    push_object_fn: Callable[[str, bytes], None],
+    *,
+    object_ids_to_push: set[str] | None = None,
+    at_once: int | None = None,
 ) -> None:
-    """Push objects and remove them, as flwr's `push_objects` does, which makes the bytes of all of them at once."""
-    most = get_num_workers(FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES)
-    executor, running = ThreadPoolExecutor(most), set[Future[None]]()
+    """Push objects and remove them, as flwr's `push_objects` does, which makes the bytes of all of them at once.
+
+    at_once: requests at a time; None: as many as flwr makes, which is also the limit for the large chunks of arrays.
+    """
+    few = get_num_workers(FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES)
+    room, over = threading.BoundedSemaphore(few), threading.Event()
+
+    def one(object_id: str, item: Any) -> None:
+        with room if isinstance(item, ArrayChunk) else contextlib.nullcontext():
+            if not over.is_set():
+                push_object_fn(object_id, item.deflate())
+
+    wanted = objects.keys() if object_ids_to_push is None else object_ids_to_push & objects.keys()
+    order = sorted(wanted, key=lambda object_id: isinstance(objects[object_id], ArrayChunk))
+    executor = ThreadPoolExecutor(at_once or few)
     try:
-        for object_id in list(objects):
-            item = objects.pop(object_id)
-            if object_ids_to_push is not None and object_id not in object_ids_to_push:
-                continue
-            while len(running) >= most:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for one in done:
-                    one.result()
-            running.add(executor.submit(lambda key, one: push_object_fn(key, one.deflate()), object_id, item))
-        for one in running:
-            one.result()
+        running = [executor.submit(one, object_id, objects.pop(object_id)) for object_id in order]
+        objects.clear()
+        for done in as_completed(running):
+            done.result()
     finally:
+        over.set()
         executor.shutdown(wait=False, cancel_futures=True)
 
 
@@ -341,11 +404,11 @@ __all__ = [
     "TaskIdentity",
     "TooLargeError",
     "UnregisterNodeFleetRequest",
-    "set_write_timeout",
     "bounded_pull",
     "bounded_push",
     "check_version",
     "control_names",
+    "fleet_client",
     "generate_key_pairs",
     "get_all_nested_objects",
     "get_object_tree",

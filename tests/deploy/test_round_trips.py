@@ -1,0 +1,181 @@
+"""On a long link every request that is waited for costs a round trip: which ones a site waits for."""
+
+from __future__ import annotations
+
+import threading
+import time
+import types
+from collections.abc import Callable
+
+import pytest
+
+pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
+
+import httpx
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.proto.fleet_pb2 import PullMessagesResponse
+from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
+from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
+
+from ssfl.deploy.log import EventLog
+from ssfl.deploy.site import loop
+from ssfl.deploy.transport import internals as flower
+from ssfl.deploy.transport import superlink
+from ssfl.deploy.transport.fleet import REQUESTS_AT_ONCE, Credentials, FleetPort
+from ssfl.deploy.transport.port import Delivery, Message
+from tests.deploy.test_objects import contents_of, flower_message
+
+
+class AtOnce:
+    """Counts how many requests are under way at the same time."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+
+    def request(self) -> None:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.05)
+        with self._lock:
+            self.now -= 1
+
+
+def test_small_objects_are_pulled_at_the_same_time() -> None:
+    together = threading.Barrier(6)
+
+    def pull(object_id: str) -> bytes:
+        together.wait(timeout=20)
+        return object_id.encode()
+
+    found = flower.bounded_pull(list("abcdef"), pull, 100, REQUESTS_AT_ONCE)
+    assert found == {key: key.encode() for key in "abcdef"}
+
+
+class Small:
+    def deflate(self) -> bytes:
+        return b"small"
+
+
+def test_small_objects_are_pushed_at_the_same_time_but_few_chunks() -> None:
+    chunks, small = AtOnce(), threading.Barrier(5)
+
+    def push(object_id: str, raw: bytes) -> None:
+        if raw == b"small":
+            small.wait(timeout=20)
+        else:
+            chunks.request()
+
+    objects: dict[str, object] = {f"chunk {n}": ArrayChunk(memoryview(bytes([n]))) for n in range(12)}
+    objects |= {f"small {n}": Small() for n in range(5)}
+    flower.bounded_push(objects, push, at_once=REQUESTS_AT_ONCE)
+    assert chunks.most <= 2
+    assert not objects
+
+
+def test_an_object_on_its_way_is_asked_for_again_and_an_absent_one_is_not() -> None:
+    asked: list[str] = []
+
+    def pull(object_id: str) -> bytes:
+        asked.append(object_id)
+        if len(asked) < 3:
+            raise ObjectUnavailableError(object_id)
+        return b"there"
+
+    assert flower.bounded_pull(["a"], pull, 100) == {"a": b"there"}
+    assert asked == ["a"] * 3
+
+    def absent(object_id: str) -> bytes:
+        raise flower.ObjectPullError(object_id, "not found")
+
+    with pytest.raises(flower.ObjectPullError, match="not found"):
+        flower.bounded_pull(["a"], absent, 100)
+
+
+def test_an_object_that_never_comes_ends_the_pull(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pull(object_id: str) -> bytes:
+        raise ObjectUnavailableError(object_id)
+
+    monkeypatch.setattr(flower, "PULL_MAX_TIME", 0.2)
+    with pytest.raises(flower.ObjectPullError, match="not sent completely"):
+        flower.bounded_pull(["a"], pull, 100)
+
+
+def test_a_site_closes_an_idle_connection_before_the_superlink_does() -> None:
+    """Else a request could meet a connection that is being closed."""
+    assert flower.IDLE_CONNECTION_SECONDS < superlink.KEEP_ALIVE_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("poll_seconds", "pause"), [(0.02, loop.FAST_SECONDS - 0.02), (0.3, 0.0)], ids=["near", "far"]
+)
+def test_polls_start_at_an_interval_or_at_once_on_a_long_link(
+    poll_seconds: float, pause: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, waits = [100.0], []
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(loop.Pace, "seconds", lambda pace: loop.FAST_SECONDS)
+
+    class Over(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            self.set()
+            return True
+
+    class Port:
+        def connect(self) -> None: ...
+
+        def receive(self, max_body_bytes: int) -> Delivery | None:
+            clock[0] += poll_seconds
+            return None
+
+        def answer(self, delivery: Delivery, message: Message | str) -> None: ...
+
+        def close(self) -> None: ...
+
+    assert loop.serve(Port(), lambda message: message, EventLog("site", None), Over(), 1)
+    assert waits == [pytest.approx(pause)]
+
+
+def answers_of(
+    blocked: threading.Event, confirmed: threading.Event
+) -> Callable[[httpx.Request], httpx.Response]:
+    """A SuperLink with one message, whose answer to the confirmation waits for `blocked`."""
+    message = flower_message(b"short")
+    number, contents = contents_of(message)
+    message.metadata.__dict__["_message_id"] = number
+    head = flower.message_to_proto(flower.remove_content_from_message(message))
+    tree = flower.get_object_tree(message)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        content = b""
+        if request.url.path.endswith("pull-messages"):
+            content = PullMessagesResponse(
+                messages_list=[head], message_object_trees=[tree]
+            ).SerializeToString()
+        elif request.url.path.endswith("pull-object"):
+            wanted = PullObjectRequest.FromString(request.read()).object_id
+            content = PullObjectResponse(
+                object_found=True, object_available=True, object_content=contents[wanted]
+            ).SerializeToString()
+        elif request.url.path.endswith("confirm-message-received"):
+            assert blocked.wait(20)
+            confirmed.set()
+        return httpx.Response(200, content=content, request=request)
+
+    return answer
+
+
+def test_a_message_is_worked_on_before_its_confirmation_has_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked, confirmed = threading.Event(), threading.Event()
+    port = FleetPort(Credentials("127.0.0.1:1"))
+    port._client._client = httpx.Client(transport=httpx.MockTransport(answers_of(blocked, confirmed)))
+    port.connect()
+    delivery = port.receive(1_000)
+    assert delivery is not None
+    assert delivery.message == Message(b"{}", b"short")
+    assert not confirmed.is_set()
+    blocked.set()
+    assert confirmed.wait(20)
+    port.close()
