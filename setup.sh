@@ -83,9 +83,7 @@ rm -f "$stamp_file"
 # ---- torch: from PyTorch's own index, or the plain one where that cannot be reached ------------------------------
 torch=$(grep -E '^torch==' constraints.txt)
 build=${CUDA_VERSION:-auto}
-# Where Python may not write bytecode (PYTHONDONTWRITEBYTECODE), each process would compile what it imports again: PyTorch
-# takes 2 s of CPU, Flower 10. Elsewhere the first start is faster.
-install() { "$uv" pip install --quiet --compile-bytecode --constraint constraints.txt "$@"; }
+install() { "$uv" pip install --quiet --constraint constraints.txt "$@"; }
 
 # Options of pip that uv does not read: only used for the plain index.
 pip_setting() { "${python:-.venv/bin/python}" -m pip config list 2> /dev/null | sed -n "s/^[^=]*\.$1='\(.*\)'\$/\1/p" | tail -n 1; }
@@ -126,6 +124,8 @@ esac
 if [ "$dev" != no ]; then
   .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     say "Flower needs Python 3.11 or newer: ssfl deploy will not run here, all else does"
+  # Without compiled bytecode every process of Flower's compiles it again: 10 s of CPU for each.
+  export UV_COMPILE_BYTECODE=1
 fi
 # Built anew, since uv would take the build that a machine without a compiler had made.
 again=(--reinstall-package ssfl --refresh-package ssfl --editable "$project")
@@ -133,7 +133,10 @@ install "${again[@]}" 2> /dev/null || (use_pip_settings; install "${again[@]}") 
 if ! .venv/bin/python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("ssfl.native.kernels"))'; then
   say "the C kernels were not built (no C compiler, or no Python headers): everything runs, some of it slower"
 fi
-.venv/bin/python -m compileall -q ssfl main.py || true  # the editable project's; a read-only checkout runs without
+# Write the bytecode of what a run imports. Where PYTHONDONTWRITEBYTECODE is set, as in many containers, every start would
+# compile PyTorch's modules again, for two seconds of CPU.
+env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c "import ssfl.cli, ssfl.assemble.lifecycle, ssfl.report.figures.run_figures, sklearn.datasets" ||
+  die "the installed project cannot be imported"
 
 printf '%s\n%s\n%s\n' "$(stamp)" "$dev" "$build" > "$stamp_file"
 if [ "$dev" = yes ]; then
