@@ -53,11 +53,11 @@ def top_k_mask(scores: Tensor, keep: int, ties: Ties = "exact") -> Tensor:
     if keep >= scores.numel():
         return torch.ones_like(scores, dtype=torch.bool)
     threshold = scores.kthvalue(scores.numel() - keep + 1).values
-    if ties == "keep":
-        return scores >= threshold
-    mask = scores > threshold
-    level = (scores == threshold).nonzero().squeeze(1)
-    mask[level[: keep - int(mask.count_nonzero())]] = True
+    mask = scores >= threshold
+    too_many = int(mask.count_nonzero()) - keep
+    if ties == "exact" and too_many > 0:
+        level = (scores == threshold).nonzero().squeeze(1)
+        mask[level[len(level) - too_many :]] = False
     return mask
 
 

@@ -33,6 +33,12 @@ def test_top_k_is_exact_and_breaks_ties_by_index(scores: list[float], keep: int)
     assert top_k_mask(torch.tensor(scores), keep).tolist() == stable_top_k(scores, keep)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@given(few_levels, st.integers(-1, 45))
+def test_top_k_of_other_types(dtype: torch.dtype, scores: list[float], keep: int) -> None:
+    assert top_k_mask(torch.tensor(scores, dtype=dtype), keep).tolist() == stable_top_k(scores, keep)
+
+
 @given(few_levels, st.integers(1, 45))
 def test_keeping_ties_is_a_threshold_at_the_keep_th_largest(scores: list[float], keep: int) -> None:
     mask = top_k_mask(torch.tensor(scores), keep, "keep").tolist()
