@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssfl.core.layout import Layout
-from ssfl.core.masks import top_k_mask
+from ssfl.core.masks import top_k_in_spans
 
 Spans = Sequence[tuple[int, int]]
 
@@ -46,11 +46,8 @@ def drop_counts(mask: Tensor, rate: float, spans: Spans) -> list[int]:
 
 def drop_smallest(mask: Tensor, weights: Tensor, counts: Sequence[int], spans: Spans) -> Tensor:
     """The mask [T] without the `counts` smallest |weights| of each tensor; ties by index. A new tensor."""
-    out = mask.clone()
-    for (a, b), count in zip(spans, counts, strict=True):
-        scores = (-weights[a:b].abs()).masked_fill(~mask[a:b], -torch.inf)
-        out[a:b] &= ~top_k_mask(scores, count)
-    return out
+    scores = weights.abs().neg_().masked_fill_(~mask, -torch.inf)
+    return mask & ~top_k_in_spans(scores, counts, spans)
 
 
 def grow_largest(mask: Tensor, gradient: Tensor, counts: Sequence[int], spans: Spans) -> Tensor:
@@ -58,11 +55,7 @@ def grow_largest(mask: Tensor, gradient: Tensor, counts: Sequence[int], spans: S
 
     Coordinates that were just dropped may be added again (DisPFL's code). The criterion of RigL (Evci et al. 2020).
     """
-    out = mask.clone()
-    for (a, b), count in zip(spans, counts, strict=True):
-        scores = gradient[a:b].abs().masked_fill(mask[a:b], -torch.inf)
-        out[a:b] |= top_k_mask(scores, count)
-    return out
+    return mask | top_k_in_spans(gradient.abs().masked_fill_(mask, -torch.inf), counts, spans)
 
 
 def grow_random(mask: Tensor, counts: Sequence[int], spans: Spans, generator: torch.Generator) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssfl.core.words import check_word
+from ssfl.native.memory_bound.selection import largest, selects
 from ssfl.native.memory_bound.vectors import expands, multiply_by_mask_
 
 Segments = Sequence[tuple[str, int, int]]
@@ -52,12 +53,24 @@ def top_k_mask(scores: Tensor, keep: int, ties: Ties = "exact") -> Tensor:
         return torch.zeros_like(scores, dtype=torch.bool)
     if keep >= scores.numel():
         return torch.ones_like(scores, dtype=torch.bool)
+    if ties == "exact" and selects(scores):
+        return largest(scores, [keep], [(0, scores.numel())])
     threshold = scores.kthvalue(scores.numel() - keep + 1).values
     mask = scores >= threshold
     too_many = int(mask.count_nonzero()) - keep
     if ties == "exact" and too_many > 0:
         level = (scores == threshold).nonzero().squeeze(1)
         mask[level[len(level) - too_many :]] = False
+    return mask
+
+
+def top_k_in_spans(scores: Tensor, counts: Sequence[int], spans: Sequence[tuple[int, int]]) -> Tensor:
+    """`top_k_mask` of scores[start:stop] with its own count for every span -> bool [N], False outside of them."""
+    if selects(scores):
+        return largest(scores, counts, spans)
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    for (a, b), count in zip(spans, counts, strict=True):
+        mask[a:b] = top_k_mask(scores[a:b], count)
     return mask
 
 

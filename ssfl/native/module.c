@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "isa/table.h"
+#include "memory_bound/selection.h"
 
 typedef unsigned long long address;
 static const kernel_table *kernels; /* those in use */
@@ -148,6 +149,20 @@ static PyObject *py_weighted_sum(PyObject *self, PyObject *arguments)
     Py_RETURN_NONE;
 }
 
+static PyObject *py_select_largest(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    int done;
+    long count;
+    address values, segments, out;
+    if (!PyArg_ParseTuple(arguments, "KKlK", &values, &segments, &count, &out))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    done = select_segments(AT(float, values), AT(selection, segments), count, AT(uint8_t, out));
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(done);
+}
+
 static PyObject *py_gather(PyObject *self, PyObject *arguments)
 {
     (void)self;
@@ -251,6 +266,7 @@ static PyMethodDef functions[] = {
     {"expand", py_expand, METH_VARARGS, "Values to the places of a mask: memory_bound/"},
     {"multiply_by_mask", py_multiply_by_mask, METH_VARARGS, "Zero what a mask drops: memory_bound/"},
     {"weighted_sum", py_weighted_sum, METH_VARARGS, "Sum of vectors with weights: memory_bound/"},
+    {"select_largest", py_select_largest, METH_VARARGS, "Mark the largest values of segments: memory_bound/"},
     {"gather", py_gather, METH_VARARGS, "A minibatch of images: memory_bound/"},
     {"gather_slices", py_gather_slices, METH_VARARGS, "Chosen rows and columns side by side: memory_bound/"},
     {"scatter_slices", py_scatter_slices, METH_VARARGS, "And back among zeros: memory_bound/"},

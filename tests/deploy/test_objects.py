@@ -14,15 +14,14 @@ pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
 
 import httpx
 from flwr.app import Message as FlowerMessage
-from flwr.app.message import make_message
 from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, push_objects
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from ssfl.deploy.transport import internals as flower
 from ssfl.deploy.transport.port import Message
-from ssfl.deploy.transport.records import from_records, to_records
+from ssfl.deploy.transport.records import from_records
+from tests.deploy.flower_messages import contents_of, flower_message
 
 CHUNK = 5 << 20
 BODIES: Mapping[str, bytes] = {
@@ -32,26 +31,6 @@ BODIES: Mapping[str, bytes] = {
     "many_chunks": b"".join(bytes([n]) * CHUNK for n in range(4)) + b"end",
     "equal_chunks": bytes(3 * CHUNK + 7),
 }
-
-
-def flower_message(body: bytes) -> FlowerMessage:
-    metadata = flower.Metadata(
-        run_id=1,
-        message_id="",
-        src_node_id=2,
-        dst_node_id=3,
-        reply_to_message_id="",
-        group_id="",
-        created_at=1.0,
-        ttl=9.0,
-        message_type="train",
-    )
-    return make_message(metadata, to_records(Message(b"{}", body)))
-
-
-def contents_of(message: FlowerMessage) -> tuple[str, dict[str, bytes]]:
-    """The id of a message, and its objects as they are pulled."""
-    return message.object_id, {key: o.deflate() for key, o in get_all_nested_objects(message).items()}
 
 
 @pytest.mark.parametrize("body", BODIES)

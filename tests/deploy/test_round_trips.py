@@ -23,7 +23,7 @@ from ssfl.deploy.transport import internals as flower
 from ssfl.deploy.transport import superlink
 from ssfl.deploy.transport.fleet import REQUESTS_AT_ONCE, Credentials, FleetPort
 from ssfl.deploy.transport.port import Delivery, Message
-from tests.deploy.test_objects import contents_of, flower_message
+from tests.deploy.flower_messages import contents_of, flower_message
 
 
 class AtOnce:

@@ -1,0 +1,31 @@
+"""Messages of Flower with a body of ssfl, and their objects."""
+
+from __future__ import annotations
+
+from flwr.app import Message as FlowerMessage
+from flwr.app.message import make_message
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+from ssfl.deploy.transport import internals as flower
+from ssfl.deploy.transport.port import Message
+from ssfl.deploy.transport.records import to_records
+
+
+def flower_message(body: bytes) -> FlowerMessage:
+    metadata = flower.Metadata(
+        run_id=1,
+        message_id="",
+        src_node_id=2,
+        dst_node_id=3,
+        reply_to_message_id="",
+        group_id="",
+        created_at=1.0,
+        ttl=9.0,
+        message_type="train",
+    )
+    return make_message(metadata, to_records(Message(b"{}", body)))
+
+
+def contents_of(message: FlowerMessage) -> tuple[str, dict[str, bytes]]:
+    """The id of a message, and its objects as they are pulled."""
+    return message.object_id, {key: o.deflate() for key, o in get_all_nested_objects(message).items()}
