@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ssfl.core.layout import Layout
 from ssfl.core.reading import Reader, bits_nbytes, packed_bits, raw_bytes
-from ssfl.native.memory_bound.vectors import expand, expands
+from ssfl.native.memory_bound.vectors import expand, expands, pack
 
 SERVER = -1
 """Sender of a payload that comes from the server; clients are numbered from 0."""
@@ -306,7 +306,7 @@ def kept_counts(layout: Layout, mask: Tensor) -> tuple[int, ...]:
 
 def pack_sparse(theta: Tensor, mask: Tensor) -> SparseValues:
     """The values of theta [P] on a mask [P] (bool), with the mask."""
-    return SparseValues(theta[mask], mask)
+    return SparseValues(pack(mask, theta) if expands(mask, theta) else theta[mask], mask)
 
 
 def dense_values(part: Part) -> Tensor:

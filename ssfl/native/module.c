@@ -121,6 +121,19 @@ static PyObject *py_expand(PyObject *self, PyObject *arguments)
     return PyLong_FromLong(ones);
 }
 
+static PyObject *py_pack(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    long size, kept, found;
+    address mask, values, out;
+    if (!PyArg_ParseTuple(arguments, "KlKlK", &mask, &size, &values, &kept, &out))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    found = pack_masked(AT(uint8_t, mask), size, AT(float, values), kept, AT(float, out));
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong(found);
+}
+
 static PyObject *py_multiply_by_mask(PyObject *self, PyObject *arguments)
 {
     (void)self;
@@ -264,6 +277,7 @@ static PyMethodDef functions[] = {
     {"conv_backward", py_conv_backward, METH_VARARGS, "Their gradients: group_conv/"},
     {"winograd", py_winograd, METH_VARARGS, "3x3 convolutions of channels that are last: winograd/"},
     {"expand", py_expand, METH_VARARGS, "Values to the places of a mask: memory_bound/"},
+    {"pack", py_pack, METH_VARARGS, "The values on a mask: memory_bound/"},
     {"multiply_by_mask", py_multiply_by_mask, METH_VARARGS, "Zero what a mask drops: memory_bound/"},
     {"weighted_sum", py_weighted_sum, METH_VARARGS, "Sum of vectors with weights: memory_bound/"},
     {"select_largest", py_select_largest, METH_VARARGS, "Mark the largest values of segments: memory_bound/"},

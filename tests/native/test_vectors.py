@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ssfl.core.aggregate import weighted_mean
 from ssfl.core.masks import keep_
-from ssfl.core.payloads import Support
+from ssfl.core.payloads import Support, pack_sparse
 from ssfl.native import available
-from ssfl.native.memory_bound.vectors import expand, expands, multiply_by_mask_, sums, weighted_sum
+from ssfl.native.memory_bound.vectors import expand, expands, multiply_by_mask_, pack, sums, weighted_sum
 
 pytestmark = pytest.mark.skipif(
     not available(), reason="the kernels were not built: no C compiler at installation"
@@ -30,6 +30,8 @@ def test_values_go_to_their_places(size: int, density: float, seed: int) -> None
     wanted[mask] = values
     assert expand(mask, values).equal(wanted)
     assert Support.of(mask).scatter(values).equal(wanted)
+    assert pack(mask, wanted + ~mask).equal(values)
+    assert pack_sparse(wanted, mask).values.equal(values)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 16, 17, 1000])
@@ -75,6 +77,8 @@ def test_what_a_mask_drops_becomes_zero(size: int, clients: int, seed: int) -> N
 def test_a_mask_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="a mask"):
         multiply_by_mask_(torch.ones(3), torch.ones(2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="a mask"):
+        pack(torch.ones(2, dtype=torch.bool), torch.ones(3))
 
 
 def chain(vectors: list[Tensor], weights: list[float]) -> Tensor:

@@ -1,7 +1,8 @@
-/* The largest values of segments of a vector: radix selection on the bits of the floats, most significant digits first.
+/* Selecting values of a vector. The largest of its segments: radix selection on the bits of the floats, most significant digits first.
  *
  * A float32 becomes an unsigned integer of the same order; histograms of 11, 11 and 10 bits of it find the keep-th
- * largest in three passes, whose time does not depend on the values. Nothing here depends on the instruction set. */
+ * largest in three passes, whose time does not depend on the values. Those on a mask: one pass without a branch. Nothing
+ * here depends on the instruction set. */
 #pragma once
 
 #include <stdint.h>
@@ -72,4 +73,15 @@ static int select_segments(const float *values, const selection *segments, long 
         select_largest(values + begin, segments[i].end - begin, segments[i].keep, out + begin);
     }
     return 1;
+}
+
+/* The first `kept` values[i] with mask[i] == 1, in order; returns how many were found. */
+static long pack_masked(const uint8_t *mask, long size, const float *values, long kept, float *out)
+{
+    long found = 0;
+    for (long i = 0; i < size && found < kept; i++) {
+        out[found] = values[i]; /* overwritten by the next one if the mask is 0 here */
+        found += mask[i];
+    }
+    return found;
 }

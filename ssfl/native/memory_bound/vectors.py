@@ -1,4 +1,4 @@
-"""Long vectors in one pass: values placed on a mask, values times a mask, weighted sums; the same bits as PyTorch."""
+"""Long vectors in one pass: values placed on a mask and taken from it, times a mask, weighted sums; PyTorch's bits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssfl.native.library import address, available, kernels
 
 
 def expands(mask: Tensor, values: Tensor) -> bool:
-    """Whether `expand` and `multiply_by_mask_` support a bool mask and float32 values, contiguous, on the CPU."""
+    """Whether `expand`, `pack` and `multiply_by_mask_` take these: a bool mask, float32 values, contiguous, on the CPU."""
     plain = mask.dtype == torch.bool and values.dtype == torch.float32 and not values.requires_grad
     here = mask.device.type == values.device.type == "cpu"
     return available() and plain and here and mask.is_contiguous() and values.is_contiguous()
@@ -25,6 +25,15 @@ def expand(mask: Tensor, values: Tensor) -> Tensor:
     kept = kernels.expand(address(mask), mask.numel(), address(values), values.numel(), address(out), threads)
     if kept != values.numel():
         raise ValueError(f"{values.numel()} values for a mask that keeps {kept}")
+    return out
+
+
+def pack(mask: Tensor, values: Tensor) -> Tensor:
+    """`values[mask]` of values [P], the inverse of `expand`. PyTorch would list the indices in memory first."""
+    if values.shape != mask.shape:
+        raise ValueError(f"values {list(values.shape)} and a mask {list(mask.shape)}")
+    out = torch.empty(int(mask.count_nonzero()), dtype=torch.float32)
+    kernels.pack(address(mask), mask.numel(), address(values), out.numel(), address(out))
     return out
 
 
