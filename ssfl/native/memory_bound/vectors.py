@@ -12,7 +12,7 @@ from ssfl.native.library import address, available, kernels
 
 
 def expands(mask: Tensor, values: Tensor) -> bool:
-    """Whether `expand`, `pack` and `multiply_by_mask_` take these: a bool mask, float32 values, contiguous, on the CPU."""
+    """Whether `expand`, `pack`, `multiply_by_mask_` take these: a bool mask, float32 values, contiguous, on the CPU."""
     plain = mask.dtype == torch.bool and values.dtype == torch.float32 and not values.requires_grad
     here = mask.device.type == values.device.type == "cpu"
     return available() and plain and here and mask.is_contiguous() and values.is_contiguous()
