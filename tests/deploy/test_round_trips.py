@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 import types
@@ -19,8 +20,8 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 
 from ssfl.deploy.log import EventLog
 from ssfl.deploy.site import loop
+from ssfl.deploy.transport import fleet, grid, superlink
 from ssfl.deploy.transport import internals as flower
-from ssfl.deploy.transport import superlink
 from ssfl.deploy.transport.fleet import REQUESTS_AT_ONCE, Credentials, FleetPort
 from ssfl.deploy.transport.port import Delivery, Message
 from tests.deploy.flower_messages import contents_of, flower_message
@@ -49,7 +50,7 @@ def test_small_objects_are_pulled_at_the_same_time() -> None:
         together.wait(timeout=20)
         return object_id.encode()
 
-    found = flower.bounded_pull(list("abcdef"), pull, 100, REQUESTS_AT_ONCE)
+    found = flower.bounded_pull(list("abcdef"), pull, 100, at_once=REQUESTS_AT_ONCE)
     assert found == {key: key.encode() for key in "abcdef"}
 
 
@@ -97,6 +98,8 @@ def test_an_object_that_never_comes_ends_the_pull(monkeypatch: pytest.MonkeyPatc
     def pull(object_id: str) -> bytes:
         raise ObjectUnavailableError(object_id)
 
+    with pytest.raises(flower.ObjectPullError, match="not sent completely"):
+        flower.bounded_pull(["a"], pull, 100, within_seconds=0.2)
     monkeypatch.setattr(flower, "PULL_MAX_TIME", 0.2)
     with pytest.raises(flower.ObjectPullError, match="not sent completely"):
         flower.bounded_pull(["a"], pull, 100)
@@ -108,9 +111,11 @@ def test_a_site_closes_an_idle_connection_before_the_superlink_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("poll_seconds", "pause"), [(0.02, loop.FAST_SECONDS - 0.02), (0.3, 0.0)], ids=["near", "far"]
+    ("poll_seconds", "pause"),
+    [(0.02, loop.FAST_SECONDS - 0.02), (0.3, loop.LEAST_SECONDS)],
+    ids=["near", "far"],
 )
-def test_polls_start_at_an_interval_or_at_once_on_a_long_link(
+def test_polls_start_at_an_interval_or_soon_on_a_long_link(
     poll_seconds: float, pause: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, waits = [100.0], []
@@ -139,9 +144,10 @@ def test_polls_start_at_an_interval_or_at_once_on_a_long_link(
 
 
 def answers_of(
-    blocked: threading.Event, confirmed: threading.Event
+    blocked: threading.Event, confirmed: threading.Event, failures: int = 0
 ) -> Callable[[httpx.Request], httpx.Response]:
-    """A SuperLink with one message, whose answer to the confirmation waits for `blocked`."""
+    """A SuperLink with one message. Its answer to a confirmation waits for `blocked`; the first `failures` are lost."""
+    left = [failures]
     message = flower_message(b"short")
     number, contents = contents_of(message)
     message.metadata.__dict__["_message_id"] = number
@@ -161,16 +167,24 @@ def answers_of(
             ).SerializeToString()
         elif request.url.path.endswith("confirm-message-received"):
             assert blocked.wait(20)
+            left[0] -= 1
+            if left[0] >= 0:
+                raise httpx.ReadTimeout("lost", request=request)
             confirmed.set()
         return httpx.Response(200, content=content, request=request)
 
     return answer
 
 
-def test_a_message_is_worked_on_before_its_confirmation_has_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failures", [0, 2])
+def test_a_message_is_worked_on_before_its_confirmation_has_arrived(
+    failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "CONFIRM_AGAIN_SECONDS", (0.01, 0.01, 0.01))
     blocked, confirmed = threading.Event(), threading.Event()
     port = FleetPort(Credentials("127.0.0.1:1"))
-    port._client._client = httpx.Client(transport=httpx.MockTransport(answers_of(blocked, confirmed)))
+    answers = answers_of(blocked, confirmed, failures)
+    port._client._client = httpx.Client(transport=httpx.MockTransport(answers))
     port.connect()
     delivery = port.receive(1_000)
     assert delivery is not None
@@ -179,3 +193,32 @@ def test_a_message_is_worked_on_before_its_confirmation_has_arrived(monkeypatch:
     blocked.set()
     assert confirmed.wait(20)
     port.close()
+
+
+def test_the_server_waits_for_a_slow_answer_as_long_as_its_longest_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Grid:
+        def push_messages(self, messages: list[object]) -> list[str]:
+            return ["ticket"] * len(messages)
+
+        def pull_messages(self, tickets: list[str]) -> list[object]:
+            return []
+
+    limits: list[tuple[int, float]] = []
+    monkeypatch.setattr(grid, "FlowerMessage", lambda *content, **options: content)
+    monkeypatch.setattr(flower, "patch_grid", lambda most, seconds: limits.append((most, seconds)))
+    port = grid.GridPort(Grid())
+    for deadline in (30.0, 5.0):
+        assert port.send([(1, Message(b"{}", b""))], deadline) == ("ticket",)
+        assert port.receive(["ticket"], 1_000) == ()
+    assert port.receive(["ticket"], 2_000) == ()
+    assert limits == [(1_000, 30.0), (2_000, 30.0)]
+
+
+def test_the_superlink_may_open_as_many_files_as_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (1_024, 4_096))
+    monkeypatch.setattr(resource, "setrlimit", lambda what, limits: asked.append(limits))
+    superlink.allow_files()
+    assert asked == [(4_096, 4_096)]

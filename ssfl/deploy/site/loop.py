@@ -12,6 +12,8 @@ from ssfl.deploy.transport.port import Delivery, LinkError, Message, SitePort
 
 FAST_SECONDS = 0.1
 """Between two polls while a message is expected soon. A poll costs 5-10 ms of CPU time on both sides together."""
+LEAST_SECONDS = 0.02
+"""Between the answer to a poll and the next poll, also if the poll took longer than the interval."""
 IDLE_SECONDS = 1.0
 EXPECTED_SECONDS = 20.0
 """How long after its last answer a site polls often."""
@@ -34,7 +36,7 @@ class Pace:
         self._last = self._now()
 
     def seconds(self) -> float:
-        """From the start of a poll to that of the next; from FAST_SECONDS to IDLE_SECONDS."""
+        """The interval of polls now; from FAST_SECONDS to IDLE_SECONDS."""
         silent = self._now() - self._last
         if silent < EXPECTED_SECONDS:
             return FAST_SECONDS
@@ -61,7 +63,7 @@ def serve(
             delivery = port.receive(max_body_bytes)
             retry.worked()
             if delivery is None:  # on a long link the poll itself took some or all of the wait
-                over.wait(max(0.0, asked + pace.seconds() - time.monotonic()))
+                over.wait(max(LEAST_SECONDS, asked + pace.seconds() - time.monotonic()))
                 continue
             _answer(port, delivery, handle, log, over)
             pace.answered()

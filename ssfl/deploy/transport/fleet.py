@@ -10,7 +10,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -26,6 +25,10 @@ from ssfl.deploy.transport.records import RecordsError, from_records, to_records
 
 REQUESTS_AT_ONCE = 8
 """Objects of a message that are pulled or pushed at a time; one by one, each small object would take a round trip."""
+
+
+CONFIRM_AGAIN_SECONDS = (1.0, 5.0, 20.0)
+"""Waits after attempts to confirm a message over a broken link."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,6 @@ class FleetPort:
                 flower.NodeAuthHttpInterceptor(private, public),
             ],
         )
-        self._confirmations = ThreadPoolExecutor(1, "confirmations")
         self._node_file = node_file
         self._registered = False
         self._node: Any = None
@@ -89,7 +91,7 @@ class FleetPort:
         pull = flower.make_pull_object_fn_protobuf(self._client.PullObject, self._node, run)
         with _link_errors():
             try:
-                contents = flower.bounded_pull(ids, pull, max_body_bytes, REQUESTS_AT_ONCE)
+                contents = flower.bounded_pull(ids, pull, max_body_bytes, at_once=REQUESTS_AT_ONCE)
                 message = flower.inflate(number, contents, max_body_bytes)
                 message.metadata.__dict__["_message_id"] = number
                 received = from_records(message.content)
@@ -99,7 +101,9 @@ class FleetPort:
             except flower.ObjectPullError:
                 return None  # the message expired or was not sent completely: there is nothing to answer
             finally:
-                self._confirmations.submit(self._confirm, self._node, run, number)
+                # A daemon thread: the process may end while the link is dead.
+                arguments = (self._node, run, number)
+                threading.Thread(target=self._confirm, args=arguments, name="confirm", daemon=True).start()
         left = head.metadata.created_at + head.metadata.ttl - time.time()
         return Delivery(head, str(run), received, max(0.0, left))  # the message would keep its body in memory
 
@@ -114,7 +118,6 @@ class FleetPort:
     def close(self) -> None:
         """Stop the heartbeat and deactivate the node, so that the server knows at once."""
         self._stop_beating()
-        self._confirmations.shutdown(wait=False, cancel_futures=True)
         node, self._node = self._node, None
         if node is not None:
             with contextlib.suppress(httpx.HTTPError):
@@ -181,12 +184,16 @@ class FleetPort:
             )
 
     def _confirm(self, node: Any, run: int, number: str) -> None:
-        """The SuperLink may delete the message's objects; without this it does so when the message expires."""
+        """Let the SuperLink delete the message's objects; without this it keeps them until the run ends."""
         request = flower.ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=number)
-        with contextlib.suppress(
-            httpx.HTTPError, RuntimeError
-        ):  # RuntimeError: the client was closed meanwhile
-            self._client.ConfirmMessageReceived(request)
+        for pause in CONFIRM_AGAIN_SECONDS:
+            try:
+                self._client.ConfirmMessageReceived(request)
+                return
+            except httpx.TransportError:
+                time.sleep(pause)
+            except (httpx.HTTPError, ValueError, RuntimeError):  # the run has ended, or the client was closed
+                return
 
     def _call(self, function: Callable[[Any], Any], request: Any) -> Any:
         with _link_errors():

@@ -30,7 +30,8 @@ class GridPort:
     def __init__(self, grid: Any) -> None:
         flower.patched_module("grid")  # an unknown flwr fails here, not in the first round
         self._grid = grid
-        self._limit = 0
+        self._limits = (0, 0.0)
+        self._deadline_seconds = 0.0
 
     def sites(self) -> tuple[SiteInfo, ...]:
         """All nodes that Flower counts as online."""
@@ -52,6 +53,7 @@ class GridPort:
         """Send messages; equal contents are uploaded once. Returns a ticket for each message."""
         if not outgoing:
             return ()
+        self._deadline_seconds = max(self._deadline_seconds, deadline_seconds)
         built = [
             FlowerMessage(
                 to_records(m), dst_node_id=node, message_type=MessageType.TRAIN, ttl=deadline_seconds
@@ -66,9 +68,11 @@ class GridPort:
         """The answers that have arrived; large ones one at a time, in the order of the tickets."""
         if not tickets:
             return ()
-        if max_body_bytes != self._limit:
-            flower.patch_grid(max_body_bytes)
-            self._limit = max_body_bytes
+        # A site that sends an announced answer slowly must not hold up the others for more than a deadline.
+        limits = (max_body_bytes, self._deadline_seconds)
+        if limits != self._limits:
+            flower.patch_grid(*limits)
+            self._limits = limits
         groups = [[t] for t in tickets] if max_body_bytes > ONE_BY_ONE_BYTES else [list(tickets)]
         for group in groups:
             if found := self._pull(group):

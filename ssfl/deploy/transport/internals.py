@@ -225,17 +225,24 @@ class TooLargeError(ValueError):
 
 
 def bounded_pull(
-    object_ids: list[str], pull: Callable[[str], bytes], max_bytes: int, at_once: int | None = None
+    object_ids: list[str],
+    pull: Callable[[str], bytes],
+    max_bytes: int,
+    *,
+    at_once: int | None = None,
+    within_seconds: float | None = None,
 ) -> dict[str, bytes]:
     """The contents of an object tree, `at_once` requests at a time; None: as many as flwr's own functions make.
 
-    Raises TooLargeError as soon as it exceeds the limit: flwr splits arrays into chunks of 5 MiB; each object is one
-    request, so the count is checked before the first one. Raises ObjectPullError for an object that does not come.
+    Raises TooLargeError after the object that exceeds the limit: flwr splits arrays into chunks of 5 MiB; each object
+    is one request, so the count is checked before the first one. Raises ObjectPullError for an object that has not
+    reached the SuperLink `within_seconds` (None: PULL_MAX_TIME): its sender may send the others as slowly as it likes.
     """
+    within_seconds = PULL_MAX_TIME if within_seconds is None else within_seconds
     most = 16 + max_bytes // (1 << 20)
     if len(object_ids) > most:
         raise TooLargeError(f"{len(object_ids)} objects; at most {most} are accepted")
-    total, lock, over, end = 0, threading.Lock(), threading.Event(), time.monotonic() + PULL_MAX_TIME
+    total, lock, over, end = 0, threading.Lock(), threading.Event(), time.monotonic() + within_seconds
 
     def one(object_id: str) -> bytes:
         nonlocal total
@@ -346,12 +353,12 @@ def _array(raw: bytes, contents: dict[str, bytes], max_bytes: int) -> Array:
     return array
 
 
-def patch_grid(max_bytes: int) -> None:
-    """Make `HttpGrid.pull_messages` poll objects at short intervals and read at most `max_bytes` of a message."""
+def patch_grid(max_bytes: int, within_seconds: float) -> None:
+    """Make `HttpGrid.pull_messages` poll objects at short intervals, and limit the bytes and the time of a message."""
 
     def pull(object_ids: list[str], pull_object_fn: Any) -> dict[str, bytes]:
         try:
-            return bounded_pull(object_ids, pull_object_fn, max_bytes)
+            return bounded_pull(object_ids, pull_object_fn, max_bytes, within_seconds=within_seconds)
         except TooLargeError as error:
             raise ObjectPullError(object_ids[-1], f"refused: {error}") from None
 
@@ -361,12 +368,15 @@ def patch_grid(max_bytes: int) -> None:
 
 
 def patch_executor() -> None:
-    """The same short intervals for the executor of a stock SuperNode, whose tasks arrive before their objects."""
+    """The same intervals for the executor of a stock SuperNode, whose tasks arrive before their objects."""
     module = patched_module("executor")
     original = module.pull_and_inflate_object_from_tree
     if not isinstance(original, functools.partial):
         module.pull_and_inflate_object_from_tree = functools.partial(
-            original, initial_backoff=BACKOFF_SECONDS, backoff_cap=BACKOFF_CAP_SECONDS
+            original,
+            initial_backoff=BACKOFF_SECONDS,
+            backoff_cap=BACKOFF_CAP_SECONDS,
+            max_tries_per_object=None,  # 500 short waits are too few for a large model on a slow link
         )
 
 

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import ipaddress
 import os
+import resource
 import sys
 import threading
 import time
@@ -114,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.parent_pid:
         threading.Thread(target=_end_with, args=(arguments.parent_pid,), daemon=True).start()
+    allow_files()
     module = flower.patched_module("superlink")
     real = module.uvicorn
 
@@ -128,6 +130,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.argv = ["flower-superlink", *rest]
     with contextlib.suppress(KeyboardInterrupt):
         module.flower_superlink()
+
+
+def allow_files() -> None:
+    """As many open files as the system allows: a site keeps up to ten connections, and 1,024 is a common limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _end_with(parent: int) -> None:

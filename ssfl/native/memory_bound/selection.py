@@ -13,7 +13,7 @@ from ssfl.native.library import address, available, kernels
 
 def selects(scores: Tensor) -> bool:
     """Whether `largest` supports these scores: float32, contiguous, on the CPU, below 2^32 values."""
-    here = scores.device.type == "cpu" and scores.dtype == torch.float32
+    here = scores.device.type == "cpu" and scores.dtype == torch.float32 and not scores.is_neg()
     return available() and here and scores.is_contiguous() and scores.numel() < 1 << 32
 
 
@@ -30,5 +30,5 @@ def largest(scores: Tensor, counts: Sequence[int], spans: Sequence[tuple[int, in
     )
     out = torch.zeros(scores.shape, dtype=torch.bool)
     if not kernels.select_largest(address(scores), segments.buffer_info()[0], len(spans), address(out)):
-        raise ValueError("a score is not a number")
+        raise ValueError("a score is not a number: lower the learning rate or check the data")
     return out
