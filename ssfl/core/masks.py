@@ -47,14 +47,14 @@ def top_k_mask(scores: Tensor, keep: int, ties: Ties = "exact") -> Tensor:
     Raises ValueError for NaN scores.
     """
     check_word("ties", ties, Ties)
+    if ties == "exact" and selects(scores):
+        return largest(scores, [keep], [(0, scores.numel())])
     if bool(scores.isnan().any()):
-        raise ValueError("a saliency score is not a number: lower the learning rate or check the data")
+        raise ValueError("a score is not a number: lower the learning rate or check the data")
     if keep <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     if keep >= scores.numel():
         return torch.ones_like(scores, dtype=torch.bool)
-    if ties == "exact" and selects(scores):
-        return largest(scores, [keep], [(0, scores.numel())])
     threshold = scores.kthvalue(scores.numel() - keep + 1).values
     mask = scores >= threshold
     too_many = int(mask.count_nonzero()) - keep

@@ -124,14 +124,14 @@ static PyObject *py_expand(PyObject *self, PyObject *arguments)
 static PyObject *py_pack(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    long size, kept, found;
+    long size, kept;
     address mask, values, out;
     if (!PyArg_ParseTuple(arguments, "KlKlK", &mask, &size, &values, &kept, &out))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    found = pack_masked(AT(uint8_t, mask), size, AT(float, values), kept, AT(float, out));
+    pack_masked(AT(uint8_t, mask), size, AT(float, values), kept, AT(float, out));
     Py_END_ALLOW_THREADS
-    return PyLong_FromLong(found);
+    Py_RETURN_NONE;
 }
 
 static PyObject *py_multiply_by_mask(PyObject *self, PyObject *arguments)

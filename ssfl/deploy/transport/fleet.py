@@ -25,8 +25,6 @@ from ssfl.deploy.transport.records import RecordsError, from_records, to_records
 
 REQUESTS_AT_ONCE = 8
 """Objects of a message that are pulled or pushed at a time; one by one, each small object would take a round trip."""
-
-
 CONFIRM_AGAIN_SECONDS = (1.0, 5.0, 20.0)
 """Waits after attempts to confirm a message over a broken link."""
 

@@ -1,8 +1,9 @@
-/* Selecting values of a vector. The largest of its segments: radix selection on the bits of the floats, most significant digits first.
+/* Selecting values of a vector: the largest of its segments, and those on a mask.
  *
+ * The largest are found by radix selection on the bits of the floats, most significant digits first.
  * A float32 becomes an unsigned integer of the same order; histograms of 11, 11 and 10 bits of it find the keep-th
- * largest in three passes, whose time does not depend on the values. Those on a mask: one pass without a branch. Nothing
- * here depends on the instruction set. */
+ * largest in three passes, whose time hardly depends on the values. Values on a mask take one pass without a branch.
+ * Nothing here depends on the instruction set. */
 #pragma once
 
 #include <stdint.h>
@@ -16,7 +17,7 @@ static inline uint32_t order_of(float value)
 {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
-    bits = bits == 0x80000000u ? 0 : bits;                           /* -0 equals 0 */
+    bits = bits == 0x80000000u ? 0 : bits; /* -0 equals 0 */
     return bits ^ ((uint32_t)((int32_t)bits >> 31) | 0x80000000u); /* without a branch: signs are not predictable */
 }
 
@@ -75,13 +76,12 @@ static int select_segments(const float *values, const selection *segments, long 
     return 1;
 }
 
-/* The first `kept` values[i] with mask[i] == 1, in order; returns how many were found. */
-static long pack_masked(const uint8_t *mask, long size, const float *values, long kept, float *out)
+/* The values[i] with mask[i] == 1, in order; `kept` is their number. */
+static void pack_masked(const uint8_t *mask, long size, const float *values, long kept, float *out)
 {
     long found = 0;
     for (long i = 0; i < size && found < kept; i++) {
         out[found] = values[i]; /* overwritten by the next one if the mask is 0 here */
         found += mask[i];
     }
-    return found;
 }

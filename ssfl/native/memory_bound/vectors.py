@@ -29,7 +29,10 @@ def expand(mask: Tensor, values: Tensor) -> Tensor:
 
 
 def pack(mask: Tensor, values: Tensor) -> Tensor:
-    """`values[mask]` of values [P], the inverse of `expand`. PyTorch would list the indices in memory first."""
+    """`values[mask]` of values [P] -> [nnz], the inverse of `expand`. Raises ValueError for a mask of another shape.
+
+    PyTorch would list the indices in memory first.
+    """
     if values.shape != mask.shape:
         raise ValueError(f"values {list(values.shape)} and a mask {list(mask.shape)}")
     out = torch.empty(int(mask.count_nonzero()), dtype=torch.float32)
