@@ -162,6 +162,8 @@ def _histogram_moments(channel: Tensor) -> tuple[float, float]:
         start=torch.zeros(256, dtype=torch.int64),
     ).to(torch.float64)
     values = torch.arange(256, dtype=torch.float64) / 255
+    if counts.count_nonzero() == 1:  # rounding would give a deviation of about 1e-17 instead of 0
+        return float(values[counts.argmax()]), 0.0
     mean = (counts * values).sum() / counts.sum()
     variance = (counts * (values - mean) ** 2).sum() / counts.sum()
     return float(mean), float(variance.sqrt())

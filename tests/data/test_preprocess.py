@@ -97,6 +97,15 @@ def test_published_constants() -> None:
     assert default_preprocess(_arrays("tinyimagenet", x)).mean == (0.5, 0.5, 0.5)
 
 
+@pytest.mark.parametrize("images", [3, 11, 100])
+def test_a_channel_with_one_value_has_deviation_1_for_every_value(images: int) -> None:
+    for value in range(256):
+        x = torch.full((images, 1, 5, 7), value, dtype=torch.uint8)
+        measured = default_preprocess(_arrays("own", x))
+        assert measured.mean == (value / 255,)
+        assert measured.std == (1.0,)
+
+
 def test_measured_constants_are_those_of_numpy() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (5000, 3, 2, 2), dtype=np.uint8)
