@@ -321,6 +321,11 @@ def main() -> int:
     parser.add_argument("--delays", default=",".join(f"{d:g}" for d in DELAYS_MS))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--sites", type=int, default=SITES)
+    parser.add_argument(
+        "--keep-window",
+        action="store_true",
+        help="set net.ipv4.tcp_slow_start_after_idle=0 at the server and the sites",
+    )
     arguments = parser.parse_args()
     rates, delays = ([float(v) for v in text.split(",")] for text in (arguments.rates, arguments.delays))
     cells: Sequence[Cell] = CELLS
@@ -330,7 +335,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # so that the namespaces are removed too
     figures: list[Figure] = []
     try:
-        with star(sites) as net:
+        with star(sites, arguments.keep_window) as net:
             for part in ("fixed", "stock"):
                 if arguments.part in (part, "all") and not arguments.quick:
                     figures += measure_fixed_cost(net, 6 * rounds, part == "stock")

@@ -65,6 +65,8 @@ class Star:
     """The server's namespace, and one for each site; site k's server side is 10.77.k.1, its own 10.77.k.2."""
 
     sites: int
+    keeps_window: bool = False
+    """Whether TCP keeps its congestion window through a pause: net.ipv4.tcp_slow_start_after_idle=0."""
     prefix: str = field(default_factory=lambda: f"ssfl{os.getpid() % 10_000}")
     _line: subprocess.Popen[bytes] | None = None
 
@@ -90,6 +92,8 @@ class Star:
         for namespace in (self.server, *(self.site(n) for n in range(self.sites))):
             _run("ip", "netns", "add", namespace)
             _run("ip", "-n", namespace, "link", "set", "lo", "up")
+            if self.keeps_window:
+                _run(*self.inside(namespace), "sysctl", "-qw", "net.ipv4.tcp_slow_start_after_idle=0")
 
     def connect(self, rate_mbit: float | None, delay_ms: float) -> None:
         """Make a link for each site with this rate (each way) and one-way delay; replaces earlier links."""
@@ -144,11 +148,11 @@ class Star:
 
 
 @contextmanager
-def star(sites: int) -> Iterator[Star]:
+def star(sites: int, keeps_window: bool = False) -> Iterator[Star]:
     """A star that is removed at the end. Raises NoLink."""
     if (reason := reason_against()) is not None:
         raise NoLink(reason)
-    made = Star(sites)
+    made = Star(sites, keeps_window)
     try:
         made.make()
         yield made
