@@ -220,7 +220,7 @@ def build_federation(
     site = None if arrays.train_site is None else arrays.train_site.numpy()
     parts = partition(train_y, spec, site)
     if spec.method == "natural" and site is not None and arrays.test_site is not None:
-        tests = split_by_site(arrays.test_site.numpy(), site)
+        tests = split_by_site(arrays.test_site.numpy(), site, arrays.site_names)
     else:
         tests = split_test(arrays.test_y.numpy(), train_y, parts, spec.seed)
     names = client_names(arrays) if spec.method == "natural" else ()

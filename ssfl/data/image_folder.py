@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 
 from ssfl.data.arrays import Arrays
 from ssfl.data.errors import DataError, unreadable
-from ssfl.data.npz import hold_out, to_arrays
+from ssfl.data.npz import to_arrays, with_test_part
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
-_GREY_MODES = frozenset({"1", "L"})
+_GREY_MODES = frozenset({"1", "L", "LA"})
 _LAYOUTS = "train/CLASS/* with test/CLASS/* or val/CLASS/*, or CLASS/*"
 
 
@@ -52,7 +53,7 @@ def _arrays(root: Path) -> Arrays:
         files, labels = _listing(tests[0], names)
         columns |= {"test_x": reader.read(files), "test_y": labels}
     else:
-        columns = hold_out(columns)
+        columns = with_test_part(columns, str(root))
     reader.warn(root)
     return to_arrays(root.name, names, columns, str(root))
 
@@ -64,11 +65,12 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _listing(folder: Path, names: tuple[str, ...]) -> tuple[list[Path], NDArray[np.int64]]:
-    """All image files of the classes, sorted, and their labels [N]."""
+    """All image files of the classes, sorted, and their labels [N]; a test part may lack a class."""
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        own = sorted(path for path in _files(folder / name) if _is_image(path))
+        found = _files(folder / name) if (folder / name).is_dir() else ()
+        own = sorted(path for path in found if _is_image(path))
         files += own
         labels += [label] * len(own)
     if not files:
@@ -91,6 +93,17 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn every error of Pillow into a DataError: damaged files raise OSError, SyntaxError, ValueError and others."""
+    try:
+        yield
+    except PermissionError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path}: cannot be read as an image ({error}); repair or remove it") from None
+
+
 class _Reader:
     """Files → uint8 [N, H, W, C], all in the size and mode of a first one; counts the resized images."""
 
@@ -108,16 +121,12 @@ class _Reader:
         self.read_files = self.resized = 0
 
     def _open(self, path: Path) -> Any:
-        try:
+        with _readable(path):
             image = self._image.open(path)
-            if image.mode[0] in "IF":
-                image.close()
-                raise DataError(f"{path}: more than 8 bits per pixel ({image.mode}); convert it to 8 bits")
-            return image
-        except PermissionError:
-            raise
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read as an image ({error}); repair or remove it") from None
+        if image.mode[0] in "IF":
+            image.close()
+            raise DataError(f"{path}: more than 8 bits per pixel ({image.mode}); convert it to 8 bits")
+        return image
 
     def read(self, files: list[Path]) -> NDArray[np.uint8]:
         width, height = self.size
@@ -130,10 +139,8 @@ class _Reader:
         return pixels
 
     def _pixels(self, path: Path, image: Any) -> NDArray[np.uint8]:
-        try:
+        with _readable(path):  # Pillow reads the pixels here
             converted = image.convert(self.mode)
-        except (OSError, SyntaxError) as error:  # Pillow reads the pixels here; a broken PNG is a SyntaxError
-            raise DataError(f"{path}: cannot be read as an image ({error}); repair or remove it") from None
         if converted.size != self.size:
             self.resized += 1
             converted = converted.resize(self.size, self._image.Resampling.BILINEAR)

@@ -56,12 +56,7 @@ def arrays_of_columns(
     _code_sites(path, columns)
     _check_rows(path, columns)
     if "test_x" not in columns:
-        rows, columns = len(columns["train_x"]), hold_out(columns)
-        if not len(columns["test_x"]):
-            raise DataError(
-                f"{path}: none of its {rows} rows can be held out for testing (every class keeps one to train on); "
-                "add rows, or test_x and test_y"
-            )
+        columns = with_test_part(columns, str(path))
     names = class_names or _names(path, columns)
     return to_arrays(name, names, columns, str(path))
 
@@ -90,6 +85,18 @@ def hold_out(columns: Mapping[str, NDArray]) -> Columns:
         if f"train_{key}" in columns:
             divided[f"train_{key}"] = columns[f"train_{key}"][train]
             divided[f"test_{key}"] = columns[f"train_{key}"][test]
+    return divided
+
+
+def with_test_part(columns: Mapping[str, NDArray], where: str) -> Columns:
+    """`hold_out`. Raises DataError, which names `where`, if no row can be held out."""
+    divided = hold_out(columns)
+    if not len(divided["test_x"]):
+        rows = len(columns["train_x"])
+        raise DataError(
+            f"{where}: none of its {rows} rows can be held out for testing (every class keeps one to train on); "
+            "add rows, or a test part"
+        )
     return divided
 
 
@@ -208,6 +215,8 @@ def _code_sites(path: Path, columns: Columns) -> None:
             _texts(f"{path}: {key}", np.unique(values), "or whole numbers, one site per row")
     if len({values.dtype.kind in "US" for values in named}) > 1:
         raise DataError(f"{path}: train_site and test_site must both be text, or both whole numbers")
+    if np.result_type(*named).kind == "f":  # uint64 with int64: numpy would round large numbers
+        named = [values.astype(object) for values in named]
     names, codes = np.unique(np.concatenate(named), return_inverse=True)
     rows = len(columns["train_site"])
     for key, part in zip(keys, (codes[:rows], codes[rows:])):

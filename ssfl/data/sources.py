@@ -86,7 +86,7 @@ def load_arrays(name: str, data_dir: Path = Path("dataset"), whole: bool = False
         return _own(inside if inside.is_file() and not path.is_file() else path, whole)
     if (data_dir / f"{name}.npz").is_file():
         return _own(data_dir / f"{name}.npz", whole)
-    if path.is_dir():
+    if name and path.is_dir():
         return arrays_from_folder(path)
     known = ("digits", *KNOWN)
     close = difflib.get_close_matches(name, known, n=1)

@@ -105,16 +105,20 @@ def split_test(
     return gather_sorted(pieces)
 
 
-def split_by_site(test_site: NDArray[np.int64], train_site: NDArray[np.int64]) -> list[Rows]:
+def split_by_site(
+    test_site: NDArray[np.int64], train_site: NDArray[np.int64], names: Sequence[str] | None = None
+) -> list[Rows]:
     """Each site's own test rows, sites in ascending order as in the natural partition.
 
-    Raises DataError if the site of a test row has no training rows, because no client would own the row.
+    names: of the sites, by number. Raises DataError if the site of a test row has no training rows, because no client
+    would own the row.
     """
     sites = np.unique(train_site)
     strangers = np.setdiff1d(test_site, sites)
     if len(strangers):
+        first = strangers[0] if names is None else names[strangers[0]]
         raise DataError(
-            f"test_site names {len(strangers)} sites without training rows (first: number {strangers[0]}); "
+            f"test_site names {len(strangers)} sites without training rows (first: {first}); "
             "drop these test rows or add training rows"
         )
     return [np.flatnonzero(test_site == site) for site in sites]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,55 @@ def test_a_broken_image_is_named(tmp_path: Path, keep: int) -> None:
     broken.write_bytes(broken.read_bytes()[:keep])
     with pytest.raises(DataError, match=r"b.1\.png: cannot be read"):
         load_arrays(f"imagefolder:{tmp_path / 'set'}", tmp_path)
+
+
+def test_a_test_part_may_lack_a_class(tmp_path: Path) -> None:
+    _train_and(tmp_path / "pets", "test")
+    for name in ("bat", "fox"):
+        _paint(tmp_path / "pets" / "train" / name / "0.png", 7)
+    arrays = load_arrays(str(tmp_path / "pets"), tmp_path)
+    assert arrays.class_names == ("bat", "cat", "dog", "fox")
+    assert arrays.test_y.tolist() == [1, 2]
+
+
+def test_one_image_of_each_class_leaves_none_for_testing(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        _paint(tmp_path / "set" / name / "0.png", 7)
+    with pytest.raises(DataError, match="set: none of its 2 rows can be held out for testing"):
+        load_arrays(str(tmp_path / "set"), tmp_path)
+
+
+def test_grey_images_with_transparency_stay_grey(tmp_path: Path) -> None:
+    for index in range(10):
+        _paint(tmp_path / "set" / "ab"[index % 2] / f"{index}.png", 10 * index, mode="L")
+    for path in (tmp_path / "set").glob("*/*.png"):
+        with image.open(path) as picture:
+            picture.convert("LA").save(path)
+    arrays = load_arrays(str(tmp_path / "set"), tmp_path)
+    assert arrays.train_x.shape[1] == 1
+    found = np.concatenate([arrays.train_x[:, 0, 0, 0], arrays.test_x[:, 0, 0, 0]])
+    assert sorted(found.tolist()) == list(range(0, 100, 10))
+
+
+@pytest.mark.parametrize(
+    ("change", "suffix"),
+    [
+        (
+            lambda raw: raw[:18] + b"\xff\xff\xff\x7f" + raw[22:],
+            ".bmp",
+        ),  # DecompressionBombError: a width of 2^31 pixels
+        (lambda raw: raw[:102] + b"\0" + raw[103:], ".tif"),  # ValueError
+    ],
+)
+def test_damaged_sizes_are_one_line(tmp_path: Path, change: Callable[[bytes], bytes], suffix: str) -> None:
+    """Pillow raises other errors than OSError for these."""
+    for name in ("a", "b"):
+        for index in range(3):
+            _paint(tmp_path / "set" / name / f"{index}{suffix}", 9)
+    broken = tmp_path / "set" / "b" / f"1{suffix}"
+    broken.write_bytes(change(broken.read_bytes()))
+    with pytest.raises(DataError, match=rf"1\{suffix}: cannot be read as an image"):
+        load_arrays(str(tmp_path / "set"), tmp_path)
 
 
 def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path: Path) -> None:

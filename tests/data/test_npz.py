@@ -88,6 +88,21 @@ def test_sites_are_numbered_alike_in_both_parts(tmp_path: Path) -> None:
     assert arrays.test_site.tolist() == [1] * 5 + [2]
 
 
+def test_large_site_numbers_of_two_types_stay_apart(tmp_path: Path) -> None:
+    """numpy joins uint64 and int64 as float64, in which 2^60 and 2^60 + 1 are equal."""
+    columns = _images(4) | {
+        "train_site": np.array([2**60, 2**60 + 1, 5, 5], dtype=np.uint64),
+        "test_site": np.array([2**60 + 1] * 6, dtype=np.int64),
+    }
+    columns["train_y"][3] = 2
+    arrays = load_arrays(str(_save(tmp_path, columns)), tmp_path)
+    assert arrays.site_names == ("5", str(2**60), str(2**60 + 1))
+    assert arrays.train_site is not None
+    assert arrays.train_site.tolist() == [1, 2, 0, 0]
+    assert arrays.test_site is not None
+    assert arrays.test_site.tolist() == [2] * 6
+
+
 def test_held_out_rows_keep_their_sites(tmp_path: Path) -> None:
     columns = _table(60) | {"train_site": np.arange(60) // 20}
     columns["train_x"][:, 0] = columns["train_site"]

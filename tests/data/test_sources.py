@@ -124,6 +124,11 @@ def test_without_torchvision_the_message_offers_both_ways(
         load_arrays("tinyimagenet", tmp_path)
 
 
+def test_an_empty_name_is_not_the_working_directory(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="dataset.name=: unknown"):
+        load_arrays("", tmp_path)
+
+
 def test_an_unknown_name_lists_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"dataset\.name=cifar-10: unknown \(did you mean cifar10\?\); allowed: digits, "

@@ -82,6 +82,8 @@ def test_split_by_site_follows_the_sites() -> None:
     assert [part.tolist() for part in parts] == [[1, 2], [0], []]
     with pytest.raises(DataError, match="test_site names 1 sites without training rows"):
         split_by_site(np.array([4, 3]), np.array([2, 4]))
+    with pytest.raises(DataError, match=r"\(first: york\)"):
+        split_by_site(np.array([1, 2]), np.array([0, 1]), ("bath", "ulm", "york"))
 
 
 @quick
