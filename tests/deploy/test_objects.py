@@ -16,9 +16,11 @@ import httpx
 from flwr.app import Message as FlowerMessage
 from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, push_objects
+from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.runtime import RuntimeHttpClient
 
-from ssfl.deploy.transport import internals as flower
+from ssfl.deploy.transport.objects import TooLargeError, bounded_pull, bounded_push, inflate
+from ssfl.deploy.transport.patches import free_responses
 from ssfl.deploy.transport.port import Message
 from ssfl.deploy.transport.records import from_records
 from tests.deploy.flower_messages import contents_of, flower_message
@@ -37,7 +39,7 @@ BODIES: Mapping[str, bytes] = {
 def test_a_message_is_the_one_that_flowers_own_function_makes(body: str) -> None:
     number, contents = contents_of(flower_message(BODIES[body]))
     expected = inflate_object_from_contents(number, dict(contents))
-    found = flower.inflate(number, contents, len(BODIES[body]))
+    found = inflate(number, contents, len(BODIES[body]))
     assert not contents
     assert isinstance(expected, FlowerMessage)
     assert found.metadata == expected.metadata
@@ -65,7 +67,7 @@ def test_a_message_is_put_together_without_a_second_copy() -> None:
 
     # Memory of the chunks was taken before the trace, so that freeing them counts as nothing.
     assert pulled(inflate_object_from_contents) > 2
-    assert pulled(lambda number, contents: flower.inflate(number, contents, 1 << 30)) < 1.2
+    assert pulled(lambda number, contents: inflate(number, contents, 1 << 30)) < 1.2
 
 
 def array_of(contents: Mapping[str, bytes]) -> str:
@@ -87,8 +89,8 @@ def test_a_chunk_that_is_repeated_counts_as_often_as_it_is_repeated() -> None:
     number, contents = contents_of(flower_message(BODIES["equal_chunks"]))
     bomb = with_array(contents, arraychunk_ids=[0] * 1_000)
     tracemalloc.start()
-    with pytest.raises(flower.TooLargeError, match="more than 20000000 bytes"):
-        flower.inflate(number, bomb, 20_000_000)
+    with pytest.raises(TooLargeError, match="more than 20000000 bytes"):
+        inflate(number, bomb, 20_000_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 30e6
@@ -114,7 +116,7 @@ def test_objects_that_are_no_message_are_refused_in_one_way(fault: str) -> None:
     damaged = HOSTILE[fault](contents)
     assert damaged != contents
     with pytest.raises(ValueError, match="objects that cannot be read"):
-        flower.inflate(number, damaged, 1 << 30)
+        inflate(number, damaged, 1 << 30)
 
 
 def pulled(contents: Mapping[str, bytes], max_bytes: int) -> tuple[dict[str, bytes], list[str]]:
@@ -126,8 +128,8 @@ def pulled(contents: Mapping[str, bytes], max_bytes: int) -> tuple[dict[str, byt
         return contents[object_id]
 
     try:
-        return flower.bounded_pull(list(contents), pull, max_bytes), asked
-    except flower.TooLargeError as error:
+        return bounded_pull(list(contents), pull, max_bytes), asked
+    except TooLargeError as error:
         error.add_note(f"asked for {len(asked)}")
         raise
 
@@ -138,14 +140,14 @@ def test_the_objects_of_a_message_are_pulled_within_a_limit_of_its_size(body: st
     found, asked = pulled(contents, len(BODIES[body]))
     assert found == contents
     assert sorted(asked) == sorted(contents)
-    assert from_records(flower.inflate(number, found, len(BODIES[body])).content).body == BODIES[body]
+    assert from_records(inflate(number, found, len(BODIES[body])).content).body == BODIES[body]
 
 
 def test_a_message_over_the_limit_is_not_pulled_to_its_end() -> None:
     """200 MB are announced, the limit is 20 MB: at most the objects that are under way at once are read."""
     blob = b"x" * CHUNK
     contents = {f"{n:064x}": blob for n in range(34)}
-    with pytest.raises(flower.TooLargeError, match="more than 20000000 bytes") as caught:
+    with pytest.raises(TooLargeError, match="more than 20000000 bytes") as caught:
         pulled(contents, 20_000_000)
     asked = int(caught.value.__notes__[0].split()[-1])
     assert asked * CHUNK < 20_000_000 + 12 * CHUNK
@@ -155,9 +157,7 @@ def test_a_message_over_the_limit_is_not_pulled_to_its_end() -> None:
 def test_too_many_objects_are_refused_before_the_first_is_pulled(max_bytes: int, most: int) -> None:
     """Each is one request; an array of this size needs a quarter of them."""
     assert len(pulled({f"{n:064x}": b"x" for n in range(most)}, max_bytes)[0]) == most
-    with pytest.raises(
-        flower.TooLargeError, match=f"{most + 1} objects; at most {most} are accepted"
-    ) as caught:
+    with pytest.raises(TooLargeError, match=f"{most + 1} objects; at most {most} are accepted") as caught:
         pulled({f"{n:064x}": b"x" for n in range(most + 1)}, max_bytes)
     assert caught.value.__notes__ == ["asked for 0"]
 
@@ -166,7 +166,7 @@ def test_another_object_than_a_message_is_refused() -> None:
     _, contents = contents_of(flower_message(b"short"))
     record = next(key for key, raw in contents.items() if raw.startswith(b"ConfigRecord"))
     with pytest.raises(ValueError, match="a ConfigRecord instead of a message"):
-        flower.inflate(record, contents, 1 << 30)
+        inflate(record, contents, 1 << 30)
 
 
 class Counted:
@@ -197,7 +197,7 @@ def test_objects_are_pushed_as_flower_does_with_few_in_memory(wanted: set[str] |
         object_ids_to_push=wanted,
     )
     Counted.alive = Counted.most = 0
-    flower.bounded_push(objects, push, object_ids_to_push=wanted)
+    bounded_push(objects, push, object_ids_to_push=wanted)
     assert sorted(pushed) == sorted(expected)
     assert not objects
     assert Counted.most <= 2
@@ -209,7 +209,7 @@ def test_an_object_that_cannot_be_pushed_ends_the_push() -> None:
             raise OSError("cut")
 
     with pytest.raises(OSError, match="cut"):
-        flower.bounded_push({str(n): Counted() for n in range(1_000)}, push)
+        bounded_push({str(n): Counted() for n in range(1_000)}, push)
 
 
 def test_an_answers_bytes_are_freed_with_it() -> None:
@@ -222,6 +222,10 @@ def test_an_answers_bytes_are_freed_with_it() -> None:
         answers.append(weakref.ref(found))
         return found
 
+    for _ in range(2):  # the second call changes nothing
+        free_responses()
+        send = ProtobufClient._send
+    assert not hasattr(send.__wrapped__, "__wrapped__")  # type: ignore[attr-defined]
     client = RuntimeHttpClient.from_server_address("127.0.0.1:1", True, None, [])
     client._client = httpx.Client(transport=httpx.MockTransport(answer))
     gc.collect()

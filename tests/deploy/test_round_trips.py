@@ -23,6 +23,8 @@ from ssfl.deploy.site import loop
 from ssfl.deploy.transport import fleet, grid, superlink
 from ssfl.deploy.transport import internals as flower
 from ssfl.deploy.transport.fleet import REQUESTS_AT_ONCE, Credentials, FleetPort
+from ssfl.deploy.transport.fleet_client import IDLE_CONNECTION_SECONDS
+from ssfl.deploy.transport.objects import bounded_pull, bounded_push
 from ssfl.deploy.transport.port import Delivery, Message
 from tests.deploy.flower_messages import contents_of, flower_message
 
@@ -50,7 +52,7 @@ def test_small_objects_are_pulled_at_the_same_time() -> None:
         together.wait(timeout=20)
         return object_id.encode()
 
-    found = flower.bounded_pull(list("abcdef"), pull, 100, at_once=REQUESTS_AT_ONCE)
+    found = bounded_pull(list("abcdef"), pull, 100, at_once=REQUESTS_AT_ONCE)
     assert found == {key: key.encode() for key in "abcdef"}
 
 
@@ -70,7 +72,7 @@ def test_small_objects_are_pushed_at_the_same_time_but_few_chunks() -> None:
 
     objects: dict[str, object] = {f"chunk {n}": ArrayChunk(memoryview(bytes([n]))) for n in range(12)}
     objects |= {f"small {n}": Small() for n in range(5)}
-    flower.bounded_push(objects, push, at_once=REQUESTS_AT_ONCE)
+    bounded_push(objects, push, at_once=REQUESTS_AT_ONCE)
     assert chunks.most <= 2
     assert not objects
 
@@ -84,14 +86,14 @@ def test_an_object_on_its_way_is_asked_for_again_and_an_absent_one_is_not() -> N
             raise ObjectUnavailableError(object_id)
         return b"there"
 
-    assert flower.bounded_pull(["a"], pull, 100) == {"a": b"there"}
+    assert bounded_pull(["a"], pull, 100) == {"a": b"there"}
     assert asked == ["a"] * 3
 
     def absent(object_id: str) -> bytes:
         raise flower.ObjectPullError(object_id, "not found")
 
     with pytest.raises(flower.ObjectPullError, match="not found"):
-        flower.bounded_pull(["a"], absent, 100)
+        bounded_pull(["a"], absent, 100)
 
 
 def test_an_object_that_never_comes_ends_the_pull(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,15 +101,15 @@ def test_an_object_that_never_comes_ends_the_pull(monkeypatch: pytest.MonkeyPatc
         raise ObjectUnavailableError(object_id)
 
     with pytest.raises(flower.ObjectPullError, match="not sent completely"):
-        flower.bounded_pull(["a"], pull, 100, within_seconds=0.2)
+        bounded_pull(["a"], pull, 100, within_seconds=0.2)
     monkeypatch.setattr(flower, "PULL_MAX_TIME", 0.2)
     with pytest.raises(flower.ObjectPullError, match="not sent completely"):
-        flower.bounded_pull(["a"], pull, 100)
+        bounded_pull(["a"], pull, 100)
 
 
 def test_a_site_closes_an_idle_connection_before_the_superlink_does() -> None:
     """Else a request could meet a connection that is being closed."""
-    assert flower.IDLE_CONNECTION_SECONDS < superlink.KEEP_ALIVE_SECONDS
+    assert IDLE_CONNECTION_SECONDS < superlink.KEEP_ALIVE_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ def test_the_server_waits_for_a_slow_answer_as_long_as_its_longest_deadline(
 
     limits: list[tuple[int, float]] = []
     monkeypatch.setattr(grid, "FlowerMessage", lambda *content, **options: content)
-    monkeypatch.setattr(flower, "patch_grid", lambda most, seconds: limits.append((most, seconds)))
+    monkeypatch.setattr(grid, "patch_grid", lambda most, seconds: limits.append((most, seconds)))
     port = grid.GridPort(Grid())
     for deadline in (30.0, 5.0):
         assert port.send([(1, Message(b"{}", b""))], deadline) == ("ticket",)

@@ -14,6 +14,7 @@ pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
 
 from ssfl.deploy.transport import internals
 from ssfl.deploy.transport.fleet import Credentials, FleetPort
+from ssfl.deploy.transport.fleet_client import WRITE_SECONDS
 from tests.support.paths import ROOT
 
 
@@ -66,7 +67,7 @@ def test_a_slow_link_may_take_its_time_to_send() -> None:
     port = FleetPort(Credentials("127.0.0.1:1"))
     timeout = port._client._client.timeout
     port.close()
-    assert (timeout.write, timeout.read) == (internals.WRITE_SECONDS, 30.0)
+    assert (timeout.write, timeout.read) == (WRITE_SECONDS, 30.0)
 
 
 @pytest.mark.slow

@@ -20,6 +20,8 @@ from flwr.app import Message as FlowerMessage
 
 from ssfl.deploy.errors import DeployError
 from ssfl.deploy.transport import internals as flower
+from ssfl.deploy.transport.fleet_client import fleet_client
+from ssfl.deploy.transport.objects import bounded_pull, bounded_push, inflate
 from ssfl.deploy.transport.port import Delivery, LinkError, Message
 from ssfl.deploy.transport.records import RecordsError, from_records, to_records
 
@@ -50,7 +52,7 @@ class FleetPort:
         private, public = _keys(credentials.private_key)
         self._public = flower.public_key_to_bytes(public)
         certificates = credentials.root_certificates
-        self._client = flower.fleet_client(
+        self._client = fleet_client(
             credentials.superlink,
             None if certificates is None else _certificates(certificates),
             [
@@ -89,8 +91,8 @@ class FleetPort:
         pull = flower.make_pull_object_fn_protobuf(self._client.PullObject, self._node, run)
         with _link_errors():
             try:
-                contents = flower.bounded_pull(ids, pull, max_body_bytes, at_once=REQUESTS_AT_ONCE)
-                message = flower.inflate(number, contents, max_body_bytes)
+                contents = bounded_pull(ids, pull, max_body_bytes, at_once=REQUESTS_AT_ONCE)
+                message = inflate(number, contents, max_body_bytes)
                 message.metadata.__dict__["_message_id"] = number
                 received = from_records(message.content)
             except (RecordsError, ValueError, KeyError, TypeError) as error:
@@ -174,7 +176,7 @@ class FleetPort:
             push = flower.make_push_object_fn_protobuf(
                 self._client.PushObject, self._node, run, response.session_id
             )
-            flower.bounded_push(
+            bounded_push(
                 objects,
                 push,
                 object_ids_to_push=set(response.objects_to_push),

@@ -11,6 +11,7 @@ from flwr.app import Message as FlowerMessage
 from flwr.app import MessageType
 
 from ssfl.deploy.transport import internals as flower
+from ssfl.deploy.transport.patches import free_responses, patch_grid
 from ssfl.deploy.transport.port import Answer, Failure, FailureKind, Message, SiteInfo
 from ssfl.deploy.transport.records import RecordsError, from_records, to_records
 
@@ -29,6 +30,7 @@ class GridPort:
 
     def __init__(self, grid: Any) -> None:
         flower.patched_module("grid")  # an unknown flwr fails here, not in the first round
+        free_responses()
         self._grid = grid
         self._limits = (0, 0.0)
         self._deadline_seconds = 0.0
@@ -71,7 +73,7 @@ class GridPort:
         # A site that sends an announced answer slowly must not hold up the others for more than a deadline.
         limits = (max_body_bytes, self._deadline_seconds)
         if limits != self._limits:
-            flower.patch_grid(*limits)
+            patch_grid(*limits)
             self._limits = limits
         groups = [[t] for t in tickets] if max_body_bytes > ONE_BY_ONE_BYTES else [list(tickets)]
         for group in groups:

@@ -20,6 +20,7 @@ from ssfl.deploy.errors import DeployError
 from ssfl.deploy.log import EventLog
 from ssfl.deploy.site.loop import Handler, Pace
 from ssfl.deploy.transport import internals as flower
+from ssfl.deploy.transport.patches import free_responses, patch_executor
 from ssfl.deploy.transport.port import Message
 from ssfl.deploy.transport.records import RecordsError, from_records, to_records
 
@@ -37,7 +38,8 @@ def serve_stock(
 
     secret: the SuperNode's --superexec-auth-secret-file; None if it has none.
     """
-    flower.patch_executor()
+    free_responses()
+    patch_executor()
     interceptors = [] if secret is None else [_signer(secret)]
     pace, reported = Pace(), ""
     with _client(address, *interceptors) as client, contextlib.suppress(KeyboardInterrupt):

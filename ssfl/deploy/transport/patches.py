@@ -1,0 +1,64 @@
+"""Replacements of Flower's functions and attributes in this process; each may be applied several times."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import httpx
+
+from ssfl.deploy.transport import internals as flower
+from ssfl.deploy.transport.objects import (
+    BACKOFF_CAP_SECONDS,
+    BACKOFF_SECONDS,
+    TooLargeError,
+    bounded_pull,
+    bounded_push,
+    inflate,
+)
+
+
+def free_responses() -> None:
+    """Make flwr's clients break the cycle in httpx's responses (response, its stream, the response).
+
+    Each would keep an object of 5 MiB until Python's garbage collector looks at old objects, which takes minutes here.
+    """
+    original = flower.ProtobufClient._send
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def send(self: flower.ProtobufClient, context: Any, *, stream: bool = False) -> httpx.Response:
+        response = original(self, context, stream=stream)
+        if not stream:
+            response.stream = httpx.ByteStream(b"")  # its content has been read
+        return response
+
+    flower.ProtobufClient._send = send  # type: ignore[method-assign]
+
+
+def patch_grid(max_bytes: int, within_seconds: float) -> None:
+    """Make `HttpGrid.pull_messages` poll objects at short intervals, and limit the bytes and the time of a message."""
+
+    def pull(object_ids: list[str], pull_object_fn: Any) -> dict[str, bytes]:
+        try:
+            return bounded_pull(object_ids, pull_object_fn, max_bytes, within_seconds=within_seconds)
+        except TooLargeError as error:
+            raise flower.ObjectPullError(object_ids[-1], f"refused: {error}") from None
+
+    module = flower.patched_module("grid")
+    module.pull_objects, module.push_objects = pull, bounded_push
+    module.inflate_object_from_contents = functools.partial(inflate, max_bytes=max_bytes)
+
+
+def patch_executor() -> None:
+    """The same intervals for the executor of a stock SuperNode, whose tasks arrive before their objects."""
+    module = flower.patched_module("executor")
+    original = module.pull_and_inflate_object_from_tree
+    if not isinstance(original, functools.partial):
+        module.pull_and_inflate_object_from_tree = functools.partial(
+            original,
+            initial_backoff=BACKOFF_SECONDS,
+            backoff_cap=BACKOFF_CAP_SECONDS,
+            max_tries_per_object=None,  # 500 short waits are too few for a large model on a slow link
+        )
