@@ -347,7 +347,7 @@ def test_a_key_that_is_replaced_during_a_run_is_refused_and_the_new_one_accepted
     """Also in the middle of an exchange, whose work the new process does."""
     bench = make_bench("ssfl")
     members = [Member(c, f"site-{c}", f"key-{c}") for c in range(len(SIZES))]
-    bench.registry.roster = lambda: members
+    bench.registry.membership.read = lambda: members
     fresh = FakeSite(trainer_of("ssfl", "group", bench.data, 0), "new-key")
 
     def replace_key(answer: Message, reply: messages.Done) -> None:
@@ -368,7 +368,7 @@ def test_a_key_that_is_replaced_during_a_run_is_refused_and_the_new_one_accepted
 def test_a_changed_roster_is_logged_in_the_order_of_clients() -> None:
     bench = make_bench("fedavg", sizes=(9, 9, 9))
     members = [Member(c, f"site-{c}", f"key-{c}") for c in range(12)]
-    bench.registry.roster = lambda: members[::-1]
+    bench.registry.membership.read = lambda: members[::-1]
     bench.registry.poll()
     (line,) = bench.logged("roster_changed")
     assert line["text"] == "the sites are now " + ", ".join(f"site-{c} (client {c})" for c in range(12))
@@ -391,7 +391,7 @@ def test_how_long_a_client_has_been_away() -> None:
 def test_a_key_that_is_revoked_is_refused_from_then_on() -> None:
     bench = make_bench("fedavg", sizes=(9, 9, 9))
     members = [Member(c, f"site-{c}", f"key-{c}") for c in range(3)]
-    bench.registry.roster = lambda: members
+    bench.registry.membership.read = lambda: members
     bench.join_all()
     members.clear()
     bench.join_all()

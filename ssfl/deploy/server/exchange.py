@@ -30,7 +30,8 @@ from ssfl.deploy.protocol.payloads import (
 from ssfl.deploy.server.outgoing_work import OutgoingWork
 from ssfl.deploy.server.pending_replies import PendingReplies
 from ssfl.deploy.server.published import Published
-from ssfl.deploy.server.site_registry import LATE, SiteRegistry, WorkOutcome
+from ssfl.deploy.server.registered_site import LATE, WorkOutcome
+from ssfl.deploy.server.site_registry import SiteRegistry
 from ssfl.deploy.settings import DeploySettings
 from ssfl.engine.accounting.ledger import Meter
 from ssfl.engine.client.memory import ClientMemories

@@ -167,7 +167,8 @@ def _run(
     data = server_data(config, settings, named)
     registry = SiteRegistry(port, members, record.run, log)
     run = ServerRun(port, config, settings, data, registry, log, record, home, join_config)
-    registry.join_of, registry.check, registry.roster = run.join_of, run.check, lambda: members_of(home)
+    registry.join_of, registry.check = run.join_of, run.check
+    registry.membership.read = lambda: members_of(home)
     log.info("run_begins", " ".join(record.words), run=record.run)
     return run
 

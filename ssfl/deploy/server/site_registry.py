@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, final
+from dataclasses import replace
+from typing import Any, final
 
-from ssfl.deploy.errors import DeployError
 from ssfl.deploy.federation.roster import Member
 from ssfl.deploy.log import EventLog, one_line
 from ssfl.deploy.protocol import message_bytes, messages
-from ssfl.deploy.transport.port import Answer, Failure, ServerPort, SiteInfo
+from ssfl.deploy.server.membership import Membership
+from ssfl.deploy.server.registered_site import (
+    LATE,
+    RETRY_SECONDS,
+    PendingMessage,
+    Purpose,
+    Site,
+    WorkOutcome,
+)
+from ssfl.deploy.transport.port import Answer, Failure, ServerPort
 
 SITES_POLL_SECONDS = 1.0
 """Between two queries of the connected sites."""
@@ -24,76 +32,6 @@ FINISH_POLL_SECONDS = 0.05
 """Between two queries of the answers to a Finish."""
 PING_SECONDS = 600.0
 """Time to live of a ping or a join: a busy site answers when it has finished its work."""
-RETRY_SECONDS = 2.0
-"""Before a failed ping or join is repeated; doubles up to a minute."""
-MAX_REFUSED_ANSWERS = 3
-"""Refused answers after which a site is excluded until it is restarted."""
-
-LATE = "no answer before the deadline"
-
-Purpose = Literal["ping", "join", "work", "finish"]
-
-
-@dataclass
-class Site:
-    """One node."""
-
-    node: int
-    key: str
-    name: str
-    session: str = ""
-    client: int | None = None
-    """None until the roster or the site's request determines it."""
-    joined: messages.Joined | None = None
-    holds: set[str] = field(default_factory=set)
-    free: bool = False
-    """Has answered every message, as far as the server knows."""
-    present: bool = True
-    """The transport counts it as online."""
-    lost_at: float = 0.0
-    """When it was last found to be disconnected."""
-    refusal: str = ""
-    """Why it has not joined: its own reason, or why its answer was refused."""
-    refused_answers: int = 0
-    next_try: float = 0.0
-    pause: float = RETRY_SECONDS
-
-    @property
-    def excluded(self) -> bool:
-        """Too many of its answers were refused since its process started."""
-        return self.refused_answers >= MAX_REFUSED_ANSWERS
-
-    @property
-    def ready(self) -> bool:
-        """Work may be sent to it now."""
-        return self.free and self.present and self.joined is not None and not self.excluded
-
-    @property
-    def expected(self) -> bool:
-        """It is connected, and may join or answer without an operator."""
-        return self.present and not self.excluded and (self.joined is not None or not self.refusal)
-
-
-@dataclass(frozen=True)
-class PendingMessage:
-    """A message that has not been answered yet."""
-
-    site: Site
-    purpose: Purpose
-    expires: float
-
-
-@dataclass(frozen=True)
-class WorkOutcome:
-    """The result of a Work message: the reply, or why there is none."""
-
-    client: int
-    done: messages.Done | None
-    reason: str = ""
-    gone: bool = False
-    """The site is not connected: no answer will come in this exchange unless it comes back."""
-
-
 JoinOf = Callable[[int], messages.Join]
 Check = Callable[[int, messages.Joined], str | None]
 
@@ -103,9 +41,8 @@ class SiteRegistry:
     """All sites of one run.
 
     members: the roster; empty: every site may take part. join_of: the join message for a client. check: why a client's
-    Joined cannot be accepted, or None. roster: the members as of now; on a DeployError the last ones stay. on_update:
-    called about once a second with the number of joined sites that are connected. fields: of every event in the log:
-    the run, and the exchange in progress.
+    Joined cannot be accepted, or None. on_update: called about once a second with the number of joined sites that are
+    connected. fields: of every event in the log: the run, and the exchange in progress.
     """
 
     def __init__(
@@ -118,19 +55,15 @@ class SiteRegistry:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.port, self.run, self.log, self.now, self._sleep = port, run, log, now, sleep
-        self._open = not members
-        self._members = {m.key: m for m in members}
-        self._roster_error = ""
-        self.roster: Callable[[], Sequence[Member]] = lambda: tuple(self._members.values())
         self.join_of: JoinOf = lambda client: messages.Join(run, client, "")
         self.check: Check = lambda client, joined: None
         self.on_update: Callable[[int], None] = lambda live: None
         self.fields: dict[str, Any] = {"run": run}
+        self.membership = Membership(members, log, self.fields)
         self.max_body_bytes = 1_000_000
         self._sites: dict[int, Site] = {}
         self._pending: dict[str, PendingMessage] = {}
         self._started_at, self._updated_at = now(), float("-inf")
-        self._unknown_keys: set[str] = set()
         self._lost: list[WorkOutcome] = []
 
     # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -247,8 +180,8 @@ class SiteRegistry:
                 self._lose(site)
         for info in here.values():
             known = self._sites.get(info.node)
-            if known is None and self._is_registered(info):
-                member = self._members.get(info.key)
+            if known is None and self.membership.admits(info):
+                member = self.membership.get(info.key)
                 client = None if member is None else member.client
                 self._sites[info.node] = Site(info.node, info.key, info.name, info.session, client)
             elif known is not None and known.session != info.session:
@@ -267,29 +200,11 @@ class SiteRegistry:
         self.on_update(self.live)
 
     def _read_roster(self) -> None:
-        """Sites whose key is no longer on the roster are refused from now on; new keys are accepted."""
-        if self._open:
-            return
-        try:
-            members = {m.key: m for m in self.roster()}
-        except DeployError as error:
-            if str(error) != self._roster_error:
-                self._roster_error = str(error)
-                self.log.error("roster_unreadable", f"{error}; the last one is used", **self.fields)
-            return
-        self._roster_error = ""
-        if members == self._members:
-            return
-        before, self._members = self._members, members
-        for site in [s for s in self._sites.values() if before.get(s.key) != members.get(s.key)]:
+        """Refuse sites whose key is no longer on the roster from now on; accept new keys."""
+        changed = self.membership.update()
+        for site in [s for s in self._sites.values() if s.key in changed]:
             self._drop_pending(site, "its key has been replaced or revoked")
             del self._sites[site.node]
-        self._unknown_keys -= members.keys()
-        names = ", ".join(
-            f"{m.name} (client {m.client})"
-            for m in sorted(members.values(), key=lambda member: member.client)
-        )
-        self.log.info("roster_changed", f"the sites are now {names}", **self.fields)
 
     def _drop_pending(self, site: Site, reason: str) -> None:
         """Do not wait for the answers to this site's messages any longer."""
@@ -309,16 +224,6 @@ class SiteRegistry:
 
     def _lose(self, site: Site) -> None:
         site.present, site.lost_at = False, self.now()
-
-    def _is_registered(self, info: SiteInfo) -> bool:
-        if self._open or info.key in self._members:
-            return True
-        if info.key not in self._unknown_keys:
-            self._unknown_keys.add(info.key)
-            self.log.warning(
-                "site_refused", f"key {info.key[:16]} is not on the roster", **self.fields, key=info.key
-            )
-        return False
 
     def _handle_answer(self, pending: PendingMessage, found: Answer | Failure) -> list[WorkOutcome]:
         site = pending.site
@@ -415,7 +320,7 @@ class SiteRegistry:
 
     def _client_of(self, site: Site, pong: messages.Pong) -> int | None:
         """Which client a node is: by its registered key, else the number that it asks for, if that is free."""
-        if (member := self._members.get(site.key)) is not None:
+        if (member := self.membership.get(site.key)) is not None:
             return member.client
         joining = [pending.site for pending in self._pending.values() if pending.purpose == "join"]
         holders = [s for s in (*joining, *self.clients.values()) if s is not site]
@@ -463,6 +368,6 @@ class SiteRegistry:
         site.pause = min(60.0, 2 * site.pause)
 
     def _name(self, site: Site) -> str:
-        member = self._members.get(site.key)
+        member = self.membership.get(site.key)
         name = member.name if member is not None else site.name or f"node {site.node}"
         return name if site.client is None else f"{name} (client {site.client})"
