@@ -55,8 +55,8 @@ def tensor_roles(module: nn.Module) -> tuple[StateTensor, ...]:
     A parameter is trained where requires_grad is set, else constant. A persistent buffer of finite floats is carried,
     and so is the batch counter of a norm layer that averages over all batches (momentum=None). Other buffers are
     constant: integers, booleans, buffers with infinite values, and those that are not part of the state_dict.
-    Raises LayoutError for a trained parameter that is not of real floats, and for a layer's weight that a hook
-    computes and keeps as a plain attribute.
+    Raises LayoutError for a trained parameter that is not of real floats or has a gradient hook, and for a layer's
+    weight that a hook computes and keeps as a plain attribute.
     """
     _check_attributes(module)
     names: dict[int, str] = {}
@@ -67,6 +67,11 @@ def tensor_roles(module: nn.Module) -> tuple[StateTensor, ...]:
             raise LayoutError(
                 f"parameter {name} is {_word(parameter)}; trained parameters must be real floats: store real and "
                 "imaginary parts in one float parameter (torch.view_as_complex), or set requires_grad=False"
+            )
+        if trained and parameter._backward_hooks:
+            raise LayoutError(
+                f"parameter {name} has a gradient hook (register_hook), which copies of the network do not have; "
+                "change the gradient in forward instead (torch.autograd.Function)"
             )
         found.append(_entry(name, parameter, "trained" if trained else "constant", names))
     carried = set(_carried_ids(module))

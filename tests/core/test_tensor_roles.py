@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
@@ -105,6 +106,16 @@ def test_complex_parameters_are_refused_by_name_and_type() -> None:
     network.register_parameter("filter", nn.Parameter(torch.ones(2, dtype=torch.cfloat)))
     with pytest.raises(LayoutError, match="parameter filter is complex64"):
         Layout.of(network)
+
+
+def test_gradient_hooks_are_refused_because_copies_lose_them() -> None:
+    network = nn.Linear(4, 3)
+    handle = network.weight.register_hook(lambda gradient: 0.5 * gradient)  # type: ignore[no-untyped-call]
+    assert not copy.deepcopy(network).weight._backward_hooks  # PyTorch's behaviour, the reason
+    with pytest.raises(LayoutError, match="parameter weight has a gradient hook"):
+        Layout.of(network)
+    handle.remove()
+    assert Layout.of(network).size == 15
 
 
 def test_the_state_dict_under_other_weights_has_every_name() -> None:

@@ -125,7 +125,7 @@ def test_without_torchvision_the_message_offers_both_ways(
 
 
 def test_an_empty_name_is_not_the_working_directory(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="dataset.name=: unknown"):
+    with pytest.raises(DataError, match=r"dataset\.name=: unknown"):
         load_arrays("", tmp_path)
 
 
