@@ -9,6 +9,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from ssfl.errors import UserError
 
@@ -59,6 +60,7 @@ def tensor_roles(module: nn.Module) -> tuple[StateTensor, ...]:
     weight that a hook computes and keeps as a plain attribute.
     """
     _check_attributes(module)
+    _check_lazy(module)
     names: dict[int, str] = {}
     found = []
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -109,6 +111,14 @@ def _check_attributes(module: nn.Module) -> None:
                     "torch.nn.utils.parametrizations (weight_norm, spectral_norm), or make pruning permanent with "
                     "torch.nn.utils.prune.remove"
                 )
+
+
+def _check_lazy(module: nn.Module) -> None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise LayoutError(
+                f"{name} has no shape yet (a lazy layer): pass one batch through the network first"
+            )
 
 
 def prunable_names(module: nn.Module) -> frozenset[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ssfl.core.cost import forward_zeros
 from ssfl.core.tensor_roles import LayoutError, cast_floats, prunable_names, tensor_roles
@@ -33,6 +34,11 @@ def build_own_model(
     """
     make = _find(path)
     module = _call(path, make, {"num_classes": num_classes, "input_shape": tuple(input_shape), "norm": norm})
+    if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
+        cast_floats(module, torch.float32)
+        _check_output(
+            path, module, num_classes, input_shape, input_dtype
+        )  # its first pass makes their tensors
     _check_state(path, module)
     cast_floats(module, torch.float32)
     _check_output(path, module, num_classes, input_shape, input_dtype)

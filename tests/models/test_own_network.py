@@ -39,6 +39,14 @@ class Features(nn.Module):
     def forward(self, x):
         return {"logits": x}
 
+def lazy(num_classes):
+    return nn.Sequential(nn.LazyConv2d(5, 1), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(num_classes))
+
+def lazy_unused(num_classes):
+    net = lazy(num_classes)
+    net.forward = lambda x: x.flatten(1)[:, :num_classes]
+    return net
+
 class Silent(nn.Module):
     pass
 
@@ -69,6 +77,23 @@ def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (package / "nets.py").write_text(SOURCE)
     (package / "broken.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_lazy_layers_get_their_sizes_and_the_weights_of_the_seed() -> None:
+    made = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        made.append(build_model("own_package.nets:lazy", 4, SHAPE).state_dict())
+    assert [tuple(t.shape) for t in made[0].values()] == [
+        *[(5, 3, 1, 1), (5,)],
+        *[(5,)] * 4,
+        (),
+        *[(4, 20), (4,)],
+    ]
+    assert all(t.equal(made[1][name]) for name, t in made[0].items())
+    assert float(made[0]["3.weight"].std()) > 0.05  # drawn, not zero
+    with pytest.raises(ModelError, match="has no shape yet"):
+        build_model("own_package.nets:lazy_unused", 4, SHAPE)
 
 
 @pytest.mark.parametrize(
