@@ -60,7 +60,7 @@ def tensor_roles(module: nn.Module) -> tuple[StateTensor, ...]:
     weight that a hook computes and keeps as a plain attribute.
     """
     _check_attributes(module)
-    _check_lazy(module)
+    _check_kinds(module)
     names: dict[int, str] = {}
     found = []
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -113,7 +113,14 @@ def _check_attributes(module: nn.Module) -> None:
                 )
 
 
-def _check_lazy(module: nn.Module) -> None:
+def _check_kinds(module: nn.Module) -> None:
+    """Refuse TorchScript, of which copies on threads train wrongly or fail, and tensors without a shape."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule):
+            where = f"layer {name}" if name else "the network"
+            raise LayoutError(
+                f"{where} is TorchScript, which is not supported; use the nn.Module it was made from"
+            )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(tensor):
             raise LayoutError(

@@ -118,6 +118,15 @@ def test_gradient_hooks_are_refused_because_copies_lose_them() -> None:
     assert Layout.of(network).size == 15
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_refused_as_a_network_and_as_a_layer() -> None:
+    scripted = torch.jit.script(nn.Linear(4, 3))
+    with pytest.raises(LayoutError, match="the network is TorchScript"):
+        Layout.of(scripted)
+    with pytest.raises(LayoutError, match="layer 1 is TorchScript"):
+        Layout.of(nn.Sequential(nn.Flatten(), scripted))
+
+
 def test_the_state_dict_under_other_weights_has_every_name() -> None:
     network = SharedNorm()
     constants, layout = fixed_state(network), Layout.of(network)

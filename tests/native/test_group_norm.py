@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
     not available(), reason="the kernels were not built: no C compiler at installation"
 )
 FORMATS = (torch.contiguous_format, torch.channels_last)
-AFTERS = (After(relu=False), After(), After(pool=True), After(pool=True, relu=True))
+AFTERS = (After(relu=False), After(), After(pool=True))
 
 
 def drawn(*shape: int, seed: int, form: torch.memory_format = torch.contiguous_format) -> Tensor:
@@ -132,6 +132,12 @@ def test_ties_go_to_the_first_of_a_window_as_in_pytorch() -> None:
     x[:, 8:] += drawn(1, 8, 4, 4, seed=0)
     for form in FORMATS:
         assert_near(*both(x.contiguous(memory_format=form), 2, After(pool=True)))
+
+
+def test_pooling_without_relu_is_left_to_pytorch() -> None:
+    x, after = -drawn(2, 4, 6, 6, seed=0).abs(), After(pool=True, relu=False)
+    assert not fits(x, after)
+    assert bool((layer_by_layer(x, 2, torch.ones(4), torch.zeros(4), 1e-5, after) < 0).any())
 
 
 def test_what_is_not_finite_stays_so() -> None:

@@ -27,12 +27,14 @@ class After:
     """The layers after the norm."""
 
     pool: bool = False
-    """2x2 max-pooling before ReLU (the order does not change the result). Not together with a residual."""
+    """2x2 max-pooling before ReLU (the order does not change the result). Not with a residual, nor without ReLU."""
     relu: bool = True
 
 
 def fits(x: Tensor, after: After) -> bool:
     """Whether the kernel supports images x [B, C, H, W]: float32 in host memory, dense, even sides for pooling."""
+    if after.pool and not after.relu:  # its pooling includes ReLU
+        return False
     if not available() or x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() != 4:
         return False
     _, channels, height, width = x.shape
