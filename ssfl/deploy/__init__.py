@@ -1,1 +1,1 @@
-"""A federation between real sites, on Flower: the simulator's algorithms and loop over another exchange."""
+"""Deployment between real sites on Flower: the algorithms and loop of the simulator with another exchange."""

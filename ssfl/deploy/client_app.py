@@ -20,12 +20,12 @@ from ssfl.output import write_atomically
 app = ClientApp()
 
 _TRAINERS: dict[tuple[int, int], Any] = {}
-"""Trainers of this process by (run, node): a cache of what the files hold."""
+"""Trainers of this process by (run, node); the files under FLWR_HOME hold the same state."""
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Answer one message of ours."""
+    """Answer one message of this project. Raises RuntimeError with the reason if the site refuses it."""
     from ssfl.deploy.transport.records import from_records, to_records
 
     answer = _answer(from_records(message.content), context)

@@ -13,4 +13,4 @@ class DeployError(UserError):
 
 @final
 class UnreachableError(DeployError):
-    """The SuperLink does not answer: it is down, or the network is."""
+    """The SuperLink does not answer: it is not running, or the network is down."""

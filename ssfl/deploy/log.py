@@ -1,4 +1,4 @@
-"""Event log: JSON lines for programs and short lines for people, with run and round where they apply."""
+"""Event log: JSON lines in a file and short readable lines on a stream, with run and round where they apply."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any, Literal, TextIO, final
 
 Level = Literal["info", "warning", "error"]
 MOST_CHARACTERS = 500
-"""Of a text that another machine sends."""
+"""Longest text from another machine in one event."""
 MOST_DETAILS = 4000
+"""Longest text of one readable line."""
 
 
 def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
-    """Text of another origin as one line of at most `most` printable characters: it cannot forge a line of a log."""
+    """Untrusted text as one line of at most `most` printable characters, so that it cannot forge lines of a log."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * most]).split())
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
@@ -25,7 +26,7 @@ def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
 class EventLog:
     """One event a line. `file`: JSON lines are appended there; `stream`: readable lines (None: nowhere).
 
-    A file that cannot be written (a full disk) is reported once and stops nothing.
+    If the file cannot be written (a full disk), this is reported once on the stream, and the process continues.
     """
 
     def __init__(
@@ -42,11 +43,11 @@ class EventLog:
         self._write("info", event, text, fields)
 
     def warning(self, event: str, text: str = "", **fields: Any) -> None:
-        """Log something missing or late; the run continues."""
+        """Log that something is missing or late and the run continues."""
         self._write("warning", event, text, fields)
 
     def error(self, event: str, text: str = "", **fields: Any) -> None:
-        """Log a fault that an operator must look at."""
+        """Log a fault that an operator must correct."""
         self._write("error", event, text, fields)
 
     def _write(self, level: Level, event: str, text: str, fields: dict[str, Any]) -> None:

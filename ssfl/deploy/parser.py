@@ -14,9 +14,9 @@ on the server:
   ssfl deploy init federation --sites 3 --address fl.example.org:8000   certificates, keys, a folder for each site
   ssfl deploy server --folder federation/server                         start the SuperLink with TLS and node keys
   ssfl deploy run --folder federation/server preset=digits deploy.sites=3   start a run, with the keys of main.py
-  ssfl deploy register NAME site.pub --folder federation/server         a site that made its own key, or a new key
+  ssfl deploy register NAME site.pub --folder federation/server         a site that made its key itself, or a new key
 at each site:
-  ssfl deploy key my_site                                               its own key, in place of one from init
+  ssfl deploy key my_site                                               make a private key at the site
   ssfl deploy site --folder federation/sites/site-0 --data my_data.npz  join with local data
 everything on this machine, with embedded data:
   ssfl deploy local --sites 3 preset=digits
@@ -48,7 +48,7 @@ def add_deploy(verbs: Any) -> None:
 
 
 def _whole(low: int, high: int = 1 << 31) -> Callable[[str], int]:
-    """The type of an argument that is a whole number in this range."""
+    """An argparse type: a whole number from `low` to `high`."""
 
     def read(text: str) -> int:
         with contextlib.suppress(ValueError):
@@ -165,7 +165,7 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
 
 def _add_key(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "site_folder", type=Path, metavar="FOLDER", help="the site's folder; made if there is none"
+        "site_folder", type=Path, metavar="FOLDER", help="the site's folder; created if it does not exist"
     )
 
 

@@ -18,7 +18,7 @@ PREFIX = "deploy."
 
 @dataclass(frozen=True)
 class DeploySettings:
-    """How one run treats sites that answer late or never. Each field is a key `deploy.NAME`."""
+    """Settings of one deployed run. Each field is a key `deploy.NAME`. Raises DeployError for a value out of range."""
 
     sites: int = 0
     """Number of sites that a run waits for before it starts; 0: all registered sites, or 1 if none is registered."""
@@ -35,14 +35,14 @@ class DeploySettings:
     scoring: Scoring = "quorum"
     """Scoring without some sites: quorum (continue, renormalised) or all (wait; stop after patience_seconds)."""
     scaling: ScalingSource = "server"
-    """Who sets mean and deviation of the inputs: server (published or measured on its own copy of dataset.name;
-    the site, where the server has none) or site (each on its own rows)."""
+    """Who sets mean and deviation of the inputs: server (published values, or measured on the server's copy of
+    dataset.name; each site, if the server has neither) or site (each site on its rows)."""
     server_data: bool = False
     """Whether the server loads dataset.name: to test the global model and to know classes and scaling."""
     max_examples: int = 100_000_000
-    """A site that claims more is refused."""
+    """A site that reports more training examples is refused."""
     max_example_values: int = 1_000_000
-    """Most values of one example (channels × height × width, or features); a site that claims more is refused, because
+    """Most values of one example (channels × height × width, or features); a site that reports more is refused, because
     the server builds the network for the size that a site reports."""
     late_sites: bool = True
     """Whether a site that joins after the start takes part (methods with a global model)."""

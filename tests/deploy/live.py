@@ -54,8 +54,8 @@ class Live:
         words = [*site_words(self.root, name, number, False), *self.extra]
         self.sites[name] = self.processes.start(name, words, self.root / "logs" / f"{name}.log")
 
-    def look_after(self) -> None:
-        self.server.look_after()
+    def check_processes(self) -> None:
+        self.server.check_processes()
         for name, child in self.sites.items():
             if self.keep_sites and child.poll() is not None:
                 self.processes.forget(child)
@@ -78,7 +78,7 @@ class Live:
     def wait(self, what: Callable[[], bool], seconds: float, why: str) -> None:
         end = time.monotonic() + seconds
         while not what():
-            self.look_after()
+            self.check_processes()
             assert time.monotonic() < end, f"{why} in {seconds:g} s\n{self.logs()}"
             time.sleep(0.2)
 

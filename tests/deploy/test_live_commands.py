@@ -136,6 +136,6 @@ def test_a_run_that_waits_for_its_sites_is_shown_and_stopped(started: Started) -
     with control_of(started.folder) as control:
         assert control.runs()[number] == "finished:stopped"
     while started.status()["runs"][0]["status"] != "stopped":
-        started.server.look_after()
+        started.server.check_processes()
         assert time.monotonic() < end
         time.sleep(0.2)

@@ -88,7 +88,7 @@ def test_a_site_that_lost_its_key_keeps_its_number(server: Path, tmp_path: Path)
     assert {p.name for p in (server / "keys").iterdir()} == {"a.pub", "b2.pub"}
     before = (server / "roster.json").read_bytes()
     for name, key, client, reason in [
-        ("b3", new, None, "is the key of b2"),
+        ("b3", new, None, "is already the key of b2"),
         ("a", new, 1, "a: is the name of client 0"),
         ("c", new, -1, "--client -1"),
         ("b2", old, 1, "was revoked or replaced"),

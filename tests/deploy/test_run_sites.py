@@ -33,7 +33,7 @@ def test_a_late_site_takes_part_from_the_next_round_on(tmp_path: Path, home: Pat
 
     fleet.sites_by_node[100].fault = come
     folder = run_words(fleet, words_in(tmp_path, "training.comm_round=9"), log=listed_log(lines))
-    assert any(line["event"] == "begins_without" for line in lines)
+    assert any(line["event"] == "started_without" for line in lines)
     assert any(line["event"] == "late_sites" for line in lines)
     assert late.trainer.run == ""
     works = [work for work in late.served if isinstance(work, messages.Work)]
@@ -159,7 +159,7 @@ def test_without_node_keys_a_second_site_with_the_same_number_is_refused_with_th
     fleet.sites_by_node[102].trainer.wish = 0
     run_words(fleet, words_in(tmp_path, "training.comm_round=1"), log=listed_log(lines))
     (reason,) = {line["text"] for line in lines if line["event"] == "answer_refused"}
-    assert reason == "node 102: asks to be client 0, which node 100 (client 0) is already"
+    assert reason == "node 102: asks to be client 0, which is already node 100 (client 0)"
 
 
 def test_no_site_at_all_stops_the_run_before_anything_is_written(tmp_path: Path, home: Path) -> None:

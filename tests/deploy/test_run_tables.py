@@ -58,11 +58,11 @@ def answering(**changes: object) -> Fault:
         (
             [1 << 33],
             1_000_000,
-            r"claims examples of 8\.58993e\+09 values; deploy\.max_example_values=1000000",
+            r"reports examples of 8\.58993e\+09 values; deploy\.max_example_values=1000000",
         ),
-        ([1 << 53] * 3, 1_000_000, "claims examples of"),
+        ([1 << 53] * 3, 1_000_000, "reports examples of"),
         ([1 << 50], 1 << 53, r"no mlp for its examples \[1125899906842624\] \(.*alloc"),
-        ([1 << 53, 1 << 20, 1 << 20], 1 << 53, "claims examples of"),
+        ([1 << 53, 1 << 20, 1 << 20], 1 << 53, "reports examples of"),
         ([1 << 53, 1, 1], 1 << 53, r"no mlp for its examples"),
     ],
 )

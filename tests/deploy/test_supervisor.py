@@ -89,7 +89,7 @@ def test_a_run_without_a_folder_is_started_a_limited_number_of_times(
     monkeypatch.setattr(time, "monotonic", lambda: clock)
     for _ in range(100):
         clock += 100.0
-        server.look_after()
+        server.check_processes()
         (record,) = load_records(server.options.folder)
         if not record.pid and record.status == "waiting":  # the new process dies too
             save_record(server.options.folder, replace(record, pid=NO_PROCESS))
@@ -106,7 +106,7 @@ def test_attempts_are_further_and_further_apart(server: Server, monkeypatch: pyt
     monkeypatch.setattr(time, "monotonic", lambda: clock)
     while len(configs) < 5:
         before = len(configs)
-        server.look_after()
+        server.check_processes()
         at += [clock] * (len(configs) - before)
         (record,) = load_records(server.options.folder)
         save_record(server.options.folder, replace(record, pid=NO_PROCESS))
@@ -124,7 +124,7 @@ def test_a_process_that_takes_long_to_start_is_not_started_twice(
     """Flower knows it, long before it has written its process id; a SuperLink that was restarted does not."""
     configs = started(server, {"1": status} if status else {}, monkeypatch)
     waiting(server, pid=0, status="running", folder="outputs/run")
-    server.look_after()
+    server.check_processes()
     assert configs == [{"resume": "outputs/run"}] * again
 
 
@@ -141,7 +141,7 @@ def test_a_dead_superlink_is_started_again_while_a_run_has_no_process_yet(
     monkeypatch.setattr(server, "control", lambda: up if starts else pytest.fail("the SuperLink is down"))
     server.superlink = server.superexec = None
     waiting(server, pid=0)
-    server.look_after()
+    server.check_processes()
     assert starts == [1]
     assert signals == []
     assert configs == [{"words": "'a=b c'"}], "the new SuperLink does not know the run"
@@ -157,7 +157,7 @@ def test_a_run_whose_process_has_died_can_be_stopped(
     monkeypatch.setattr(status, "control_of", lambda folder: contextlib.nullcontext(control))
     assert status.stop_run(argparse.Namespace(run="run-1", folder=server.options.folder)) == 0
     assert capsys.readouterr().out == "stopped before its first round; there is nothing to resume\n"
-    server.look_after()
+    server.check_processes()
     assert configs == []
     assert load_records(server.options.folder)[0].status == "stopped"
 
@@ -171,7 +171,7 @@ def test_a_record_that_was_being_written_when_its_process_died_counts_for_nothin
     record = server.options.folder / "runs" / "run-1.json"
     record.with_name(".run-1.4711.json").write_bytes(record.read_bytes())
     waiting(server, status="finished", folder="outputs/run")
-    server.look_after()
+    server.check_processes()
     assert configs == []
     assert [r.status for r in load_records(server.options.folder)] == ["finished"]
 
@@ -182,24 +182,24 @@ def test_a_fault_of_the_machine_does_not_end_the_supervisor(
     over, lines = threading.Event(), list[dict[str, Any]]()
     errors = iter([OSError(errno.ENOSPC, "No space left on device"), None])
 
-    def look_after() -> None:
+    def check_processes() -> None:
         if (error := next(errors)) is not None:
             raise error
         over.set()
 
     monkeypatch.setattr(supervisor, "WATCH_SECONDS", 0.01)
     monkeypatch.setattr(supervisor, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(server, "look_after", look_after)
+    monkeypatch.setattr(server, "check_processes", check_processes)
     server.log = listed_log(lines)
     server.watch(over)
     (line,) = lines
-    assert line["event"] == "server_trouble"
+    assert line["event"] == "check_failed"
     assert "No space left on device; trying again" in line["text"]
 
 
 def test_a_run_that_a_user_stopped_stays_stopped(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     configs = started(server, {"1": "finished:stopped"}, monkeypatch)
     waiting(server)
-    server.look_after()
+    server.check_processes()
     assert configs == []
     assert load_records(server.options.folder)[0].status == "stopped"

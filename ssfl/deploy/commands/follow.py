@@ -25,18 +25,18 @@ RETRY_SECONDS = 2.0
 
 
 def follow(
-    home: Path, flower_run: str, console: str, look_after: Callable[[bool], None], seconds: float = 0.0
+    home: Path, flower_run: str, console: str, check_processes: Callable[[bool], None], seconds: float = 0.0
 ) -> int:
     """Show a run until it ends. Returns the exit code: 0 if finished, else 1.
 
-    look_after: called at every poll, with whether the run's record exists.
+    check_processes: called at every poll, with whether the run's record exists.
     """
     end = time.monotonic() + seconds if seconds else float("inf")
     shown: _Shown | None = None
     run = reported = ""
     while time.monotonic() < end:
         record = _record(home, run, flower_run)
-        look_after(record is not None)
+        check_processes(record is not None)
         if record is not None:
             run = record.run
             if record.status == "waiting" and record.reason not in ("", reported):
@@ -82,7 +82,7 @@ def follow_log(control: Control, flower_run: str, retry_seconds: float = RETRY_S
 
 
 def _record(home: Path, run: str, flower_run: str) -> RunRecord | None:
-    """The run's record, by its name once that is known: Flower gives a resumed run another id."""
+    """The run's record: by its name if that is known, because Flower gives a resumed run another id."""
     for record in reversed(load_records(home)):
         if record.run == run or (not run and record.flower_run == flower_run):
             return record
@@ -91,7 +91,7 @@ def _record(home: Path, run: str, flower_run: str) -> RunRecord | None:
 
 
 class _Shown:
-    """Lines of metrics.jsonl, as they come, on the console."""
+    """Shows the lines of metrics.jsonl on the console as they are written."""
 
     def __init__(self, folder: Path, console: str, rounds: int) -> None:
         mode = "rich" if console == "auto" else console
@@ -100,7 +100,7 @@ class _Shown:
         self._at = 0
 
     def more(self) -> None:
-        """Show what has been added; a resume cuts the file to its last checkpoint."""
+        """Show the new lines; a resume truncates the file to the last checkpoint."""
         if not self._path.is_file():
             return
         raw = self._path.read_bytes()

@@ -35,7 +35,7 @@ def run_local(
     words = _with_defaults(words, sites)
     own = own_code(check_words(words, sites))
     root = Path(tempfile.mkdtemp(prefix="ssfl-local-")) if keep is None else keep
-    environment = flower_environment(root / "server") | (_here() if own else {})
+    environment = flower_environment(root / "server") | (_working_directory_importable() if own else {})
     processes = ProcessGroup(environment, root if keep is None else None)
     try:
         return _run(root, processes, words, sites, insecure, console, seconds, own)
@@ -46,14 +46,14 @@ def run_local(
 
 
 def check_words(words: Sequence[str], sites: int) -> Config:
-    """Refuse bad input before anything is started. Raises ConfigError, DeployError."""
+    """The configuration of these words. Raises ConfigError or DeployError before anything is started."""
     run_words, ours = split_words(words)
     settings_of(ours)
     return load_config([*run_words, f"training.client_num_in_total={sites}"])
 
 
-def _here() -> dict[str, str]:
-    """All processes find modules of the working directory, where the command itself found them."""
+def _working_directory_importable() -> dict[str, str]:
+    """Environment in which all processes import modules of the working directory, as this command does."""
     paths = [os.environ.get("PYTHONPATH", ""), os.getcwd()]
     return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
@@ -91,13 +91,13 @@ def _run(
     server.start()
     number = server.run({"words": shlex.join(words)})
 
-    def look_after(recorded: bool) -> None:
-        server.look_after()
+    def check_processes(recorded: bool) -> None:
+        server.check_processes()
         for name, child in zip(names, children, strict=True):
             if child.poll() is not None:
                 raise DeployError(f"{name} has ended: {last_line(root / 'logs' / f'{name}.log')}")
 
-    return follow(root / "server", number, console, look_after, seconds)
+    return follow(root / "server", number, console, check_processes, seconds)
 
 
 def site_words(root: Path, name: str, number: int, insecure: bool) -> list[str]:

@@ -1,6 +1,6 @@
 """`ssfl deploy key`, `register`, `revoke` and `renew`: the keys and certificates of a federation in use.
 
-The roster decides. A running server is told of the change at once; one that is down reads the roster when it starts.
+The roster is changed first. A running server receives the change at once; otherwise it reads the roster at its start.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def register(arguments: argparse.Namespace) -> int:
     done = register_site(arguments.folder, arguments.name, arguments.public_key, arguments.client)
     member = done.member
 
-    def tell(control: Control) -> None:
+    def change(control: Control) -> None:
         control.register(arguments.public_key, member.name)
         control.unregister_others(_keys(arguments.folder))
 
-    _tell_server(arguments.folder, tell)
+    _update_server(arguments.folder, change)
     print(f"{member.name} is client {member.client}; SHA-256 of its public key: {member.key}")
     print(f"send {done.handover} to the site, which copies ca.crt and site.json next to its site.key")
     return 0
@@ -48,7 +48,7 @@ def register(arguments: argparse.Namespace) -> int:
 def revoke(arguments: argparse.Namespace) -> int:
     """Refuse a site from now on. Returns the exit code. Raises DeployError."""
     member = revoke_site(arguments.folder, arguments.name)
-    _tell_server(arguments.folder, lambda control: control.unregister_others(_keys(arguments.folder)))
+    _update_server(arguments.folder, lambda control: control.unregister_others(_keys(arguments.folder)))
     print(f"{member.name} (client {member.client}) is revoked: its key is refused from now on")
     return 0
 
@@ -69,16 +69,16 @@ def _keys(folder: Path) -> set[str]:
     return {member.key for member in load_roster(folder)}
 
 
-def _tell_server(folder: Path, tell: Callable[[Control], object]) -> None:
-    """Tell the running server. Raises DeployError if it refuses."""
+def _update_server(folder: Path, change: Callable[[Control], object]) -> None:
+    """Apply the change at the running server, if there is one. Raises DeployError if it refuses."""
     if not (folder / "flwr" / "config.toml").is_file():
         return  # not started yet
     try:
         with control_of(folder) as control:
-            tell(control)
+            change(control)
     except UnreachableError as error:
         print(f"ssfl: {error}; the change takes effect when the server starts", file=sys.stderr)
     except DeployError as error:
         raise DeployError(
-            f"the change is on the roster, but the running server did not take it: {error}"
+            f"the roster is changed, but the running server refused the change: {error}"
         ) from None

@@ -20,7 +20,7 @@ from ssfl.deploy.settings import settings_of, split_words
 from ssfl.deploy.transport.control import Control, Value
 
 START_SECONDS = 5.0
-"""Between two questions whether a run without a record has ended."""
+"""Seconds between two checks whether a run without a record has ended."""
 
 
 @contextmanager
@@ -84,9 +84,9 @@ def _run_config(arguments: argparse.Namespace) -> dict[str, Value]:
 
 
 class StartWatch:
-    """Asks Flower, while a run has no record, whether it has ended already: its process may die before it writes one.
+    """Detects a run whose process ended before it wrote a record, by asking Flower for the run's status.
 
-    Raises DeployError then, at the second time, since the record may appear in between.
+    Raises DeployError when Flower reports twice that the run has ended: the record may appear in between.
     """
 
     def __init__(self, control: Control, number: str, folder: Path, seconds: float = START_SECONDS) -> None:
@@ -95,7 +95,7 @@ class StartWatch:
         self._ended = False
 
     def __call__(self, recorded: bool) -> None:
-        """To be called regularly. recorded: whether the run's record exists."""
+        """Check, at most once in `seconds`; call it regularly. recorded: whether the run's record exists."""
         if recorded or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + self._seconds

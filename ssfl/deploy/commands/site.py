@@ -49,22 +49,22 @@ def _serve(arguments: argparse.Namespace, credentials: Credentials, name: str, s
         state_folder=state,
     )
     trainer = Trainer(builder_of(data, options), log, arguments.client, state)
-    over = threading.Event()
+    stop = threading.Event()
 
-    def stop(number: int, frame: object) -> None:
-        over.set()
+    def interrupt(number: int, frame: object) -> None:
+        stop.set()
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     if arguments.stock_supernode:
         from ssfl.deploy.transport.stock import serve_stock
 
-        return serve_stock(arguments.stock_supernode, arguments.stock_secret, trainer.handle, log, over)
+        return serve_stock(arguments.stock_supernode, arguments.stock_secret, trainer.handle, log, stop)
     port = FleetPort(credentials, None if state is None else state / "node")
     try:
         patience = arguments.give_up_seconds or None
-        ended = serve(port, trainer.handle, log, over, arguments.max_message_mb * 1_000_000, patience)
+        ended = serve(port, trainer.handle, log, stop, arguments.max_message_mb * 1_000_000, patience)
         return 0 if ended else 1
     except KeyboardInterrupt:
         return 130

@@ -19,7 +19,7 @@ from ssfl.deploy.federation import keys
 from ssfl.deploy.server.run_record import RunRecord, load_records, save_record
 
 RENEW_DAYS = 60
-"""How many days before the end of the server's certificate status reminds of it."""
+"""`status` asks for a renewal this many days before the server's certificate ends."""
 
 
 def show_status(arguments: argparse.Namespace) -> int:
@@ -58,7 +58,7 @@ def _certificate_end(folder: Path) -> str | None:
 
 
 def status_text(status: dict[str, Any], now: float) -> str:
-    """The same as text."""
+    """The status as text. now: Unix time in seconds."""
     lines = [f"SuperLink: {status['superlink'].partition(':')[0]}"]
     if (end := status["certificate_ends_utc"]) is not None:
         days = int((datetime.datetime.fromisoformat(end).timestamp() - now) // 86400)
@@ -75,9 +75,9 @@ def status_text(status: dict[str, Any], now: float) -> str:
 
 def _run_text(run: dict[str, Any], now: float) -> str:
     live = run["sites"] or {}
-    here = sum(bool(site["live"]) for site in live.values())
+    connected = sum(bool(site["live"]) for site in live.values())
     text = f"run {run['run']}: {run['status']}, round {run['round']} of {run['rounds']}"
-    text += f", {here} of {len(live)} sites, updated {max(0, now - run['updated']):.0f} s ago"
+    text += f", {connected} of {len(live)} sites, updated {max(0, now - run['updated']):.0f} s ago"
     text += f", resumed {run['restarts']} times" if run["restarts"] else ""
     return text + (f": {run['reason']}" if run["reason"] else "")
 

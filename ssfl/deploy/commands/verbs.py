@@ -55,11 +55,11 @@ def _server(arguments: argparse.Namespace) -> int:
     )
     log = EventLog("supervisor", options.folder / "supervisor.jsonl")
     processes = new_process_group(options)
-    over = threading.Event()
+    stop = threading.Event()
     try:
         server = Server(options, processes, log)
         server.start()
-        server.watch(over)
+        server.watch(stop)
     finally:
         log.info("stopping")
         processes.close()

@@ -1,4 +1,4 @@
-"""The app bundle for `flwr run`: two lines of code, and the keys of main.py as its configuration.
+"""The app bundle for `flwr run`: it imports the installed ssfl, and its configuration has the keys of main.py.
 
 The bundle only names the code that is installed on the server. Sites of this project never receive it.
 """

@@ -30,7 +30,7 @@ SERVER_CERTIFICATE, SERVER_KEY = "server.crt", "server.key"
 SITE_KEY, SITE_PUBLIC_KEY = "site.key", "site.pub"
 EXECUTOR_SECRET = "superexec.secret"
 VALID_DAYS = 825
-"""Longest validity of a server certificate that common TLS implementations accept."""
+"""Days for which a server certificate is valid: the longest time that common TLS implementations accept."""
 
 
 def write_private(path: Path, raw: bytes) -> None:

@@ -40,13 +40,13 @@ def register_site(server: Path, name: str, public_key: Path, client: int | None)
     member = Member(_next_client(roster) if client is None else client, name, key)
     _check_unused(roster, key, member.client, public_key)
     kept = [m for m in roster.members if m.client != member.client]
-    namesake = next((m for m in kept if m.name == name), None)
-    if namesake is not None:
+    same_name = next((m for m in kept if m.name == name), None)
+    if same_name is not None:
         raise DeployError(
-            f"{name}: is the name of client {namesake.client}; to replace its key: --client {namesake.client}"
+            f"{name}: is the name of client {same_name.client}; to replace its key: --client {same_name.client}"
         )
     replaced = [m for m in roster.members if m.client == member.client and m.key != key]
-    # The roster comes last: a running server needs the key file of every site on it.
+    # The roster is written last: a running server needs the key file of every site on it.
     handover = server / HANDOVER / name
     handover.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_site_files(handover, server, member, address)
@@ -87,7 +87,10 @@ def _check_unused(roster: Roster, key: str, client: int, public_key: Path) -> No
     """Raises DeployError for a key of another site, or one that was revoked or replaced."""
     for member in roster.members:
         if member.key == key and member.client != client:
-            raise DeployError(f"{public_key}: is the key of {member.name} (client {member.client}) already")
+            raise DeployError(
+                f"{public_key}: is already the key of {member.name} (client {member.client}); "
+                "every site needs its own key: ssfl deploy key"
+            )
     for old in roster.revoked:
         if old.key == key:
             raise DeployError(

@@ -37,7 +37,9 @@ def flower_environment(home: Path) -> dict[str, str]:
 
 @final
 class ProcessGroup:
-    """All child processes of one command. `close` ends them in reverse order; a reaper process does if it is killed.
+    """All child processes of one command. `close` ends them in reverse order.
+
+    If the command is killed, a reaper process ends them.
 
     remove: a temporary folder to delete with them.
     """
@@ -112,7 +114,7 @@ def _private(path: Path):  # type: ignore[no-untyped-def]
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that is not in use."""
+    """A TCP port that is free now; another process may take it later."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])

@@ -12,7 +12,7 @@ from ssfl.algorithms.base import ClientReport
 PROTOCOL = 1
 """Version of the protocol; both sides must use the same."""
 LACKS = "lacks broadcasts: "
-"""Prefix of a site's refusal that lists the broadcasts the server must send again."""
+"""Prefix of a site's refusal that lists the digests of the broadcasts that the server must send again."""
 JOIN_FIRST = "send a join first"
 """Part of a site's refusal if it has not joined the run."""
 

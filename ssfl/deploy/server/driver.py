@@ -40,12 +40,12 @@ from ssfl.tracking import Broadcast, JsonlWriter, trackers_of
 BROADCASTS = "broadcasts"
 FINISH_SECONDS = 5.0
 DISK_SECONDS = 1.0
-"""Between two attempts to write to a full disk."""
+"""Seconds between two attempts to write to a full disk."""
 
 
 @dataclass
 class _Driver:
-    """The loop and its files: what is done after every exchange."""
+    """The round loop and its files: records events and saves checkpoints after every exchange."""
 
     run: ServerRun
     setup: RunSetup
@@ -153,7 +153,7 @@ class _Driver:
         return self.setup.federation.num_clients if board is None else len(board.total)
 
     def _report_left_out(self, clients: set[int], most: int) -> None:
-        """Once for each client whose number is above those of this run."""
+        """Log, once for each client, that its number is above those of this run."""
         for client in sorted(clients - self.left_out):
             text = (
                 f"client {client} does not take part: this run was started for clients 0 to {most - 1} "

@@ -43,7 +43,7 @@ from ssfl.wire.stack import WireStack
 FAST_POLL_SECONDS = 0.05
 SLOW_POLL_SECONDS = 0.25
 FAST_FOR_SECONDS = 5.0
-"""Answers are polled often at first, then less often: each poll costs CPU time on the server."""
+"""Seconds after the start of an exchange in which answers are polled often; each poll costs CPU time on the server."""
 
 
 class QuorumError(UserError):
@@ -79,9 +79,9 @@ class _ExchangeState:
 class FleetExchange:
     """The loop's `Exchange` over a registry of sites.
 
-    number: exchanges done so far in this run. broadcasts: what every client must hold, by digest. Checkpoints keep
-    both (`driver.py`). checkpoints: the exchanges after which those that are kept were saved; 0 is the start of the
-    run. write: calls a function that writes a file, which may wait for free space.
+    number: exchanges done so far in this run. broadcasts: the broadcasts that every client must hold, by digest.
+    Checkpoints contain both (`driver.py`). checkpoints: the exchanges after which the existing checkpoints were saved;
+    0 is the start of the run. write: calls a function that writes a file; it may wait for free space.
     """
 
     def __init__(
@@ -132,13 +132,13 @@ class FleetExchange:
         order = sorted(state.outgoing.inboxes)
         replied: list[int] = []
         at = 0
-        for over in self._steps(state, start):
+        for finished in self._steps(state, start):
             while at < len(order) and (order[at] in state.arrived or order[at] in state.given_up):
                 client, at = order[at], at + 1
                 if client in state.arrived:
                     replied.append(client)
                     yield self._reply(state, client)
-            if over:
+            if finished:
                 break
         self.summary.seconds = self._now() - start
         self.summary.answered = state.accepted
@@ -159,9 +159,9 @@ class FleetExchange:
         """Restore what `client_memories` returned."""
         self.coder.restored(memories)
 
-    # ── a round ──────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── one exchange ──────────────────────────────────────────────────────────────────────────────────────────────────
     def _steps(self, state: _ExchangeState, start: float) -> Iterator[bool]:
-        """Send and poll; yields after every change, True when the exchange is over."""
+        """Send and poll; yields False after every change, and True when the exchange has ended."""
         settings = self.settings
         quorum = self._quorum(state)
         deadline = start + settings.deadline_seconds
@@ -205,12 +205,12 @@ class FleetExchange:
                 state.under_way.add(client)
                 for sender, size in traffic[client]:
                     state.meter.sent(sender, client, size)
-            works.clear()  # before the next ones are made
+            works.clear()  # free the memory before the next ones are made
         if state.waiting <= state.under_way:
             state.outgoing.encoded.clear()  # made again where a message must be repeated
 
     def _handle_outcomes(self, state: _ExchangeState) -> bool:
-        """Process what has arrived since the last call; whether anything had. Keeps no reply while it waits."""
+        """Process the answers since the last call; returns whether there were any. Keeps no reply while it waits."""
         outcomes = self.registry.poll()
         for outcome in outcomes:
             self._handle_outcome(state, outcome)
@@ -281,7 +281,7 @@ class FleetExchange:
         return ExpectedReply(client, sent, self.tasks[plan.phase], plan.timed, self.layout)
 
     def _reply(self, state: _ExchangeState, client: int) -> ClientReply:
-        """The reply of a client whose turn has come; it is not kept here."""
+        """The reply of the next client in order; it is removed from the pending replies."""
         arrived = state.arrived.take(client)
         payload = arrived.payload
         if isinstance(payload, bytes):

@@ -38,12 +38,17 @@ class Metrics:
         self._round = Gauge("ssfl_round", "last finished training round", ("run",), registry=registry)
         self._live = Gauge("ssfl_live_sites", "joined sites that are connected", ("run",), registry=registry)
         self._saved = Gauge(
-            "ssfl_last_checkpoint_timestamp_seconds", "Unix time of it", ("run",), registry=registry
+            "ssfl_last_checkpoint_timestamp_seconds",
+            "Unix time of the last checkpoint",
+            ("run",),
+            registry=registry,
         )
         try:
             self._server, self._thread = start_http_server(port, ADDRESS, registry)
         except OSError as error:
-            log.warning("no_metrics", f"port {port}: {error.strerror}; the run continues without", run=run)
+            log.warning(
+                "no_metrics", f"port {port}: {error.strerror}; the run continues without metrics", run=run
+            )
 
     def record(self, event: Mapping[str, Any]) -> None:
         """Count one event."""
@@ -58,17 +63,17 @@ class Metrics:
         self._round.labels(self._run).set(event["round"])
 
     def live(self, sites: int) -> None:
-        """How many sites are connected."""
+        """Set the number of connected sites."""
         if self._server is not None:
             self._live.labels(self._run).set(sites)
 
     def saved(self) -> None:
-        """A checkpoint has been written."""
+        """Record that a checkpoint has been saved now."""
         if self._server is not None:
             self._saved.labels(self._run).set(time.time())
 
     def close(self) -> None:
-        """Free the port."""
+        """Stop the HTTP server and free the port."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()

@@ -1,4 +1,4 @@
-"""One run at a time on a server: a site holds the network and the state of one run."""
+"""The lock that allows one run at a time on a server: a site holds the network and the state of one run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work messages of one exchange, made when they are sent."""
+"""Builds the work messages of one exchange when they are sent."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ WorkTraffic = dict[int, list[tuple[int, Traffic]]]
 
 @final
 class OutgoingWork:
-    """Makes the messages of a plan.
+    """Builds the messages of a plan.
 
-    number: of the exchange. checkpoints: numbers of the exchanges after which the kept ones were saved. broadcasts:
-    what every client must hold, by digest. encoded: messages of the plan as bytes, by the id of the payload, kept while
-    clients wait for them to be sent.
+    number: of the exchange. checkpoints: the exchanges after which the existing checkpoints were saved. broadcasts: the
+    broadcasts that every client must hold, by digest. encoded: payloads of the plan as bytes, by the id of the payload,
+    until they have been sent to all clients.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class OutgoingWork:
         self._broadcasts, self._published = broadcasts, published.as_now()
 
     def groups(self, to: Sequence[int]) -> Iterator[tuple[list[messages.Work], WorkTraffic]]:
-        """Work for these clients, and what it counts; in groups with at most SENT_TOGETHER_BYTES to upload.
+        """Yields (work messages, their traffic) for these clients, in groups of at most SENT_TOGETHER_BYTES.
 
-        Every message counts that is sent, including repeats and masks that are sent again.
+        The traffic counts every message that is sent, including repeats and masks that are sent again.
         """
         works: list[messages.Work] = []
         traffic: WorkTraffic = {}
@@ -66,7 +66,7 @@ class OutgoingWork:
             yield works, traffic
 
     def blobs(self, client: int) -> tuple[tuple[bytes, ...], list[tuple[int, Traffic]]]:
-        """What a client is sent, as bytes; who sends it and what it counts."""
+        """The payloads to a client as bytes, and the sender and traffic of each."""
         blobs: list[bytes] = []
         traffic = []
         for message in self.inboxes[client]:

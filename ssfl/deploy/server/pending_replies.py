@@ -1,4 +1,4 @@
-"""Accepted replies that arrived before their turn, as bytes: in memory up to a limit, beyond it in unlinked files."""
+"""Accepted replies that wait for lower client numbers: bytes in memory up to a limit, beyond it unlinked files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ HELD_IN_MEMORY_BYTES = 32_000_000
 @final
 @dataclass(frozen=True)
 class PendingReply:
-    """A reply whose turn has come."""
+    """A reply that is processed next."""
 
     report: ClientReport
     payload: Payload | bytes
-    """Decoded if it was the next one when it arrived, else as it was received."""
+    """Decoded if it was the next one when it arrived; otherwise the bytes that were received."""
 
 
 @final
@@ -42,7 +42,7 @@ class PendingReplies:
         return client in self._replies
 
     def put(self, client: int, report: ClientReport, payload: Payload | bytes) -> None:
-        """Keep a reply until its turn; bytes beyond `HELD_IN_MEMORY_BYTES` go to a file."""
+        """Keep a reply until `take`; bytes beyond `HELD_IN_MEMORY_BYTES` go to a file."""
         kept: Payload | bytes | IO[bytes] = payload
         if isinstance(payload, bytes):
             if self._held_bytes + len(payload) > HELD_IN_MEMORY_BYTES:
@@ -51,7 +51,7 @@ class PendingReplies:
         self._replies[client] = (report, kept)
 
     def take(self, client: int) -> PendingReply:
-        """The reply, which is not kept here any longer."""
+        """Remove and return a reply."""
         report, kept = self._replies.pop(client)
         if isinstance(kept, Payload):
             return PendingReply(report, kept)
@@ -63,7 +63,7 @@ class PendingReplies:
             return PendingReply(report, file.read())
 
     def _in_file(self, raw: bytes) -> bytes | IO[bytes]:
-        """The file; the bytes themselves if there is no room for it."""
+        """A file with the bytes; the bytes themselves if the file cannot be written."""
         file: IO[bytes] | None = None
         try:
             file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed when it is read)

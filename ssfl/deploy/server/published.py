@@ -30,7 +30,7 @@ class Published:
         """The versions in the checkpoints that are kept."""
 
     def as_now(self) -> Callable[[int], bytes | None]:
-        """Client -> the bytes of its last payload as of this call, read when they are asked for; None for none.
+        """A function client -> bytes of its last payload as of this call, read on demand; None if there is none.
 
         The function raises OSError when a file is missing.
         """
@@ -54,7 +54,7 @@ class Published:
         self.versions[client] = exchange
 
     def saved(self) -> None:
-        """A checkpoint has been saved that names the versions as of now."""
+        """Record that a checkpoint with the current versions has been saved."""
         self._saved.append(dict(self.versions))
 
     def restore(self, versions: Mapping[int, int]) -> None:
@@ -63,7 +63,7 @@ class Published:
         self.saved()
 
     def forget(self) -> None:
-        """Delete everything when the run is over."""
+        """Delete all payloads; called when the run has finished."""
         self.versions.clear()
         self._memory.clear()
         if self._folder is not None:

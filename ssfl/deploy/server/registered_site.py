@@ -8,7 +8,7 @@ from typing import Literal
 from ssfl.deploy.protocol import messages
 
 RETRY_SECONDS = 2.0
-"""Before a failed ping or join is repeated; doubles up to a minute."""
+"""Seconds before a failed ping or join is repeated; doubles up to a minute."""
 MAX_REFUSED_ANSWERS = 3
 """Refused answers after which a site is excluded until it is restarted."""
 
@@ -36,7 +36,7 @@ class Site:
     lost_at: float = 0.0
     """When it was last found to be disconnected."""
     refusal: str = ""
-    """Why it has not joined: its own reason, or why its answer was refused."""
+    """Why it has not joined: the reason that the site gives, or why its answer was refused."""
     refused_answers: int = 0
     next_try: float = 0.0
     pause: float = RETRY_SECONDS
@@ -53,7 +53,7 @@ class Site:
 
     @property
     def expected(self) -> bool:
-        """It is connected, and may join or answer without an operator."""
+        """It is connected and may join or answer without an operator's action."""
         return self.present and not self.excluded and (self.joined is not None or not self.refusal)
 
 
@@ -68,10 +68,10 @@ class PendingMessage:
 
 @dataclass(frozen=True)
 class WorkOutcome:
-    """The result of a Work message: the reply, or why there is none."""
+    """The result of a Work message: the reply, or the reason for its absence."""
 
     client: int
     done: messages.Done | None
     reason: str = ""
     gone: bool = False
-    """The site is not connected: no answer will come in this exchange unless it comes back."""
+    """The site is not connected: no answer is expected in this exchange unless it reconnects."""

@@ -101,7 +101,7 @@ def _record_of(home: Path | None, folder: Path) -> RunRecord | None:
 def _refused_resume(home: Path | None, folder: Path, refused: RunRecord) -> RunRecord:
     """Record that a resume was refused, which `ssfl deploy run` waits for. Returns the record.
 
-    The run's own record stays as it was, except if the supervisor tried to resume it: it would try again.
+    The run's record is not changed, except if the supervisor tried to resume the run: it would try again.
     """
     known = _record_of(home, folder)
     if known is not None and known.status == "running" and known.flower_run == refused.flower_run:
@@ -169,7 +169,7 @@ def _run(
     run = ServerRun(port, config, settings, data, registry, log, record, home, join_config)
     registry.join_of, registry.check = run.join_of, run.check
     registry.membership.read = lambda: members_of(home)
-    log.info("run_begins", " ".join(record.words), run=record.run)
+    log.info("run_started", " ".join(record.words), run=record.run)
     return run
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ssfl.output import write_atomically
 
 Status = Literal["waiting", "running", "finished", "stopped", "failed", "refused"]
-"""waiting: for sites. stopped: by a user. failed: by an error; a user can resume it. refused: an attempt to resume."""
+"""waiting: for sites. stopped: by a user. failed: by an error; a user can resume it. refused: a resume was refused."""
 
 RUNS, REFUSALS = "runs", "refusals"
 """Folders of records: of runs, and of attempts to resume a run that were refused and left it as it was."""
@@ -45,7 +45,7 @@ class RunRecord:
     """Unix time."""
     reason: str = ""
     sites: Mapping[str, Any] | None = None
-    """By client: examples, live."""
+    """Client -> {"examples": number of training examples, "live": whether it is connected}."""
     restarts: int = 0
 
     @property

@@ -59,10 +59,10 @@ class ServerRun:
     def check(self, client: int, joined: messages.Joined) -> str | None:
         """Why this site cannot take part; None if it can."""
         if joined.examples > self.settings.max_examples:
-            return f"claims {joined.examples} examples; deploy.max_examples={self.settings.max_examples}"
+            return f"reports {joined.examples} examples; deploy.max_examples={self.settings.max_examples}"
         values, most = math.prod(joined.input_shape), self.settings.max_example_values
         if values > most:
-            return f"claims examples of {values:g} values; deploy.max_example_values={most}"
+            return f"reports examples of {values:g} values; deploy.max_example_values={most}"
         others = [s.joined for c, s in self.registry.clients.items() if c != client and s.joined is not None]
         if others and others[0].classes != joined.classes:
             return "its classes have other names, or another order, than the first site's: give --class-names"
@@ -93,7 +93,8 @@ class ServerRun:
         kinds = {"whole": "whole numbers", "unchanged": "floats", "scaled": "scaled floats"}
         if joined.inputs != expected:
             return (
-                f"its examples are {kinds[joined.inputs]}, the run's are {kinds[expected]}: store them alike"
+                f"its examples are {kinds[joined.inputs]}, the run's are {kinds[expected]}: "
+                "all sites must store them as the same type"
             )
         return ""
 
@@ -133,7 +134,7 @@ class ServerRun:
                 text = (
                     f"{live} of {wanted} sites have joined after {seconds:g} s; starting without the others"
                 )
-                self.log.warning("begins_without", text, run=self.record.run)
+                self.log.warning("started_without", text, run=self.record.run)
                 return
             if time.monotonic() >= patience:
                 raise QuorumError(f"{live} of {wanted} sites have joined, {least} are needed (deploy.quorum)")

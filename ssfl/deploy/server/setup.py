@@ -26,7 +26,7 @@ from ssfl.engine.compute.malloc import kept_inside
 
 @dataclass(frozen=True)
 class ServerData:
-    """What the server knows about the data before any site has joined."""
+    """The server's knowledge of the data before a site has joined."""
 
     arrays: Arrays | None
     """The server's copy of the data set, to test the global model; None: it has none."""

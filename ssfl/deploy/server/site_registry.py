@@ -27,11 +27,11 @@ from ssfl.deploy.server.registered_site import (
 from ssfl.deploy.transport.port import Answer, Failure, ServerPort
 
 SITES_POLL_SECONDS = 1.0
-"""Between two queries of the connected sites."""
+"""Seconds between two queries of the connected sites."""
 FINISH_POLL_SECONDS = 0.05
-"""Between two queries of the answers to a Finish."""
+"""Seconds between two queries of the answers to a Finish."""
 PING_SECONDS = 600.0
-"""Time to live of a ping or a join: a busy site answers when it has finished its work."""
+"""Time to live of a ping or a join, in seconds: a busy site answers when it has finished its work."""
 JoinOf = Callable[[int], messages.Join]
 Check = Callable[[int, messages.Joined], str | None]
 
@@ -126,7 +126,7 @@ class SiteRegistry:
         return tuple(s.client for s in failed if s.client is not None)
 
     def finish(self, seconds: float) -> None:
-        """Notify the sites that the run is over; waits for their confirmations, at most `seconds`."""
+        """Notify the sites that the run has finished; wait for their confirmations at most `seconds`."""
         notices = [(s, messages.Finish(self.run)) for s in self.clients.values() if s.present]
         self._send(notices, "finish", max(seconds, 1.0))
         end = self.now() + seconds
@@ -287,7 +287,7 @@ class SiteRegistry:
         self._log_refusal(site, f"{reason}; excluded until it is restarted" if site.excluded else reason)
 
     def _refuse_join(self, site: Site, reason: str) -> None:
-        """The site is asked again, at growing intervals: an operator may correct what is wrong."""
+        """Refuse a site and ask it again at increasing intervals: an operator may correct the cause."""
         site.joined, site.refusal = None, one_line(reason)
         self._schedule_retry(site)
         self._log_refusal(site, site.refusal)
@@ -329,7 +329,7 @@ class SiteRegistry:
         other = taken.get(wish)
         if other is None or not other.present or (other.joined is not None and not other.free):
             return wish
-        self._refuse_join(site, f"asks to be client {wish}, which {self._name(other)} is already")
+        self._refuse_join(site, f"asks to be client {wish}, which is already {self._name(other)}")
         return None
 
     def _joined(self, site: Site, joined: messages.Joined) -> None:
@@ -340,7 +340,7 @@ class SiteRegistry:
             return
         for other in [s for s in self._sites.values() if s.client == site.client and s is not site]:
             self._drop_pending(other, "another process of this site has joined")
-            other.client = None  # a previous process of this site, under another key or node number
+            other.client = None  # an earlier process of this site, with another key or node number
             other.joined, other.free = None, False
             other.next_try = self.now() + PING_SECONDS
         site.joined, site.free, site.holds = joined, True, set(joined.standing)

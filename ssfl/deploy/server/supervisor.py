@@ -99,7 +99,7 @@ class Server:
 
     @property
     def logs(self) -> Path:
-        """Where the children's output goes."""
+        """Folder of the log files of the child processes."""
         return self.options.folder / "logs"
 
     def control(self) -> Control:
@@ -182,20 +182,20 @@ class Server:
             control.close()
 
     # ── watch ────────────────────────────────────────────────────────────────────────────────────────────────────
-    def watch(self, over: threading.Event) -> None:
-        """Until `over` is set: restart processes that died and resume runs that were interrupted."""
+    def watch(self, stop: threading.Event) -> None:
+        """Until `stop` is set: restart processes that died and resume runs that were interrupted."""
         pause = FIRST_PAUSE_SECONDS
-        while not over.wait(WATCH_SECONDS):
+        while not stop.wait(WATCH_SECONDS):
             try:
-                self.look_after()
+                self.check_processes()
                 pause = FIRST_PAUSE_SECONDS
             except (DeployError, OSError) as error:  # OSError: a full disk, or no process can be started
-                self.log.error("server_trouble", f"{error}; trying again in {pause:.0f} s")
-                over.wait(pause)
+                self.log.error("check_failed", f"{error}; trying again in {pause:.0f} s")
+                stop.wait(pause)
                 pause = min(60.0, 2 * pause)
 
-    def look_after(self) -> None:
-        """Check everything once. Raises DeployError when a restart fails."""
+    def check_processes(self) -> None:
+        """Restart processes that died and resume interrupted runs, once. Raises DeployError if a restart fails."""
         if self.superlink is None or self.superlink.poll() is not None:
             self._restart_superlink()
         elif self.superexec is None or self.superexec.poll() is not None:
@@ -221,7 +221,7 @@ class Server:
 
     def _alive(self, record: RunRecord) -> bool:
         """Whether the run's process exists: its process id, and our mark in its environment."""
-        if not record.pid:  # it has been started; how long that takes depends on the machine
+        if not record.pid:  # Flower is starting it
             return self._flower_status(record) in UNFINISHED
         return self._has_process(record)
 

@@ -1,7 +1,7 @@
-"""The client state of a run on disk, so that a restarted site still has its masks and its codec's feedback.
+"""The client state of a run on disk, so that a restarted site has its masks and codec feedback.
 
-A file holds the state after one exchange. The last few are kept, and those as of the server's checkpoints, because a
-server that resumes from one asks again for exchanges that this site has already done.
+A file holds the state after one exchange. The last few are kept, and those of the server's checkpoints: a server that
+resumes from a checkpoint repeats exchanges that this site has already done.
 """
 
 from __future__ import annotations

@@ -11,13 +11,15 @@ from ssfl.deploy.log import EventLog
 from ssfl.deploy.transport.port import Delivery, LinkError, Message, SitePort
 
 FAST_SECONDS = 0.1
-"""Between two polls while a message is expected soon. A poll costs 5-10 ms of CPU time on both sides together."""
+"""Seconds between two polls while a message is expected soon. A poll costs 5-10 ms of CPU time on both sides."""
 LEAST_SECONDS = 0.02
-"""Between the answer to a poll and the next poll, also if the poll took longer than the interval."""
+"""Least seconds between the answer to a poll and the next poll, also if the poll took longer than the interval."""
 IDLE_SECONDS = 1.0
+"""Seconds between two polls without recent messages."""
 EXPECTED_SECONDS = 20.0
-"""How long after its last answer a site polls often."""
+"""Seconds after its last answer in which a site polls often."""
 LONGEST_WAIT_SECONDS = 10.0
+"""Longest wait between two attempts to connect or to send an answer."""
 REPEAT_WARNING_SECONDS = 60.0
 
 Handler = Callable[[Message], Message | str]
@@ -25,18 +27,18 @@ Handler = Callable[[Message], Message | str]
 
 @final
 class Pace:
-    """The interval of polls: short after an answer, then increasing."""
+    """The poll interval: short after an answer, then increasing."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._last = now() - EXPECTED_SECONDS
 
     def answered(self) -> None:
-        """A message was answered just now."""
+        """Record that a message has just been answered."""
         self._last = self._now()
 
     def seconds(self) -> float:
-        """The interval of polls now; from FAST_SECONDS to IDLE_SECONDS."""
+        """The current poll interval, from FAST_SECONDS to IDLE_SECONDS."""
         silent = self._now() - self._last
         if silent < EXPECTED_SECONDS:
             return FAST_SECONDS
@@ -47,35 +49,35 @@ def serve(
     port: SitePort,
     handle: Handler,
     log: EventLog,
-    over: threading.Event,
+    stop: threading.Event,
     max_body_bytes: int,
     patience_seconds: float | None = None,
 ) -> bool:
-    """Serve until `over` is set. Returns False if the site gave up.
+    """Serve until `stop` is set. Returns False if the site gave up.
 
     patience_seconds: give up after so long without a connection; None: never.
     """
     pace, retry = Pace(), _Retry(log, patience_seconds)
-    while not over.is_set():
+    while not stop.is_set():
         try:
             port.connect()
             asked = time.monotonic()
             delivery = port.receive(max_body_bytes)
             retry.worked()
-            if delivery is None:  # on a long link the poll itself took some or all of the wait
-                over.wait(max(LEAST_SECONDS, asked + pace.seconds() - time.monotonic()))
+            if delivery is None:  # the time of the poll itself counts as part of the interval
+                stop.wait(max(LEAST_SECONDS, asked + pace.seconds() - time.monotonic()))
                 continue
-            _answer(port, delivery, handle, log, over)
+            _answer(port, delivery, handle, log, stop)
             pace.answered()
             del delivery  # before the next one is received
         except LinkError as error:
-            if not retry.wait(error, over):
+            if not retry.wait(error, stop):
                 return False
     return True
 
 
 def _answer(
-    port: SitePort, delivery: Delivery, handle: Handler, log: EventLog, over: threading.Event
+    port: SitePort, delivery: Delivery, handle: Handler, log: EventLog, stop: threading.Event
 ) -> None:
     """Handle a message and send the answer; retry until the server no longer accepts it."""
     end = time.monotonic() + delivery.seconds
@@ -91,8 +93,8 @@ def _answer(
             log.warning("answer_not_sent", text)
             if late:
                 return
-        over.wait(pause)
-        if over.is_set():
+        stop.wait(pause)
+        if stop.is_set():
             return
         pause = min(LONGEST_WAIT_SECONDS, 1.6 * pause)
 
@@ -117,7 +119,7 @@ class _Retry:
         self._since = None
         self._pause = 0.5
 
-    def wait(self, error: LinkError, over: threading.Event) -> bool:
+    def wait(self, error: LinkError, stop: threading.Event) -> bool:
         """Wait before the next attempt; False if the site gives up."""
         now = time.monotonic()
         self._since = now if self._since is None else self._since
@@ -128,6 +130,6 @@ class _Retry:
         if self._patience is not None and now - self._since >= self._patience:
             self._log.error("gave_up", f"after {self._patience:.0f} s: {error}")
             return False
-        over.wait(self._pause)
+        stop.wait(self._pause)
         self._pause = min(LONGEST_WAIT_SECONDS, self._pause * 1.6)
         return True

@@ -1,4 +1,4 @@
-"""One process a site: a second one with the same key or state folder is refused."""
+"""The lock that allows one process for each site: a second one with the same key or state folder is refused."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class Trainer:
         return replace(session.joined, standing=tuple(newest.holds))
 
     def _forget_old_runs(self) -> None:
-        """A run that failed or was stopped may be resumed, but its states are kept for a limited time."""
+        """Delete the states of runs that were not used for KEPT_DAYS; a run with newer ones may be resumed."""
         for run in forget_old_runs(self.state, self.run, time.time()):
             self.log.info("state_deleted", f"not used for {KEPT_DAYS} days", run=run)
 
@@ -179,7 +179,7 @@ class Trainer:
             self._keep_model(session)
             session.states.forget()
             self.session = None
-            self.log.info("finished", "the run is over", run=finish.run)
+            self.log.info("finished", "the run has finished; its state is deleted", run=finish.run)
         elif self.state is not None and is_run_name(finish.run):
             KeptStates(self.state, finish.run).forget()  # this site has joined another run since
         return messages.Finished(finish.run)

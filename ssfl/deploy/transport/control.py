@@ -79,7 +79,7 @@ class Control:
     def start(self, app: Path, config: Mapping[str, Value]) -> str:
         """Start a run of the app in a folder. Returns Flower's run id."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Flower's own dependencies
+            warnings.simplefilter("ignore")  # from Flower's dependencies
             raw = self._names.build_fab_from_disk(app)
         fab = self._names.Fab(hashlib.sha256(raw).hexdigest(), raw, {})
         request = self._names.StartRunRequest(

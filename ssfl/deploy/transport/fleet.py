@@ -1,4 +1,4 @@
-"""A site's connection over Flower's Fleet API: no SuperNode process, no app bundle, no code from the server.
+"""A site's connection over Flower's Fleet API, without a SuperNode process, an app bundle or code from the server.
 
 flwr's retry invoker is not used: it retries without limit, and on HTTP 401 it sends SIGINT to its own process, which
 would be the trainer. This module does its own retries and heartbeats (call `connect` again after a LinkError).
@@ -26,9 +26,9 @@ from ssfl.deploy.transport.port import Delivery, LinkError, Message
 from ssfl.deploy.transport.records import RecordsError, from_records, to_records
 
 REQUESTS_AT_ONCE = 8
-"""Objects of a message that are pulled or pushed at a time; one by one, each small object would take a round trip."""
+"""Objects of a message that are pulled or pushed at a time, so that small objects do not take a round trip each."""
 CONFIRM_AGAIN_SECONDS = (1.0, 5.0, 20.0)
-"""Waits after attempts to confirm a message over a broken link."""
+"""Seconds to wait after each failed attempt to confirm a message."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class _Heartbeat:
 
     def __init__(self, beat: Callable[[], bool]) -> None:
         self._beat = beat
-        self._over = threading.Event()
+        self._stop = threading.Event()
         self._lost = False
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -235,11 +235,11 @@ class _Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        self._over.set()
+        self._stop.set()
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        while not self._over.wait(flower.HEARTBEAT_SECONDS / 2):
+        while not self._stop.wait(flower.HEARTBEAT_SECONDS / 2):
             try:
                 self._lost = not self._beat()
             except LinkError as error:

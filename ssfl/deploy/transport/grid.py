@@ -1,4 +1,4 @@
-"""The server's connection over Flower's Grid: pushes and pulls messages itself, to control deadlines and polling."""
+"""The server's connection over Flower's Grid, with its own deadlines and poll intervals."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class GridPort:
         """The answers that have arrived; large ones one at a time, in the order of the tickets."""
         if not tickets:
             return ()
-        # A site that sends an announced answer slowly must not hold up the others for more than a deadline.
+        # A site that uploads an announced answer slowly delays the others by one deadline at most.
         limits = (max_body_bytes, self._deadline_seconds)
         if limits != self._limits:
             patch_grid(*limits)
@@ -85,7 +85,7 @@ class GridPort:
         try:
             pulled = list(self._grid.pull_messages(tickets))
         except (httpx.HTTPStatusError, httpx.TransportError, ValueError, KeyError) as error:
-            if len(tickets) > 1:  # one bad answer must not hide the others
+            if len(tickets) > 1:  # so that one unreadable answer does not hide the others
                 return tuple(found for t in tickets for found in self._pull([t]))
             return (Failure(tickets[0], "refused", f"an answer that cannot be read ({error})"),)
         return tuple(map(_arrived, pulled))

@@ -1,8 +1,8 @@
-"""All names of flwr that are not part of its public API, in one place; an unknown version fails here, in one line.
+"""All names of flwr that are not part of its public API; importing this module fails in one line on an unknown version.
 
 Known versions: 1.41 and 1.42; the files named here are equal in both, except for tracing. The public API (`flwr.app`,
 `flwr.serverapp`, the commands `flwr`, `flower-superlink`, `flower-superexec`, `flower-supernode`) is imported where it
-is used. If a release moves a name, importing this module fails, before anything is started.
+is used. If a release moves a name, importing this module fails before anything is started.
 """
 
 from __future__ import annotations

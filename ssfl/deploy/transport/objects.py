@@ -37,28 +37,29 @@ def bounded_pull(
     at_once: int | None = None,
     within_seconds: float | None = None,
 ) -> dict[str, bytes]:
-    """The contents of an object tree, `at_once` requests at a time; None: as many as flwr's own functions make.
+    """The contents of an object tree, `at_once` requests at a time; None: Flower's number.
 
     Raises TooLargeError after the object that exceeds the limit: flwr splits arrays into chunks of 5 MiB; each object
     is one request, so the count is checked before the first one. Raises ObjectPullError for an object that has not
-    reached the SuperLink `within_seconds` (None: PULL_MAX_TIME): its sender may send the others as slowly as it likes.
+    reached the SuperLink `within_seconds` (None: PULL_MAX_TIME): the transfer of
+    available objects has no limit of time.
     """
     within_seconds = flower.PULL_MAX_TIME if within_seconds is None else within_seconds
     most = 16 + max_bytes // (1 << 20)
     if len(object_ids) > most:
         raise TooLargeError(f"{len(object_ids)} objects; at most {most} are accepted")
-    total, lock, over, end = 0, threading.Lock(), threading.Event(), time.monotonic() + within_seconds
+    total, lock, stop, end = 0, threading.Lock(), threading.Event(), time.monotonic() + within_seconds
 
     def one(object_id: str) -> bytes:
         nonlocal total
         try:
-            raw = _available(object_id, pull, over, end)
+            raw = _available(object_id, pull, stop, end)
             with lock:
                 total += len(raw)
                 if total > max_bytes + (1 << 20):
                     raise TooLargeError(f"more than {max_bytes} bytes")
         except BaseException:
-            over.set()
+            stop.set()
             raise
         return raw
 
@@ -69,20 +70,20 @@ def bounded_pull(
         running = {executor.submit(one, object_id): object_id for object_id in object_ids}
         return {running[done]: done.result() for done in as_completed(running)}
     finally:
-        over.set()
+        stop.set()
         executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _available(object_id: str, pull: Callable[[str], bytes], over: threading.Event, end: float) -> bytes:
+def _available(object_id: str, pull: Callable[[str], bytes], stop: threading.Event, end: float) -> bytes:
     """An object, which may still be on its way to the SuperLink; no bytes if the pull of another one has failed."""
     pause = BACKOFF_SECONDS
-    while not over.is_set():
+    while not stop.is_set():
         try:
             return pull(object_id)
         except flower.ObjectUnavailableError:
             if time.monotonic() >= end:
                 raise flower.ObjectPullError(object_id, "it was not sent completely") from None
-            over.wait(pause * random.uniform(0.8, 1.2))
+            stop.wait(pause * random.uniform(0.8, 1.2))
             pause = min(2 * pause, BACKOFF_CAP_SECONDS)
     return b""
 
@@ -94,16 +95,16 @@ def bounded_push(
     object_ids_to_push: set[str] | None = None,
     at_once: int | None = None,
 ) -> None:
-    """Push objects and remove them, as flwr's `push_objects` does, which makes the bytes of all of them at once.
+    """Push objects and remove them. Flower's `push_objects` holds the bytes of all of them in memory.
 
-    at_once: requests at a time; None: as many as flwr makes, which is also the limit for the large chunks of arrays.
+    at_once: requests at a time; None: Flower's number, which is also the limit for the large chunks of arrays.
     """
     few = flower.get_num_workers(flower.FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES)
-    room, over = threading.BoundedSemaphore(few), threading.Event()
+    room, stop = threading.BoundedSemaphore(few), threading.Event()
 
     def one(object_id: str, item: Any) -> None:
         with room if isinstance(item, flower.ArrayChunk) else contextlib.nullcontext():
-            if not over.is_set():
+            if not stop.is_set():
                 push_object_fn(object_id, item.deflate())
 
     wanted = objects.keys() if object_ids_to_push is None else object_ids_to_push & objects.keys()
@@ -115,14 +116,14 @@ def bounded_push(
         for done in as_completed(running):
             done.result()
     finally:
-        over.set()
+        stop.set()
         executor.shutdown(wait=False, cancel_futures=True)
 
 
 def inflate(number: str, contents: dict[str, bytes], max_bytes: int) -> Any:
     """The message of these objects, which it removes. Raises ValueError if they are not one, or an array is too long.
 
-    flwr's own function has three copies of an array at once, and repeats a chunk as often as the sender says.
+    Flower's function holds three copies of an array, and repeats a chunk as often as the sender says.
     """
     try:
         head = flower.get_object_head_values_from_object_content

@@ -21,7 +21,7 @@ from ssfl.deploy.transport.objects import (
 def free_responses() -> None:
     """Make flwr's clients break the cycle in httpx's responses (response, its stream, the response).
 
-    Each would keep an object of 5 MiB until Python's garbage collector looks at old objects, which takes minutes here.
+    Otherwise each response keeps an object of 5 MiB in memory until Python's garbage collector runs, after minutes.
     """
     original = flower.ProtobufClient._send
     if hasattr(original, "__wrapped__"):
@@ -52,7 +52,7 @@ def patch_grid(max_bytes: int, within_seconds: float) -> None:
 
 
 def patch_executor() -> None:
-    """The same intervals for the executor of a stock SuperNode, whose tasks arrive before their objects."""
+    """Poll at the same intervals in the executor of a stock SuperNode, whose tasks arrive before their objects."""
     module = flower.patched_module("executor")
     original = module.pull_and_inflate_object_from_tree
     if not isinstance(original, functools.partial):

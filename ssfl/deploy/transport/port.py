@@ -45,7 +45,7 @@ class SiteInfo:
     name: str
     """Registered name; empty for a key that registered itself."""
     session: str = ""
-    """Changes when the site reconnects: messages to its previous process are lost."""
+    """Changes when the site reconnects; messages to its previous process are then lost."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ServerPort(Protocol):
     """The server's end of the transport."""
 
     def sites(self) -> tuple[SiteInfo, ...]:
-        """The connected sites, as far as the transport knows: a dead one may be included for a while."""
+        """The sites that the transport counts as connected; one that has died is included until it is detected."""
         ...
 
     def send(

@@ -32,9 +32,9 @@ AWAY_SECONDS = 2.0
 
 
 def serve_stock(
-    address: str, secret: Path | None, handle: Handler, log: EventLog, over: threading.Event
+    address: str, secret: Path | None, handle: Handler, log: EventLog, stop: threading.Event
 ) -> int:
-    """Work for the SuperNode at HOST:PORT until `over` is set. Returns the exit code.
+    """Work for the SuperNode at HOST:PORT until `stop` is set. Returns the exit code.
 
     secret: the SuperNode's --superexec-auth-secret-file; None if it has none.
     """
@@ -44,7 +44,7 @@ def serve_stock(
     pace, reported = Pace(), ""
     with _client(address, *interceptors) as client, contextlib.suppress(KeyboardInterrupt):
         log.info("stock_supernode", f"working for {address}")
-        while not over.is_set():
+        while not stop.is_set():
             try:
                 answer = client.AcquireTask(flower.AcquireTaskRequest(supported_task_types=[TASK_TYPE]))
                 reported = ""
@@ -53,13 +53,13 @@ def serve_stock(
                 if text != reported:
                     log.warning("not_connected", f"the SuperNode at {address}: {text}; trying again")
                     reported = text
-                over.wait(AWAY_SECONDS)
+                stop.wait(AWAY_SECONDS)
                 continue
             if answer.token:
                 _task(address, answer.token, handle, log)
                 pace.answered()
             else:
-                over.wait(pace.seconds())
+                stop.wait(pace.seconds())
     return 0
 
 
@@ -110,10 +110,10 @@ def _signer(secret: Path) -> Any:
 @contextlib.contextmanager
 def _beating(client: Any) -> Iterator[None]:
     """Sends heartbeats of one task from a thread."""
-    over = threading.Event()
+    stop = threading.Event()
 
     def beat() -> None:
-        while not over.wait(BEAT_SECONDS):
+        while not stop.wait(BEAT_SECONDS):
             with contextlib.suppress(httpx.HTTPError):  # the main thread reports it
                 client.SendTaskHeartbeat(flower.SendTaskHeartbeatRequest())
 
@@ -122,5 +122,5 @@ def _beating(client: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        stop.set()
         thread.join(timeout=5)

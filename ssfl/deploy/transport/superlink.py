@@ -1,7 +1,7 @@
 """Flower's SuperLink behind a guard; run as `python -m ssfl.deploy.transport.superlink`.
 
 Flower serves sites (Fleet API), users (Control API) and its own workers (Runtime API) on one port, and by default
-authenticates no one on the last two: anyone who reaches the port can start a run, that is, execute code on the server.
+does not authenticate the last two: anyone who reaches the port can start a run, that is, execute code on the server.
 The guard accepts sites from everywhere, the other two only from this machine and from the networks that the operator
 names, and refuses bodies over a limit before they are read.
 """
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def allow_files() -> None:
-    """As many open files as the system allows: a site keeps up to ten connections, and 1,024 is a common limit."""
+    """Raise the limit of open files, commonly 1,024, to what the system allows: a site has up to ten connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):
