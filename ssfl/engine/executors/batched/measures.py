@@ -50,13 +50,14 @@ def _predicted(
         logits, labels = net.logits(theta[: y.shape[1]], x), y.t()
         losses = cross_entropy(logits.mT, labels, reduction="none", ignore_index=IGNORED)
         parts.append((losses, logits.argmax(2) == labels, labels))
+    if not parts:  # no client of this block has a row
+        none = torch.zeros(len(clients), 0)
+        return none, none.bool(), none.long()
     return tuple(_joined([p[i] for p in parts], len(clients)) for i in range(3))  # type: ignore[return-value]
 
 
 def _joined(parts: Sequence[Tensor], clients: int) -> Tensor:
     """Tensors [k, b] with decreasing k -> [K, n] in host memory; missing entries are zero."""
-    if not parts:
-        return torch.zeros(clients, 0)
     out = parts[0].new_zeros(clients, sum(p.shape[1] for p in parts))
     first = 0
     for part in parts:

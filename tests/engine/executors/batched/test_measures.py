@@ -127,10 +127,11 @@ def test_a_blocks_scoring_minibatches_are_the_clients_own(source: object) -> Non
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
 @pytest.mark.parametrize("source", [pictures(), float_data((13, 8, 1, 21, 5))], ids=["block", "one by one"])
-def test_tallies_are_those_of_each_client_alone(source: object, norm: str) -> None:
+@pytest.mark.parametrize("clients", [[1, 0, 3, 2], [1]], ids=str)
+def test_tallies_are_those_of_each_client_alone(source: object, norm: str, clients: list[int]) -> None:
+    """With [1], no client of the block has a test row."""
     runner = runner_on(source, norm)
-    task, clients = dense_training(FIT), [1, 0, 3, 2]
-    work = models(runner, 4)
+    task, work = dense_training(FIT), models(runner, len(clients))
     net = BlockNet(runner.flat(task).module, runner.layout)
     for k, found in enumerate(block_tallies(runner, net, task, work, clients, "trained")):
         context = contexts_of(runner, [clients[k]])[0]
