@@ -49,7 +49,8 @@ def step_seconds(form: str, model: str, steps: int) -> list[float]:
     forward = net if flat is None else flat.forward
     optimiser = torch.optim.SGD(net.parameters(), lr=0.05)
     seconds = []
-    with native_layers(net, "kernels" in form, form.startswith("mixed"), "winograd" in form):
+    places = None if flat is None else flat.places
+    with native_layers(net, "kernels" in form, form.startswith("mixed"), "winograd" in form, places):
         for _ in range(steps + WARM_UP):
             start = time.perf_counter()
             if flat is None:

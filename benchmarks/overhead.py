@@ -31,7 +31,7 @@ class BareSteps:
         start = time.perf_counter()
         flat = self.flat
         flat.module.train()
-        with self.layers(flat.module):
+        with self.layers(flat.module, flat.places):
             for x, y in self.batches:
                 torch.autograd.backward(cross_entropy(flat.module(x), y))
                 with torch.no_grad():

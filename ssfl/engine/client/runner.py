@@ -172,12 +172,13 @@ class ClientRunner:
         """
         seed = stream(self.seed, "layers", context.client, context.clock.round).initial_seed()
         winograd = self.arithmetic.winograd
-        module = self.flat(task).module
+        flat = self.flat(task)
+        module = flat.module
         plan: Plan = {}
         if self.compaction:
             uses_winograd = winograd_weights(module) if winograd else ()
             plan = training_plan(task, work[THETA], work, self.layout, uses_winograd)
-        layers = self.arithmetic.layers(module)
+        layers = self.arithmetic.layers(module, flat.places if task.sees_theta else None)
         with layer_draws(self.arithmetic.device, seed), compacted(module, plan, winograd), layers:
             losses, counts = self.train(task, spec, work, context)
         return mean_losses(losses, counts)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssfl.core.net import Batch
 from ssfl.engine.compute.device import CPU
-from ssfl.engine.compute.fused_layers import native_layers
+from ssfl.engine.compute.fused_layers import Places, native_layers
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,14 @@ class Arithmetic:
     winograd: bool = False
     """3x3 Winograd convolutions (`ssfl.native.winograd`) of images with channels last; the last bits differ."""
 
-    def layers(self, module: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """The context in which a network trains and is tested: its layers are computed as configured here."""
-        return native_layers(module, self.native, self.mixed, self.winograd)
+    def layers(
+        self, module: nn.Module, places: Places | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """The context in which a network trains and is tested: its layers are computed as configured here.
+
+        places: where kernels may write the gradients of parameters.
+        """
+        return native_layers(module, self.native, self.mixed, self.winograd, places)
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context in which networks run."""

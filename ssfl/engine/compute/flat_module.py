@@ -18,6 +18,27 @@ MOVED_BYTES = 1 << 20
 """Gradients of at least this size are moved as soon as they are computed, so that only one exists at a time."""
 
 
+class GradientPlace:
+    """A parameter's view of the flat gradient, in which a kernel may write its gradient, so that it is not copied.
+
+    It is given once in a backward pass: of a layer that is used twice, autograd adds the gradients.
+    """
+
+    def __init__(self, view: Tensor) -> None:
+        self._view = view
+        self.given = False
+
+    def __call__(self) -> Tensor | None:
+        """The memory; None if it has been given in this pass.
+
+        A new tensor each time: autograd keeps a gradient without a copy only if nothing else refers to it.
+        """
+        if self.given:
+            return None
+        self.given = True
+        return self._view.view_as(self._view)
+
+
 class FlatModule:
     """`theta [P]` is the module's memory: writing theta changes the module's weights.
 
@@ -54,12 +75,17 @@ class FlatModule:
         return self.layout.statistics(self.theta[self.layout.trained_size :])
 
     def bind(self) -> None:
-        """Make every parameter and buffer a view of theta, and register where gradients go."""
+        """Make every parameter and buffer a view of theta, and register where gradients go.
+
+        `places`: for kernels that write gradients of parameters themselves.
+        """
         self._point_to_theta()
         gradients = self.layout.views(self.gradient)
         own = dict(self.module.named_parameters())
         self._parameters = [own[name] for name in gradients]
         self._gradients = list(gradients.values())
+        places = map(GradientPlace, self._gradients)
+        self.places: dict[Tensor, GradientPlace] = dict(zip(self._parameters, places, strict=True))
         self._moved: set[int] = set()
         for number, (parameter, view) in enumerate(zip(self._parameters, self._gradients, strict=True)):
             if view.nbytes >= MOVED_BYTES:
@@ -102,20 +128,29 @@ class FlatModule:
         views, given = [], []
         for number, (view, parameter) in enumerate(zip(self._gradients, self._parameters, strict=True)):
             if parameter.grad is not None:
-                views.append(view)
-                given.append(parameter.grad)
+                if not _is_at(view, parameter.grad):
+                    views.append(view)
+                    given.append(parameter.grad)
                 parameter.grad = None
             elif number not in self._moved:  # the loss does not depend on it
                 view.zero_()
         if views:
             torch._foreach_copy_(views, given)
         self._moved.clear()
+        for place in self.places.values():
+            place.given = False
         return self.gradient
 
 
 def _move(view: Tensor, moved: set[int], number: int, parameter: Tensor) -> None:
     """Called by autograd when a parameter's gradient is complete."""
     assert parameter.grad is not None
-    view.copy_(parameter.grad)
+    if not _is_at(view, parameter.grad):
+        view.copy_(parameter.grad)
     parameter.grad = None
     moved.add(number)
+
+
+def _is_at(view: Tensor, gradient: Tensor) -> bool:
+    """Whether a gradient was computed in its `GradientPlace`."""
+    return gradient.data_ptr() == view.data_ptr()

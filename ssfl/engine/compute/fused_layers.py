@@ -10,7 +10,7 @@ except for rounding.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -18,27 +18,34 @@ from torch import Tensor, nn
 
 from ssfl.core.activation_pruning import SparseGradientConvolution, SparseGradientLinear
 from ssfl.native.group_norm import After, fits, layer_by_layer, norm_act
+from ssfl.native.winograd import Place, serves, serves_shape, winograd_conv
 from ssfl.native.winograd import fits as winograd_fits
-from ssfl.native.winograd import serves, serves_shape, winograd_conv
 
+Places = Mapping[Tensor, Place]
+"""Where kernels may write the gradients of parameters, while the loss is differentiated with respect to these."""
 SMALL_MAP = 16
 """Pixels: a convolution whose output has at most this many uses channels first in the mixed memory format."""
 
 
 @contextlib.contextmanager
 def native_layers(
-    module: nn.Module, wanted: bool = True, mixed: bool = False, winograd: bool = False
+    module: nn.Module,
+    wanted: bool = True,
+    mixed: bool = False,
+    winograd: bool = False,
+    places: Places | None = None,
 ) -> Iterator[None]:
     """Inside the block the module's GroupNorm layers use the kernels, if `wanted`.
 
     mixed: convolutions to small maps (only those in `conv_norm_relu`) get their input with channels first.
     winograd: 3x3 convolutions of images with channels last use Winograd.
+    places: where these convolutions write the gradients of their filters.
     """
     module = module if wanted else nn.Identity()
     with (
         _alone(module),
         replaced(module, _norm, partial(_fused, mixed)),
-        _winograd_layers(module if winograd else nn.Identity()),
+        _winograd_layers(module if winograd else nn.Identity(), places or {}),
     ):
         yield
 
@@ -57,13 +64,14 @@ def _alone(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _winograd_layers(module: nn.Module) -> Iterator[None]:
+def _winograd_layers(module: nn.Module, places: Places) -> Iterator[None]:
     """Inside the block convolutions for which `winograd.serves` use it, unless their forward is already replaced."""
     changed: list[tuple[nn.Module, str]] = []
     try:
         for layer in module.modules():
             if isinstance(layer, nn.Conv2d) and serves(layer) and "forward" not in vars(layer):
-                vars(layer)["forward"] = partial(_convolution, layer)
+                place = places.get(layer.weight)
+                vars(layer)["forward"] = partial(_convolution, layer, place=place)
                 changed.append((layer, "forward"))
             elif isinstance(layer, SparseGradientConvolution) and _serves_sparse(layer):
                 vars(layer)["convolve"] = partial(_sparse_convolution, layer)
@@ -87,11 +95,11 @@ def _sparse_convolution(layer: SparseGradientConvolution, x: Tensor, cut: Tensor
     return SparseGradientConvolution.convolve(layer, x, cut)
 
 
-def _convolution(layer: nn.Conv2d, x: Tensor, shift: bool = True) -> Tensor:
+def _convolution(layer: nn.Conv2d, x: Tensor, shift: bool = True, place: Place | None = None) -> Tensor:
     """The convolution, with its bias unless the norm after it adds the bias."""
     weight, bias = layer.weight, layer.bias if shift else None
     if winograd_fits(x, weight) and not torch.is_autocast_enabled("cpu"):
-        return winograd_conv(x, weight, bias, stride=layer.stride[0])
+        return winograd_conv(x, weight, bias, stride=layer.stride[0], place=place)
     return layer._conv_forward(x, weight, bias)
 
 

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from ssfl.native.winograd.convolution import CHANNELS, fits, serves, serves_shape, winograd_conv
+from ssfl.native.winograd.convolution import (
+    CHANNELS,
+    Place,
+    fits,
+    serves,
+    serves_shape,
+    winograd_conv,
+)
 
-__all__ = ["CHANNELS", "fits", "serves", "serves_shape", "winograd_conv"]
+__all__ = ["CHANNELS", "Place", "fits", "serves", "serves_shape", "winograd_conv"]

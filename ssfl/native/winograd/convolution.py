@@ -11,7 +11,7 @@ linear in images and in filters. Second-order gradients use PyTorch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 CHANNELS = 16
 """Input and output channels must be multiples of this."""
 STRIDES = (1, 2)
+Place = Callable[[], "Tensor | None"]
+"""Gives the memory that filters' gradients are written to, or None if they need memory of their own."""
 
 
 def serves(conv: nn.Module) -> bool:
@@ -67,7 +69,13 @@ def fits(x: Tensor, filters: Tensor) -> bool:
 
 
 def winograd_conv(
-    x: Tensor, filters: Tensor, bias: Tensor | None = None, *, stride: int = 1, least: float = 0.0
+    x: Tensor,
+    filters: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    least: float = 0.0,
+    place: Place | None = None,
 ) -> Tensor:
     """conv2d(x, filters, bias, stride, padding=1), channels last.
 
@@ -75,6 +83,7 @@ def winograd_conv(
     CPU; stride: 1 or 2. Raises ValueError otherwise.
 
     least: in the filters' gradient only, entries of x with smaller magnitude are treated as zeros.
+    place: called in the backward pass for the memory of the filters' gradient; new memory without it.
     """
     out, inner, *kernel = filters.shape
     if kernel != [3, 3] or inner % CHANNELS or out % CHANNELS:
@@ -91,7 +100,7 @@ def winograd_conv(
     if stride not in STRIDES:
         raise ValueError(f"stride is {stride}; 1 or 2 is needed")
     apply: Any = _Winograd.apply
-    return apply(x, filters, bias, stride, least)
+    return apply(x, filters, bias, stride, least, place)
 
 
 class _Winograd(torch.autograd.Function):
@@ -99,14 +108,20 @@ class _Winograd(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, filters: Tensor, bias: Tensor | None, stride: int, least: float
+        ctx: Any,
+        x: Tensor,
+        filters: Tensor,
+        bias: Tensor | None,
+        stride: int,
+        least: float,
+        place: Place | None,
     ) -> Tensor:
         images, inner, height, width = x.shape
         shape = (images, inner, len(filters), height, width, stride)
         down, across = (math.ceil(side / stride) for side in (height, width))
         y = torch.empty((images, len(filters), down, across), memory_format=torch.channels_last)
         _compute(shape, x=x, filters=filters, bias=bias, y=y)
-        ctx.shape, ctx.least = shape, least
+        ctx.shape, ctx.least, ctx.place = shape, least, place
         ctx.save_for_backward(x, filters, bias)
         return y
 
@@ -116,13 +131,18 @@ class _Winograd(torch.autograd.Function):
         if torch.is_grad_enabled():  # second-order gradients are requested
             wanted, stride = ctx.needs_input_grad[:3], ctx.shape[-1]
             found = _differentiable(wanted, (x, filters, bias), stride, ctx.least, gradients[0])
-            return *found, None, None
+            return *found, None, None, None
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
         wanted = ctx.needs_input_grad
         dx = torch.empty_like(x) if wanted[0] else None
-        dfilters = torch.empty_like(filters) if wanted[1] else None
+        dfilters = _memory_for(ctx.place, filters) if wanted[1] else None
         _compute(ctx.shape, x=x, filters=filters, dy=dy, dx=dx, dfilters=dfilters, least=ctx.least)
-        return dx, dfilters, dy.sum((0, 2, 3)) if wanted[2] else None, None, None
+        return dx, dfilters, dy.sum((0, 2, 3)) if wanted[2] else None, None, None, None
+
+
+def _memory_for(place: Place | None, filters: Tensor) -> Tensor:
+    memory = None if place is None else place()
+    return torch.empty_like(filters) if memory is None else memory
 
 
 def _compute(

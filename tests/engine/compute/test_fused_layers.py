@@ -15,10 +15,13 @@ from ssfl.algorithms.base import Algorithm, Probe
 from ssfl.algorithms.fedavg import FedAvg
 from ssfl.algorithms.sparsyfed import SparsyFed
 from ssfl.algorithms.ssfl import SSFL, Discovery
+from ssfl.core.layout import Layout
 from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.core.saliency import SNIP
 from ssfl.engine.client.runner import ClientRunner
+from ssfl.engine.compute import flat_module
 from ssfl.engine.compute.arithmetic import Arithmetic
+from ssfl.engine.compute.flat_module import FlatModule
 from ssfl.engine.compute.fused_layers import native_layers
 from ssfl.engine.executors.batched.executor import BatchedExecutor
 from ssfl.engine.executors.executor import Executor
@@ -264,6 +267,49 @@ def test_a_users_convolutions_use_winograd_unless_they_compute_something_else() 
     torch.testing.assert_close(half.float(), plain, rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+class Reused(nn.Module):
+    """Two convolutions; the loss depends on the first one twice, once, or not at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = (nn.Conv2d(16, 16, 3, padding=1, bias=False) for _ in range(2))
+        self.times = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times):
+            x = self.first(x)
+        return self.last(x).mean((2, 3))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("moved_bytes", [0, 1 << 30])
+def test_gradients_in_their_places_are_those_that_would_be_copied(
+    moved_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flat_module, "MOVED_BYTES", moved_bytes)
+    net = Reused()
+    flat = FlatModule(net, Layout.of(net))
+    x = torch.randn(3, 16, 5, 6).contiguous(memory_format=torch.channels_last)
+    for times in (1, 2, 0, 2, 1):
+        net.times = times
+        found = []
+        for places in (None, flat.places):
+            with native_layers(net, winograd=True, places=places):
+                net(x).square().sum().backward()
+            found.append(flat.take_gradient().clone())
+            flat.gradient.fill_(torch.nan)
+        assert found[1].equal(found[0])
+        assert bool(found[1][: 9 * 16 * 16].count_nonzero()) == (times > 0)
+
+
+def test_a_gradient_in_its_place_is_not_copied() -> None:
+    net = Reused()
+    flat = FlatModule(net, Layout.of(net))
+    with native_layers(net, winograd=True, places=flat.places):
+        net(torch.randn(3, 16, 5, 6).contiguous(memory_format=torch.channels_last)).square().sum().backward()
+    ends = [p.grad.data_ptr() - flat.gradient.data_ptr() for p in net.parameters() if p.grad is not None]
+    assert ends == [0, 9 * 16 * 16 * 4]
 
 
 def test_bf16_leaves_the_norms_to_pytorch() -> None:
