@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -11,7 +12,7 @@ import pytest
 pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
 
 from ssfl.cli import main
-from ssfl.deploy.commands.follow import follow_log
+from ssfl.deploy.commands.follow import Shown, follow_log
 from ssfl.deploy.commands.run import StartWatch
 from ssfl.deploy.errors import DeployError, UnreachableError
 from ssfl.deploy.transport.control import Control
@@ -103,3 +104,23 @@ def test_bad_arguments_are_one_line(
     assert main(["deploy", "run", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert reason in line
+
+
+def test_lines_of_a_file_that_was_truncated_and_has_grown_are_shown_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def line(number: int, more: str = "") -> str:
+        return json.dumps({"event": "round", "phase": "train", "round": number, "more": more}) + "\n"
+
+    shown, path = Shown(tmp_path, "json", 9), tmp_path / "metrics.jsonl"
+    shown.more()  # the file does not exist yet
+    path.write_text(line(0) + line(1))
+    shown.more()
+    path.write_text(line(0) + line(1, "longer")[:-5])
+    shown.more()
+    path.write_text(line(0) + line(1, "longer") + line(2)[:7])
+    shown.more()
+    path.write_text(line(0) + line(1, "longer") + line(2))
+    shown.more()
+    printed = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    assert [(p["round"], p["more"]) for p in printed] == [(0, ""), (1, ""), (1, "longer"), (2, "")]

@@ -32,7 +32,7 @@ def follow(
     check_processes: called at every poll, with whether the run's record exists.
     """
     end = time.monotonic() + seconds if seconds else float("inf")
-    shown: _Shown | None = None
+    shown: Shown | None = None
     run = reported = ""
     while time.monotonic() < end:
         record = _record(home, run, flower_run)
@@ -43,7 +43,7 @@ def follow(
                 reported = record.reason
                 print(f"ssfl: waiting; {reported}", file=sys.stderr, flush=True)
             if shown is None and record.folder:
-                shown = _Shown(Path(record.folder), console, record.rounds)
+                shown = Shown(Path(record.folder), console, record.rounds)
             if shown is not None:
                 shown.more()
             if not record.active:
@@ -90,7 +90,7 @@ def _record(home: Path, run: str, flower_run: str) -> RunRecord | None:
     return refused[-1] if refused else None
 
 
-class _Shown:
+class Shown:
     """Shows the lines of metrics.jsonl on the console as they are written."""
 
     def __init__(self, folder: Path, console: str, rounds: int) -> None:
@@ -100,11 +100,13 @@ class _Shown:
         self._at = 0
 
     def more(self) -> None:
-        """Show the new lines; a resume truncates the file to the last checkpoint."""
+        """Show the new lines; a resume truncates the file to the last checkpoint, after which it grows again."""
         if not self._path.is_file():
             return
         raw = self._path.read_bytes()
-        self._at = min(self._at, len(raw))
+        self._at = (
+            raw.rfind(b"\n", 0, self._at) + 1
+        )  # of a file that was truncated and has grown: a line's start
         lines = raw[self._at : raw.rfind(b"\n") + 1]
         self._at += len(lines)
         for line in lines.splitlines():
@@ -114,7 +116,7 @@ class _Shown:
         self._console.close()
 
 
-def _end(record: RunRecord, shown: _Shown | None) -> int:
+def _end(record: RunRecord, shown: Shown | None) -> int:
     if shown is not None:
         shown.more()
         shown.close()
