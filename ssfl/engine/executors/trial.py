@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import pickle
+import random
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -62,14 +65,21 @@ def errors_in_one_line() -> Iterator[None]:
 def check_constants(
     module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype | None = None
 ) -> None:
-    """Raises LayoutError, with the tensor's name, if training changes a part of the state that is not sent."""
+    """Raises LayoutError if training changes a part of the state that is not sent (with the tensor's name), or draws
+    from Python's or numpy's global generator, which the run's seed does not set."""
     if is_ordinary(module):
         return
     trial = copy.deepcopy(module)
     idle = _idle_counters(trial)
     before = {name: value.clone() for name, value in fixed_state(trial).items() if name not in idle}
+    generators = _other_generators()
     with errors_in_one_line():
         _step_and_evaluate(trial, input_shape, dtype, False, no_kernels)
+    if _other_generators() != generators:
+        raise LayoutError(
+            "the network draws from Python's or numpy's global generator, which the run's seed does not set; draw with "
+            "torch (torch.rand)"
+        )
     after = trial.state_dict()
     for name, value in before.items():
         if not _same(value, after[name]):
@@ -99,6 +109,10 @@ def _step_and_evaluate(
         labels = torch.arange(len(x), device=x.device).remainder(classes)
         torch.autograd.backward(cross_entropy(module(x.clone()), labels))
         flat.take_gradient()
+
+
+def _other_generators() -> bytes:
+    return pickle.dumps((random.getstate(), np.random.get_state()))
 
 
 def _idle_counters(module: nn.Module) -> set[str]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -43,6 +47,27 @@ class Teacher(Base):
 def test_state_that_cannot_be_carried_is_refused_by_name(kind: type[nn.Module], name: str) -> None:
     with pytest.raises(LayoutError, match=f"training changes {name} "):
         check_constants(kind(), SHAPE)
+
+
+class Skipping(Base):
+    """Skips a layer at random in training."""
+
+    drawn: Callable[[], float]
+
+    def middle(self, h: Tensor) -> Tensor:
+        return h if self.training and self.drawn() < 0.5 else torch.tanh(h)
+
+
+@pytest.mark.parametrize("drawn", [lambda: random.random(), lambda: np.random.random()])
+def test_draws_that_no_seed_reaches_are_refused(drawn: Callable[[], float]) -> None:
+    module = Skipping()
+    module.drawn = drawn  # a function: a bound method would be copied together with its generator
+    with pytest.raises(
+        LayoutError, match="global generator, which the run's seed does not set; draw with torch"
+    ):
+        check_constants(module, SHAPE)
+    module.drawn = lambda: float(torch.rand(()))
+    check_constants(module, SHAPE)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
