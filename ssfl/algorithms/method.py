@@ -6,12 +6,12 @@ Settings are defined in the method's own file; `table.py` lists the files. This 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, make_dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast, final
+from typing import TYPE_CHECKING, Any, Literal, cast, final, get_type_hints
 
 from ssfl.errors import UserError
-from ssfl.settings import settings_of
+from ssfl.settings import Setting, settings_of
 
 if TYPE_CHECKING:
     from ssfl.algorithms.base import Algorithm
@@ -89,6 +89,19 @@ class Method:
     check: Callable[[Any, float, int], None] = _no_check
     """(settings, density, rounds) -> None. Raises SettingError for combinations that are impossible for any network."""
 
+    def __post_init__(self) -> None:
+        unknown = set(self.reads) - set(KEYS)
+        if unknown or not isinstance(self.reads, tuple):
+            raise MethodError(
+                f"reads={self.reads!r}", where="Method", allowed=f"a tuple of {', '.join(KEYS)}"
+            )
+        undeclared = undeclared_field(self.settings)
+        if undeclared:
+            remedy = "declare it with ssfl.settings.setting(default, meaning)"
+            raise MethodError(
+                f"the field {undeclared} is no setting", where=_name(self.settings), remedy=remedy
+            )
+
     @property
     def unread_keys(self) -> tuple[str, ...]:
         """Keys of the configuration without effect on this method."""
@@ -105,19 +118,19 @@ def method_of_class(algorithm: Any) -> Method:
     `setting` are the settings. Raises MethodError for a class that is not a dataclass, or another field without a
     default.
     """
-    name = getattr(algorithm, "__name__", str(algorithm))
+    name = _name(algorithm)
     if not isinstance(algorithm, type):
         raise MethodError("is no class", where=name, remedy="name an algorithm's dataclass, or a Method")
     if not dataclasses.is_dataclass(algorithm):
         raise MethodError("is not a dataclass", where=name, remedy="decorate it with @dataclass(frozen=True)")
     given = {one.name for one in dataclasses.fields(Recipe)}
     fields = {one.name: one for one in dataclasses.fields(algorithm) if one.init}
-    known = settings_of(algorithm)
+    known = _settings_of(algorithm)
     unknown = [n for n, one in fields.items() if n not in given and n not in known and not _has_default(one)]
     if unknown:
         remedy = "give it a default with ssfl.settings.setting(default, meaning)"
         raise MethodError(f"the field {unknown[0]} has no value", where=name, remedy=remedy)
-    hints = algorithm.__annotations__
+    hints = get_type_hints(algorithm)
     own = [
         (n, hints[n], dataclasses.field(default=s.default, metadata=fields[n].metadata))
         for n, s in known.items()
@@ -131,6 +144,27 @@ def method_of_class(algorithm: Any) -> Method:
         return cast("Algorithm[Any]", algorithm(**values, **{n: getattr(chosen, n) for n in known}))
 
     return Method(build, lambda chosen: name, settings, tuple(n for n in KEYS if n in fields))
+
+
+def undeclared_field(settings: Any) -> str:
+    """The first field of a dataclass of settings that was not made by `setting`; "" if there is none."""
+    if not (isinstance(settings, type) and dataclasses.is_dataclass(settings)):
+        raise MethodError(
+            "is not a dataclass", where=_name(settings), remedy="settings are a frozen dataclass"
+        )
+    known = _settings_of(settings)
+    return next((one.name for one in dataclasses.fields(settings) if one.name not in known), "")
+
+
+def _settings_of(kind: type[Any]) -> Mapping[str, Setting]:
+    try:
+        return settings_of(kind)
+    except (TypeError, NameError) as error:  # an annotation that is no type of settings, or not defined
+        raise MethodError(f"its annotations cannot be read ({error})", where=_name(kind)) from error
+
+
+def _name(value: Any) -> str:
+    return str(getattr(value, "__name__", value))
 
 
 def _has_default(one: dataclasses.Field[Any]) -> bool:

@@ -37,7 +37,15 @@ def find_method(name: str) -> Method:
         raise
     except Exception as error:  # a user's module may fail in any way while it is imported
         reason = f"importing {module_name} failed ({type(error).__name__}: {error})"
-        remedy = "run from the folder that contains it, or install its package"
+        missing = isinstance(error, ModuleNotFoundError) and error.name in (
+            module_name,
+            module_name.split(".")[0],
+        )
+        remedy = (
+            "run from the folder that contains it, or install its package"
+            if missing
+            else "correct the module"
+        )
         raise MethodError(reason, where=f"algorithm={name}", remedy=remedy) from error
     found = getattr(module, attribute, None)
     if found is None:

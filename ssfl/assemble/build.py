@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ssfl.algorithms.base import Algorithm, ServerContext
 from ssfl.algorithms.method import Recipe
+from ssfl.algorithms.table import METHODS
+from ssfl.assemble.checked_method import CheckedMethod, MethodFault, checked, described
 from ssfl.assemble.communication import wire_of
 from ssfl.assemble.network_checks import check_method, check_network
 from ssfl.config import Config, codecs_of, cohort_size, fine_tune_epochs
@@ -143,7 +145,10 @@ def schedule_of(config: Config) -> Schedule:
 
 
 def algorithm_of(config: Config, layout: Layout) -> Algorithm[Any]:
-    """The configured method. Raises ConfigError if its settings contradict the network."""
+    """The configured method; one from outside the package is checked at every call (`checked_method.py`).
+
+    Raises ConfigError if its settings contradict the network, or if it is not an algorithm.
+    """
     algorithm = config.algorithm
     if algorithm.method.reads_density and not layout.prunable_size:
         allowed = (
@@ -151,10 +156,28 @@ def algorithm_of(config: Config, layout: Layout) -> Algorithm[Any]:
             'give the layer an attribute prunable_parameters = ("NAME", ...) with the names of its own parameters'
         )
         raise refuse("algorithm.name", algorithm.name, allowed)
+    if algorithm.name not in METHODS:
+        return _own_algorithm(config, layout)
     try:
         return algorithm.method.build(algorithm.params, recipe_of(config, layout))
     except SettingError as error:
         raise refuse_setting(error) from error
+
+
+def _own_algorithm(config: Config, layout: Layout) -> CheckedMethod:
+    """A method from outside the package, whose code may fail in any way."""
+    algorithm = config.algorithm
+    try:
+        label = algorithm.method.label(algorithm.params)
+        if not isinstance(label, str) or not label.strip():
+            raise MethodFault(f"its label is {label!r}; it must be a text")
+        return checked(algorithm.method.build(algorithm.params, recipe_of(config, layout)), layout)
+    except SettingError as error:
+        raise refuse_setting(error) from error
+    except MethodFault as fault:
+        raise refuse("algorithm.name", algorithm.name, str(fault)) from fault
+    except Exception as error:
+        raise refuse("algorithm.name", algorithm.name, f"cannot be built: {described(error)}") from error
 
 
 def recipe_of(config: Config, layout: Layout) -> Recipe:

@@ -15,6 +15,7 @@ import torch
 
 import ssfl
 from ssfl.assemble.build import RunSetup
+from ssfl.assemble.checked_method import unchecked
 from ssfl.code_version import PACKAGE, code_version
 from ssfl.engine.executors.own_step import OwnStep
 from ssfl.native.library import MAX_ISA, isa
@@ -64,7 +65,7 @@ def source_digest() -> str:
 def _method_key(setup: RunSetup) -> list[str]:
     """The method, its settings and its file: all methods without their own step share a measurement."""
     chosen = setup.config.algorithm
-    kind = type(setup.algorithm)
+    kind = type(unchecked(setup.algorithm))
     return [chosen.name, repr(chosen.params), _digest([inspect.getmodule(kind) or kind])]
 
 

@@ -9,17 +9,16 @@ from typing import Any, final
 
 import torch
 
-from ssfl.algorithms.base import Clock, RoundPlan, ServerContext
+from ssfl.algorithms.base import RoundPlan, ServerContext
 from ssfl.assemble.build import RunSetup, algorithm_of, counting_notes, setup_of
+from ssfl.assemble.checked_method import unchecked
 from ssfl.assemble.communication import wire_of
 from ssfl.assemble.loop import link_of
+from ssfl.assemble.rehearsal import rehearse
 from ssfl.config import PROFILES, CommunicationConfig, Config, cohort_size
 from ssfl.core.payloads import SERVER, DenseValues
 from ssfl.core.rng import stream
 from ssfl.engine.accounting.ledger import ClientLink, Meter, dense_payload_bytes
-from ssfl.engine.coded_exchange import CodedExchange
-from ssfl.engine.executors.untrained import UntrainedExecutor
-from ssfl.engine.simulator import Simulator
 from ssfl.report.tables.grid import draw
 from ssfl.report.tables.units import size_text
 from ssfl.wire.holdings import Held, Holdings, Known
@@ -170,7 +169,7 @@ def _first_contact(first: PhaseTraffic, usual: PhaseTraffic, clients: int) -> It
 def _first_rounds(setup: RunSetup, config: Config) -> int:
     """Training rounds before those of the last phase (warm-up), that is, before a mask is made."""
     algorithm = algorithm_of(config, setup.layout)
-    return int(getattr(algorithm, "mask_round", 0))
+    return int(getattr(unchecked(algorithm), "mask_round", 0))
 
 
 def _tried(setup: RunSetup, config: Config, rounds: int) -> Iterator[Tried]:
@@ -186,16 +185,9 @@ def _tried(setup: RunSetup, config: Config, rounds: int) -> Iterator[Tried]:
     whole, wire = algorithm_of(config, layout), wire_of(config, layout)
     algorithm = algorithm_of(replace(config, training=training), layout)
     context = ServerContext(layout, dict.fromkeys(range(few), 1), seed)
-    executor = UntrainedExecutor(algorithm.tasks, layout, wire, context.example_counts, seed)
-    exchange = CodedExchange(Simulator(executor), wire)
-    clock = Clock(1, rounds)
-    state = algorithm.initialize(setup.theta, context)
-    while (plan := algorithm.configure_round(state, clock, context)) is not None:
-        meter = Meter(len(plan.instructions))
-        planned = whole.configure_round(state, clock, setup.context)
-        state = algorithm.aggregate(state, plan, meter.watch(exchange(plan, meter)), context)
-        clock = replace(clock, round=clock.round + plan.timed)
-        yield Tried(plan, meter, planned or plan)
+    for one in rehearse(algorithm, setup.theta, context, wire, rounds):
+        planned = whole.configure_round(one.before, one.plan.clock, setup.context)
+        yield Tried(one.plan, one.meter, planned or one.plan)
 
 
 def _models_heard(plan: RoundPlan) -> float:

@@ -14,9 +14,10 @@ from safetensors.torch import save
 
 from ssfl import run_folder
 from ssfl.assemble.build import RunSetup
+from ssfl.assemble.checked_method import MethodFault
 from ssfl.assemble.execution import runner_of
 from ssfl.engine.client.diagnosis import diagnose
-from ssfl.engine.client.errors import ClientError, DivergedError
+from ssfl.engine.client.errors import ClientError, DivergedError, EngineError
 from ssfl.engine.simulator import Simulator
 from ssfl.output import write_atomically
 
@@ -37,10 +38,12 @@ def say_what_helps(reason: str, error: Exception, setup: RunSetup, folder: Path)
         )
         print(f"start again with: {start_command(folder, f'optimizer.lr={rate:g}')}", file=sys.stderr)
         return
+    if isinstance(error, MethodFault):
+        reason += "; the method can be corrected before the run is continued"
     say_how_to_resume(reason, folder)
-    if isinstance(error, ClientError) and not setup.config.experiment.debug_mode:
+    if isinstance(error, (ClientError, MethodFault)) and not setup.config.experiment.debug_mode:
         print(
-            "experiment.debug_mode=true saves the inputs of the failed step and the traceback",
+            "experiment.debug_mode=true saves the traceback, and the inputs of a failed step",
             file=sys.stderr,
         )
 
@@ -56,18 +59,21 @@ def start_command(folder: Path, *words: str) -> str:
     return shlex.join(["ssfl", "run", *old, *words])
 
 
-def keep_evidence(error: ClientError, setup: RunSetup, simulator: Simulator, folder: Path) -> Path | None:
-    """With experiment.debug_mode: writes the tensors of the failing step and the traceback to FOLDER/debug.
+def keep_evidence(error: EngineError, setup: RunSetup, simulator: Simulator, folder: Path) -> Path | None:
+    """With experiment.debug_mode: writes the traceback and the tensors of the failing step to FOLDER/debug.
 
     To find the step, the client's work is computed again alone; if that succeeds, only the traceback is written.
-    Returns the folder; None without debug_mode or if the error names no client.
+    Returns the folder; None without debug_mode, or if neither a client nor the method caused the error.
     """
-    if not setup.config.experiment.debug_mode or error.place is None:
+    place = error.place if isinstance(error, ClientError) else None
+    if not setup.config.experiment.debug_mode or not (place or isinstance(error, MethodFault)):
         return None
     out = folder / run_folder.DEBUG
     out.mkdir(exist_ok=True)
-    text = error.trace or "".join(traceback.format_exception(error))
-    job = simulator.job_of(error.place.client)
+    text = (error.trace if isinstance(error, ClientError) else "") or "".join(
+        traceback.format_exception(error)
+    )
+    job = None if place is None else simulator.job_of(place.client)
     apart = replace(
         setup, module=copy.deepcopy(setup.module)
     )  # other threads may still compute with the network

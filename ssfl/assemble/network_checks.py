@@ -7,6 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ssfl.algorithms.base import Algorithm, ServerContext
+from ssfl.assemble.checked_method import CheckedMethod
+from ssfl.assemble.communication import wire_of
+from ssfl.assemble.method_trial import Bench, try_method
 from ssfl.config import Config
 from ssfl.config.validate import refuse
 from ssfl.core.tensor_roles import LayoutError
@@ -38,8 +41,14 @@ def check_method(
     theta: Tensor,
     context: ServerContext,
 ) -> None:
-    """Try a step of each of the method's tasks on the network. Raises ConfigError, in one line, if one fails."""
+    """Try a step of each of the method's tasks on the network. Raises ConfigError, in one line, if one fails.
+
+    For a method from outside the package, the first exchanges are tried too, without training.
+    """
     shape, dtype, tasks = federation.input_shape, input_dtype(federation), algorithm.tasks
+    if isinstance(algorithm, CheckedMethod):
+        wire = wire_of(config, context.layout)
+        try_method(config, algorithm, Bench(module, shape, dtype), theta, context, wire)
     tried = needs_works(tasks, module)
     works = first_works(algorithm, theta, context, config.training.comm_round) if tried else {}
     try:

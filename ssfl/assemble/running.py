@@ -18,7 +18,7 @@ from ssfl.assemble.inputs import INPUTS
 from ssfl.assemble.loop import FAILED, undisturbed
 from ssfl.code_version import code_version
 from ssfl.config import config_to_yaml, read_config
-from ssfl.engine.client.errors import ClientError, EngineError
+from ssfl.engine.client.errors import EngineError
 from ssfl.engine.executors.distributed.link import Link
 from ssfl.engine.executors.executor import Executor
 from ssfl.engine.simulator import Simulator
@@ -132,12 +132,11 @@ def failed(running: Running, progress: Progress | None, error: EngineError, simu
     done = _saved(running, progress, str(error))
     reason = f"{error}; stopped after round {done}"
     kept = None
-    if isinstance(error, ClientError):
-        with suppress(OSError):  # no space; the advice is printed anyway
-            kept = keep_evidence(error, running.setup, simulator, running.folder)
+    with suppress(OSError):  # no space; the advice is printed anyway
+        kept = keep_evidence(error, running.setup, simulator, running.folder)
     say_what_helps(reason, error, running.setup, running.folder)
     if kept is not None:
-        print(f"inputs of the failed step: {kept}", file=sys.stderr)
+        print(f"traceback and inputs of the failed step: {kept}", file=sys.stderr)
 
 
 def _saved(running: Running, progress: Progress | None, reason: str) -> int:

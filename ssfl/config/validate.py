@@ -100,6 +100,9 @@ def _check_method(config: Config) -> None:
         algorithm.method.check(algorithm.params, config.model.dense_ratio, config.training.comm_round)
     except SettingError as error:
         raise refuse_setting(error) from None
+    except Exception as error:  # a method from outside the package may fail in any way
+        reason = f"its check of the settings failed ({type(error).__name__}: {error})"
+        raise refuse("algorithm.name", algorithm.name, reason) from error
 
 
 def _check_communication(config: Config) -> None:

@@ -1,0 +1,55 @@
+"""The first exchanges of a run without training: clients receive, their weights change at random, and they reply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from torch import Tensor
+
+from ssfl.algorithms.base import Algorithm, Clock, RoundPlan, ServerContext
+from ssfl.engine.accounting.ledger import Meter
+from ssfl.engine.coded_exchange import CodedExchange
+from ssfl.engine.executors.untrained import UntrainedExecutor
+from ssfl.engine.simulator import Simulator
+from ssfl.wire.stack import WireStack
+
+
+@final
+@dataclass(frozen=True)
+class Rehearsed:
+    """One exchange without training."""
+
+    plan: RoundPlan
+    meter: Meter
+    before: Any
+    """The server's state when it made the plan."""
+    after: Any
+    exchange: CodedExchange
+
+
+def _every(plan: RoundPlan) -> bool:
+    """Accepts every plan."""
+    return True
+
+
+def rehearse(
+    algorithm: Algorithm[Any],
+    theta: Tensor,
+    context: ServerContext,
+    wire: WireStack,
+    rounds: int,
+    wanted: Callable[[RoundPlan], bool] = _every,
+) -> Iterator[Rehearsed]:
+    """The exchanges of a run of `rounds` rounds, each made when it is asked for, until a plan is not wanted."""
+    executor = UntrainedExecutor(algorithm.tasks, context.layout, wire, context.example_counts, context.seed)
+    exchange = CodedExchange(Simulator(executor), wire)
+    clock = Clock(1, rounds)
+    state = algorithm.initialize(theta, context)
+    while (plan := algorithm.configure_round(state, clock, context)) is not None and wanted(plan):
+        meter = Meter(len(plan.instructions))
+        before = state
+        state = algorithm.aggregate(state, plan, meter.watch(exchange(plan, meter)), context)
+        clock = replace(clock, round=clock.round + plan.timed)
+        yield Rehearsed(plan, meter, before, state, exchange)
