@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, final
 
 import torch
@@ -22,6 +23,25 @@ PRUNABLE_MODULES = (
     nn.ConvTranspose3d,
     nn.Linear,
 )
+STORED_TYPES: Mapping[torch.dtype, str] = MappingProxyType(
+    {
+        torch.float64: "F64",
+        torch.float32: "F32",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.int64: "I64",
+        torch.int32: "I32",
+        torch.int16: "I16",
+        torch.int8: "I8",
+        torch.uint64: "U64",
+        torch.uint32: "U32",
+        torch.uint16: "U16",
+        torch.uint8: "U8",
+        torch.bool: "BOOL",
+        torch.complex64: "C64",
+    }
+)
+"""Types of tensors that a safetensors file may hold, with the format's names of them."""
 DECLARED = "prunable_parameters"
 """Attribute of a layer: the names of its own parameters that may be pruned."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ssfl.core.cost import forward_zeros
-from ssfl.core.tensor_roles import LayoutError, cast_floats, prunable_names, tensor_roles
+from ssfl.core.tensor_roles import STORED_TYPES, LayoutError, cast_floats, prunable_names, tensor_roles
 from ssfl.errors import UserError
 from ssfl.models.errors import ModelError
 
@@ -34,13 +34,11 @@ def build_own_model(
     """
     make = _find(path)
     module = _call(path, make, {"num_classes": num_classes, "input_shape": tuple(input_shape), "norm": norm})
-    if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
-        cast_floats(module, torch.float32)
-        _check_output(
-            path, module, num_classes, input_shape, input_dtype
-        )  # its first pass makes their tensors
-    _check_state(path, module)
     cast_floats(module, torch.float32)
+    if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
+        # Its first pass makes their tensors.
+        _check_output(path, module, num_classes, input_shape, input_dtype)
+    _check_state(path, module)
     _check_output(path, module, num_classes, input_shape, input_dtype)
     if not any(tensor.role == "trained" for tensor in tensor_roles(module)):
         raise ModelError(f"model {path!r} has no trainable parameters: none has requires_grad=True")
@@ -103,6 +101,13 @@ def _check_state(path: str, module: nn.Module) -> None:
         prunable_names(module)
     except LayoutError as error:
         raise ModelError(f"model {path!r}: {error}") from error
+    for name, value in module.state_dict().items():
+        if isinstance(value, Tensor) and value.dtype not in STORED_TYPES:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"model {path!r}: {name} is {kind}, which the file of a trained network cannot hold; use another type "
+                "(complex64 for complex numbers), or a buffer that is not saved (persistent=False)"
+            )
 
 
 def _check_output(

@@ -47,6 +47,17 @@ def lazy_unused(num_classes):
     net.forward = lambda x: x.flatten(1)[:, :num_classes]
     return net
 
+def _with_buffer(num_classes, dtype):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, num_classes))
+    net.register_buffer("odd", torch.ones(2).to(dtype))
+    return net
+
+def wide_complex(num_classes):
+    return _with_buffer(num_classes, torch.complex128)
+
+def narrow_float(num_classes):
+    return _with_buffer(num_classes, torch.float8_e4m3fn)
+
 class Silent(nn.Module):
     pass
 
@@ -77,6 +88,14 @@ def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (package / "nets.py").write_text(SOURCE)
     (package / "broken.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_types_that_no_file_can_hold_are_refused_before_training() -> None:
+    with pytest.raises(
+        ModelError, match="odd is complex128, which the file of a trained network cannot hold"
+    ):
+        build_model("own_package.nets:wide_complex", 4, SHAPE)
+    assert build_model("own_package.nets:narrow_float", 4, SHAPE).state_dict()["odd"].dtype == torch.float32
 
 
 def test_lazy_layers_get_their_sizes_and_the_weights_of_the_seed() -> None:

@@ -10,31 +10,13 @@ import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ssfl.core.reading import raw_bytes
+from ssfl.core.tensor_roles import STORED_TYPES
 from ssfl.output import whole_file
-
-TYPES: Mapping[torch.dtype, str] = MappingProxyType(
-    {
-        torch.float64: "F64",
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.int64: "I64",
-        torch.int32: "I32",
-        torch.int16: "I16",
-        torch.int8: "I8",
-        torch.uint8: "U8",
-        torch.bool: "BOOL",
-        torch.complex64: "C64",
-    }
-)
-"""The format's names of types."""
 
 
 def header(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
@@ -47,7 +29,7 @@ def header(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
     for name, tensor in tensors.items():
         end = start + tensor.numel() * tensor.element_size()
         fields[name] = {
-            "dtype": TYPES[tensor.dtype],
+            "dtype": STORED_TYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }

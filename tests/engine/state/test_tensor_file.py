@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ssfl.engine.state.tensor_file import TYPES, pieces, write_pieces
+from ssfl.core.tensor_roles import STORED_TYPES
+from ssfl.engine.state.tensor_file import pieces, write_pieces
 
 FLOATS: Mapping[str, Tensor] = {
     "b": torch.randn(3, 5),
@@ -33,7 +34,7 @@ def test_the_bytes_are_those_of_the_formats_own_writer(
 
 
 def test_every_type_is_read_back_also_from_views(tmp_path: Path) -> None:
-    tensors = {name: torch.ones(2, 6).to(dtype).T[1::2] for dtype, name in TYPES.items()}
+    tensors = {name: torch.ones(2, 6).to(dtype).T[1::2] for dtype, name in STORED_TYPES.items()}
     path = tmp_path / "all.safetensors"
     write_pieces(path, pieces(tensors, {}))
     read = load_file(path)
