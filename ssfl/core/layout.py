@@ -78,6 +78,10 @@ class Layout:
             at += n
         return tuple(out)
 
+    def place(self, number: int) -> slice:
+        """The coordinates of the tensor `names[number]`."""
+        return slice(self.offsets[number], self.offsets[number] + self.sizes[number])
+
     @cached_property
     def prunable_segments(self) -> tuple[tuple[str, int, int], ...]:
         """(name, start, stop) of each prunable tensor within a vector [N]."""

@@ -35,6 +35,7 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
         *TWO_IN_TRAINING,
         "FunctionalDropout",
         "Branch",
+        "Skipped",
         "Recurrent",
         "Careful",
         "SpectralNorm",

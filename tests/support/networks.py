@@ -155,6 +155,29 @@ class Branch(Base):
         return h if float(h.detach().mean()) > 0 else 0.5 * h
 
 
+class Unused(Base):
+    """Layers that no forward pass uses, and one that does not get a gradient."""
+
+    def extra(self) -> None:
+        self.spare = nn.Linear(WIDTH, WIDTH)
+        self.fixed = nn.Linear(WIDTH, WIDTH)
+
+    def middle(self, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            shift = self.fixed(torch.ones_like(h))
+        return h + shift
+
+
+class Skipped(Base):
+    """Each step uses one of two layers."""
+
+    def extra(self) -> None:
+        self.one, self.two = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def middle(self, h: Tensor) -> Tensor:
+        return self.one(h) if float(h.detach().mean()) > 0 else self.two(h)
+
+
 class InPlace(Base):
     def forward(self, x: Tensor) -> Tensor:
         x.mul_(0.5)
@@ -234,6 +257,8 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
         FunctionalDropout,
         TrainingOnly,
         Branch,
+        Unused,
+        Skipped,
         InPlace,
         View,
         Recurrent,

@@ -209,7 +209,7 @@ class ClientRunner:
                 if self.watch is not None:
                     self.watch.after(loss)
                 with torch.no_grad():
-                    local_step_(task, trained, flat.gradient, velocity, work, update)
+                    local_step_(task, trained, flat.gradient, velocity, work, update, flat.unused)
                 losses.append(loss)
                 counts.append(len(batch[1]))
             epoch_losses.append(torch.stack(losses) if losses else flat.theta.new_zeros(0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -15,9 +15,21 @@ Update = Callable[[Tensor, Tensor, Tensor | None], None]
 
 
 def local_step_(
-    task: ClientTask, theta: Tensor, gradient: Tensor, velocity: Tensor | None, work: Work, update: Update
+    task: ClientTask,
+    theta: Tensor,
+    gradient: Tensor,
+    velocity: Tensor | None,
+    work: Work,
+    update: Update,
+    unused: Sequence[slice] = (),
 ) -> None:
-    """transform_gradient -> mask -> update -> project_weights -> mask, in place on theta [..., T]."""
+    """transform_gradient -> mask -> update -> project_weights -> mask, in place on theta [..., T].
+
+    unused: coordinates of parameters on which the loss of this step does not depend. Their weights and velocity stay,
+    as with torch.optim, which skips parameters without a gradient.
+    """
+    vectors = (theta,) if velocity is None else (theta, velocity)
+    kept = [(vector[..., at], vector[..., at].clone()) for at in unused for vector in vectors]
     if task.transform_gradient is not None:
         gradient = task.transform_gradient(gradient, theta, work)
     if task.mask_stage == "before_clip":
@@ -29,6 +41,8 @@ def local_step_(
             theta.copy_(projected)
     if task.mask_stage == "after_step":
         keep_(theta, work[MASK])
+    for place, value in kept:
+        place.copy_(value)
 
 
 def sgd(spec: FitSpec, lr: float) -> Update:

@@ -54,6 +54,8 @@ class FlatModule:
         theta = layout.flatten(module)
         self.theta = pages.empty_apart(theta).copy_(theta)
         self.gradient = pages.empty_apart(self.trained).zero_()
+        self.unused: list[slice] = []
+        """Coordinates of the parameters on which the loss of the last `take_gradient` does not depend."""
         self._set = self._given = False
         self._buffers = ModuleBuffers(module, layout)
         self.bind()
@@ -106,6 +108,7 @@ class FlatModule:
             self.theta, self._given = pages.empty_apart(theta), False
             self._point_to_theta()
         self.theta.copy_(theta)
+        self.unused = []
         self._buffers.begin()
 
     def result(self) -> Tensor:
@@ -126,6 +129,7 @@ class FlatModule:
         and a copy.
         """
         views, given = [], []
+        self.unused = []
         for number, (view, parameter) in enumerate(zip(self._gradients, self._parameters, strict=True)):
             if parameter.grad is not None:
                 if not _is_at(view, parameter.grad):
@@ -134,6 +138,7 @@ class FlatModule:
                 parameter.grad = None
             elif number not in self._moved:  # the loss does not depend on it
                 view.zero_()
+                self.unused.append(self.layout.place(number))
         if views:
             torch._foreach_copy_(views, given)
         self._moved.clear()

@@ -40,7 +40,9 @@ def test_batch_norm_over_pixels_takes_one_image() -> None:
     assert example_rules(small, (1, 8, 8)) == ExampleRules(two_in_training=True)
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("FunctionalDropout", "Branch")])
+@pytest.mark.parametrize(
+    "name", [name for name in NETWORKS if name not in ("FunctionalDropout", "Branch", "Skipped")]
+)
 def test_which_networks_couple_examples(name: str) -> None:
     always = name in ("Centred", "UntrackedNorm")
     in_training = always or name in ("SharedNorm", "Counter", "Assigned")

@@ -181,7 +181,7 @@ class BatchedExecutor:
         else:
             losses, gradient = net.objective_and_gradient(task, work[THETA], hooks, batch)
         with torch.no_grad():
-            local_step_(task, trained, gradient, velocity, hooks, update)
+            local_step_(task, trained, gradient, velocity, hooks, update, net.unused)
         return losses
 
 

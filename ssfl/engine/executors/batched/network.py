@@ -42,6 +42,8 @@ class BlockNet:
         self.native = native
         self.layout = layout
         self._autocast = autocast
+        self.unused: list[slice] = []
+        """Coordinates of the parameters on which the last losses do not depend, if that is known."""
         self._refused: set[tuple[bool, int, tuple[int, ...]]] = set()
 
     def logits(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -56,14 +58,16 @@ class BlockNet:
         leaves = {name: t.detach().requires_grad_() for name, t in self._weights(theta).items()}
         logits = self._logits(leaves | self._statistics(theta), batch[0])
         losses = client_losses(logits, batch[1])
-        found = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
-        return losses.detach(), torch.cat([g.reshape(len(g), -1) for g in found], dim=1)
+        found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+        self.unused = [self.layout.place(number) for number, g in enumerate(found) if g is None]
+        given = [torch.zeros_like(t) if g is None else g for t, g in zip(leaves.values(), found, strict=True)]
+        return losses.detach(), torch.cat([g.reshape(len(g), -1) for g in given], dim=1)
 
     def objective_and_gradient(
         self, task: ClientTask, theta: Tensor, work: Work, batch: Batch
     ) -> tuple[Tensor, Tensor]:
         """The same for a method's own objective, with vmap; updates the running statistics in theta [K, P]."""
-        size = self.layout.trained_size
+        size, self.unused = self.layout.trained_size, []
         leaf = theta[:, :size].detach().requires_grad_()
         net, statistics = FlatNet(self.module, self.layout), self._statistics(theta)
 
