@@ -14,3 +14,12 @@ class DeployError(UserError):
 @final
 class UnreachableError(DeployError):
     """The SuperLink does not answer: it is not running, or the network is down."""
+
+
+def reason_of(error: Exception) -> str:
+    """The reason of an error in one phrase, without the path that the message names already."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing"
+    return str(error)

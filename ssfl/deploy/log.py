@@ -62,9 +62,8 @@ class EventLog:
                 details = text or " ".join(f"{k}={v}" for k, v in fields.items())
                 details = one_line(details, MOST_DETAILS)
                 mark = "" if level == "info" else f"{level}: "
-                print(
-                    f"{self.who}: {mark}{event.replace('_', ' ')}: {details}", file=self._stream, flush=True
-                )
+                line = f"{self.who}: {mark}{event.replace('_', ' ')}"
+                print(f"{line}: {details}" if details else line, file=self._stream, flush=True)
 
     def _append(self, line: str) -> None:
         if self._path is None:

@@ -121,7 +121,9 @@ def _add_site(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=_whole(1), default=1, help="number of PyTorch threads")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--client", type=int, default=-1, help="client number, if the server has no roster")
+    parser.add_argument(
+        "--client", type=_whole(-1), default=-1, help="client number, if the server has no roster; -1: any"
+    )
     parser.add_argument("--insecure", action="store_true", help="no TLS and no key; loopback only")
     parser.add_argument(
         "--max-message-mb", type=_whole(1), default=2000, help="largest message accepted, in MB"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+
+from ssfl.errors import UserError
 
 app = ServerApp()
 
@@ -31,4 +34,8 @@ def main(grid: Grid, context: Context) -> None:
     from ssfl.deploy.transport.grid import GridPort
 
     config = context.run_config
-    run_words(GridPort(grid), words_from(config), str(config.get(RESUME, "")), str(context.run_id))
+    try:
+        run_words(GridPort(grid), words_from(config), str(config.get(RESUME, "")), str(context.run_id))
+    except UserError:
+        sys.tracebacklimit = 0  # Flower logs the exception: one line, without a traceback, for a user's error
+        raise

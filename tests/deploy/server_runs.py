@@ -18,7 +18,8 @@ from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.site.data import data_of_client
 from ssfl.deploy.site.sessions import SiteOptions, builder_of
 from ssfl.deploy.site.trainer import Trainer
-from tests.deploy.fake_fleet import FakeFleet, FakeSite
+from ssfl.deploy.transport.port import Message
+from tests.deploy.fake_fleet import FakeFleet, FakeSite, Fault
 from tests.deploy.oracle import BITS
 
 SITES = 3
@@ -78,3 +79,16 @@ def crash_at(fleet: FakeFleet, round_: int) -> None:
         return tickets
 
     fleet.send = dying  # type: ignore[method-assign]
+
+
+def answering(**changes: object) -> Fault:
+    """A site with other fields in its Joined; None: without the field."""
+
+    def fault(message: Message, answer: Message | str) -> Message | str:
+        assert isinstance(answer, Message)
+        head = json.loads(answer.head)
+        if head["kind"] != "joined":
+            return answer
+        return Message(json.dumps({k: v for k, v in (head | changes).items() if v is not None}).encode())
+
+    return fault

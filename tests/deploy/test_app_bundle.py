@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import traceback
+import types
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,11 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.common.config import flatten_dict, fuse_dicts, get_fab_config, parse_config_args
 
 from ssfl.config import load_config
+from ssfl.deploy import server_app
+from ssfl.deploy.errors import DeployError
+from ssfl.deploy.server import run
 from ssfl.deploy.server_app import words_from
+from ssfl.deploy.transport import grid
 from tests.deploy import app_keys
 
 
@@ -72,3 +78,18 @@ def test_flower_accepts_every_key_and_no_other(bundle: str, tmp_path: Path) -> N
     assert sorted(words_from(fuse_dicts(defaults, given))) == sorted(words)
     with pytest.raises(ValueError, match=r"deploy\.quorom"):
         fuse_dicts(defaults, parse_config_args(["deploy.quorom=1"]))
+
+
+def test_a_users_error_is_logged_by_flower_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise DeployError("training.epochs=0: must be at least 1")
+
+    monkeypatch.setattr(run, "run_words", refuse)
+    monkeypatch.setattr(grid, "GridPort", lambda grid: grid)
+    monkeypatch.setattr(sys, "tracebacklimit", 1000, raising=False)
+    context = types.SimpleNamespace(run_config={}, run_id=1)
+    with pytest.raises(DeployError) as caught:
+        server_app.main(None, context)  # type: ignore[arg-type]
+    lines = "".join(traceback.format_exception(caught.value)).splitlines()
+    assert lines[-1].endswith("DeployError: training.epochs=0: must be at least 1")
+    assert not any(line.startswith("  File") for line in lines)

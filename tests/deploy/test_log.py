@@ -56,3 +56,9 @@ def test_what_a_site_says_cannot_fill_or_forge_the_log(kind: str) -> None:
     assert all(text.isprintable() and len(text) < MOST_CHARACTERS + 100 for text in texts)
     if kind != "expired":
         assert any("server: run finished" in text for text in texts), "what it says is shown"
+
+
+def test_an_event_without_a_text_is_its_name_alone() -> None:
+    stream = io.StringIO()
+    EventLog("site", None, stream).info("connected")
+    assert stream.getvalue() == "site: connected\n"

@@ -247,7 +247,7 @@ def test_a_certificate_is_renewed_with_the_authoritys_key_only(
     for words, reason in [
         ([], "--ca-key"),
         (["--ca-key", str(tmp_path / "other" / "server" / keys.CA_KEY)], "is not the key of ca.crt"),
-        (["--ca-key", str(server / "roster.json")], "cannot be read"),
+        (["--ca-key", str(server / "roster.json")], "is not a private key"),
     ]:
         assert main(["deploy", "renew", "--folder", str(server), *words]) == 2
         (line,) = capsys.readouterr().err.splitlines()

@@ -91,11 +91,14 @@ def test_a_run_that_a_restarted_server_does_not_know_is_one_line() -> None:
             ["--superlink", "fl:1", "--resume", "outputs/run"],
             "the absolute path of the run folder on the server",
         ),
-        (["--superlink", "fl:1", "--root-certificates", "none.crt"], "none.crt: no such file"),
+        (
+            ["--superlink", "fl:1", "--root-certificates", "none.crt"],
+            "none.crt: No such file or directory; it must be the ca.crt",
+        ),
         (["--superlink", "fl"], "must be HOST:PORT"),
         (["--resume", "outputs/run", "algorithm=ssfl"], "--resume takes no KEY=VALUE"),
         (["deploy.quorom=1"], "did you mean deploy.quorum"),
-        (["--folder", "nowhere"], "no server has been started here"),
+        (["--folder", "nowhere"], "nowhere: is not a server"),
     ],
 )
 def test_bad_arguments_are_one_line(

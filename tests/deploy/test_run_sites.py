@@ -16,7 +16,7 @@ from ssfl.deploy.server.run import run_words
 from ssfl.deploy.server.run_record import OPEN_VARIABLE, load_records
 from ssfl.deploy.transport.port import Message, SiteInfo
 from tests.deploy.fake_fleet import FakeFleet, listed_log
-from tests.deploy.server_runs import Crash, crash_at, events, fleet_of, words_in
+from tests.deploy.server_runs import Crash, answering, crash_at, events, fleet_of, words_in
 
 
 def test_a_late_site_takes_part_from_the_next_round_on(tmp_path: Path, home: Path) -> None:
@@ -176,3 +176,27 @@ def test_a_run_that_the_sites_refuse_ends_with_their_reason(tmp_path: Path, home
     (record,) = load_records(home)
     assert record.status == "failed"
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_site_with_other_class_names_is_told_which_site_joined_first(tmp_path: Path, home: Path) -> None:
+    fleet = fleet_of(tmp_path)
+    fleet.sites_by_node[102].fault = answering(classes="other")
+    words = words_in(tmp_path, "deploy.quorum=1", "deploy.patience_seconds=1", "deploy.start_seconds=1")
+    reason = r"client 2\): its classes have other names, or another order, than those of client \d, which joined first"
+    with pytest.raises(QuorumError, match=reason):
+        run_words(fleet, words, log=listed_log([]))
+
+
+def test_a_run_without_a_quorum_ends_with_the_reasons_of_the_sites_that_refuse(
+    tmp_path: Path, home: Path
+) -> None:
+    """Also if other sites never connect."""
+    fleet = fleet_of(tmp_path)
+    fleet.sites_by_node[101].online = False
+    fleet.sites_by_node[102].fault = answering(classes="other")
+    words = words_in(tmp_path, "deploy.quorum=1", "deploy.patience_seconds=2")
+    reason = (
+        r"^1 of 3 sites have joined, 3 are needed \(deploy\.quorum\); refused: .*its classes have other names"
+    )
+    with pytest.raises(QuorumError, match=reason):
+        run_words(fleet, words, log=listed_log([]))

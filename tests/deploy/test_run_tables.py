@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ import pytest
 
 from ssfl.deploy.server.exchange import QuorumError
 from ssfl.deploy.server.run import run_words
-from ssfl.deploy.transport.port import Message
-from tests.deploy.fake_fleet import Fault, listed_log
+from tests.deploy.fake_fleet import listed_log
 from tests.deploy.oracle import simulated_model
-from tests.deploy.server_runs import DEPLOY, SITES, WORDS, events, fleet_of, model
+from tests.deploy.server_runs import DEPLOY, SITES, WORDS, answering, events, fleet_of, model
 
 
 def tables(folder: Path, model_name: str, kind: type) -> tuple[str, ...]:
@@ -37,19 +35,6 @@ def test_tables_may_stay_unchanged(
     ours = [*DEPLOY, f"deploy.server_data={server_data}", f"experiment.output_dir={tmp_path / 'outputs'}"]
     folder = run_words(fleet_of(tmp_path, words), [*words, *ours], log=listed_log([]))
     assert model(folder).equal(simulated_model(words, SITES, {}))
-
-
-def answering(**changes: object) -> Fault:
-    """A site with other fields in its Joined; None: without the field."""
-
-    def fault(message: Message, answer: Message | str) -> Message | str:
-        assert isinstance(answer, Message)
-        head = json.loads(answer.head)
-        if head["kind"] != "joined":
-            return answer
-        return Message(json.dumps({k: v for k, v in (head | changes).items() if v is not None}).encode())
-
-    return fault
 
 
 @pytest.mark.parametrize(

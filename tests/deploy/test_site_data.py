@@ -51,7 +51,7 @@ def test_named_classes_are_put_into_the_runs_order(tmp_path: Path) -> None:
     )
     data = load_site_data(source, test="none").with_classes(("bird", "dog", "cat"))
     assert data.arrays.train_y.tolist() == [2, 1, 1]
-    with pytest.raises(DeployError, match="class 'cat' is not in this run"):
+    with pytest.raises(DeployError, match="class 'cat' is not among the classes of the run"):
         load_site_data(source, test="none").with_classes(("bird", "dog"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from ssfl.deploy.errors import DeployError
 from ssfl.deploy.federation import keys
 from ssfl.deploy.federation.addresses import split_address
 from ssfl.deploy.federation.app_bundle import write_app
+from ssfl.deploy.federation.folders import SERVER_FILE
 from ssfl.deploy.settings import settings_of, split_words
 from ssfl.deploy.transport.control import Control, Value
 
@@ -28,8 +30,6 @@ def control_of(folder: Path, superlink: str = "", certificates: Path | None = No
     """A connection to the server of this folder, or to the one at `superlink`. Raises DeployError."""
     address, certificates = (superlink, certificates) if superlink else _local_server(folder)
     split_address(address)
-    if certificates is not None and not certificates.is_file():
-        raise DeployError(f"{certificates}: no such file; it must be the ca.crt of the server")
     control = Control(address, certificates)
     try:
         yield control
@@ -39,13 +39,19 @@ def control_of(folder: Path, superlink: str = "", certificates: Path | None = No
 
 def _local_server(folder: Path) -> tuple[str, Path | None]:
     """Address and certificate of the server that was last started with this folder. Raises DeployError."""
+    path = folder / "flwr" / "config.toml"
     try:
-        text = (folder / "flwr" / "config.toml").read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except OSError:
-        raise DeployError(
-            f"{folder}: no server has been started here; give the server's --folder, or --superlink HOST:PORT"
-        ) from None
-    address = next(line.split('"')[1] for line in text.splitlines() if line.startswith("address"))
+        if (folder / SERVER_FILE).is_file():
+            reason = f"the server has not been started; start it: ssfl deploy server --folder {folder}"
+        else:
+            reason = "is not a server's folder; give --folder, the server's folder from `ssfl deploy init`"
+        raise DeployError(f"{folder}: {reason}") from None
+    found = re.search(r'^address = "(.+)"$', text, re.MULTILINE)
+    if found is None:
+        raise DeployError(f"{path}: names no address; restart the server, which writes this file")
+    address = found.group(1)
     return address, folder / keys.CA_CERTIFICATE if "root-certificates" in text else None
 
 
@@ -60,9 +66,16 @@ def run_remote(arguments: argparse.Namespace) -> int:
         print(f"started Flower run {number}", file=sys.stderr)
         if arguments.detach:
             return 0
-        if arguments.superlink:
-            return follow_log(control, number)
-        return follow(arguments.folder, number, "auto", StartWatch(control, number, arguments.folder))
+        try:
+            if arguments.superlink:
+                return follow_log(control, number)
+            return follow(arguments.folder, number, "auto", StartWatch(control, number, arguments.folder))
+        except KeyboardInterrupt:
+            text = (
+                "the run continues on the server; `ssfl deploy status` shows it, `ssfl deploy stop` ends it"
+            )
+            print(f"ssfl: {text}", file=sys.stderr)
+            raise
 
 
 def _run_config(arguments: argparse.Namespace) -> dict[str, Value]:

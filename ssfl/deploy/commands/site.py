@@ -12,9 +12,9 @@ from ssfl.deploy.errors import DeployError
 from ssfl.deploy.federation.addresses import is_loopback, split_address
 from ssfl.deploy.federation.folders import read_site_folder
 from ssfl.deploy.log import EventLog
+from ssfl.deploy.processes.locks import one_site_process
 from ssfl.deploy.site.data import SiteData, load_site_data
 from ssfl.deploy.site.loop import serve
-from ssfl.deploy.site.one_process import one_process
 from ssfl.deploy.site.sessions import SiteOptions, builder_of
 from ssfl.deploy.site.trainer import Trainer
 from ssfl.deploy.transport.fleet import Credentials, FleetPort
@@ -34,7 +34,7 @@ def run_site(arguments: argparse.Namespace) -> int:
         return 0
     credentials, name = credentials_of(arguments)
     state = state_folder(arguments)
-    with one_process(state, credentials.private_key):
+    with one_site_process(state, credentials.private_key):
         return _serve(arguments, credentials, name, state)
 
 
@@ -109,7 +109,8 @@ def state_folder(arguments: argparse.Namespace) -> Path | None:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise DeployError(f"--state {folder}: {error.strerror}") from None
+        reason = "a file exists where a folder is needed" if folder.exists() else error.strerror
+        raise DeployError(f"--state {folder}: {reason}; give another folder") from None
     return Path(folder)
 
 

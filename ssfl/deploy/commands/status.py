@@ -16,6 +16,7 @@ from typing import Any
 from ssfl.deploy.commands.run import control_of
 from ssfl.deploy.errors import DeployError, UnreachableError
 from ssfl.deploy.federation import keys
+from ssfl.deploy.federation.folders import server_address
 from ssfl.deploy.server.run_record import RunRecord, load_records, save_record
 
 RENEW_DAYS = 60
@@ -78,13 +79,15 @@ def _run_text(run: dict[str, Any], now: float) -> str:
     connected = sum(bool(site["live"]) for site in live.values())
     text = f"run {run['run']}: {run['status']}, round {run['round']} of {run['rounds']}"
     text += f", {connected} of {len(live)} sites, updated {max(0, now - run['updated']):.0f} s ago"
-    text += f", resumed {run['restarts']} times" if run["restarts"] else ""
+    text += f", resumes: {run['restarts']}" if run["restarts"] else ""
     return text + (f": {run['reason']}" if run["reason"] else "")
 
 
 def stop_run(arguments: argparse.Namespace) -> int:
     """Stop a run by its name or Flower's number. Returns the exit code. Raises DeployError."""
     before = _record_of(arguments)
+    if not before.active:
+        raise DeployError(f"{before.run}: is not in progress; it is {before.status}")
     with control_of(arguments.folder) as control:
         ended = control.runs().get(before.flower_run, "finished").startswith("finished")
         record = _record_of(arguments)  # it may have finished, or been started again, in between
@@ -104,6 +107,7 @@ def _record_of(arguments: argparse.Namespace) -> RunRecord:
     """The record of a run by its name or Flower's number. Raises DeployError."""
     found = [r for r in load_records(arguments.folder) if arguments.run in (r.run, r.flower_run)]
     if not found:
+        server_address(arguments.folder)  # refuses a folder that is not a server's
         raise DeployError(
             f"{arguments.run}: no such run in {arguments.folder}; `ssfl deploy status` lists them"
         )

@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ssfl.deploy.errors import DeployError
 from ssfl.deploy.log import EventLog
+
+if TYPE_CHECKING:
+    from ssfl.deploy.server.supervisor import ServerOptions
+
+MOST_SITES = 10_000
+"""Largest number of sites that `init` makes keys for."""
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -29,8 +36,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _init(arguments: argparse.Namespace) -> int:
     from ssfl.deploy.federation.folders import make_federation
 
-    text, root = arguments.sites, arguments.root
-    names = [f"site-{n}" for n in range(int(text))] if text.isdecimal() else [n for n in text.split(",") if n]
+    root, names = arguments.root, _site_names(arguments.sites)
     make_federation(root, names, arguments.address, arguments.host)
     print(f"wrote {root}: keep {root}/server here")
     if names:
@@ -42,8 +48,19 @@ def _init(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _site_names(text: str) -> Sequence[str]:
+    """The names that `--sites` gives: a number or a list. Raises DeployError."""
+    number = text.removeprefix("-")
+    if not number.isdecimal():
+        return [name for name in text.split(",") if name]
+    if number != text or len(text) > 9 or int(text) > MOST_SITES:
+        raise DeployError(f"--sites {text}: must be a number from 0 to {MOST_SITES}, or names: a,b")
+    return [f"site-{n}" for n in range(int(text))]
+
+
 def _server(arguments: argparse.Namespace) -> int:
-    from ssfl.deploy.server.supervisor import Server, new_process_group, options_of
+    from ssfl.deploy.processes.locks import one_server_process
+    from ssfl.deploy.server.supervisor import options_of
 
     options = options_of(
         arguments.folder,
@@ -53,17 +70,26 @@ def _server(arguments: argparse.Namespace) -> int:
         arguments.control_from,
         arguments.restarts,
     )
+    if not options.folder.is_dir():
+        raise DeployError(f"--folder {arguments.folder}: no such folder; `ssfl deploy init` writes one")
+    with one_server_process(options.folder):
+        _serve(options)
+    return 0
+
+
+def _serve(options: ServerOptions) -> None:
+    """Start the server's processes and restart them until a signal arrives."""
+    from ssfl.deploy.server.supervisor import Server, new_process_group
+
     log = EventLog("supervisor", options.folder / "supervisor.jsonl")
     processes = new_process_group(options)
-    stop = threading.Event()
     try:
         server = Server(options, processes, log)
         server.start()
-        server.watch(stop)
+        server.watch(threading.Event())
     finally:
         log.info("stopping")
         processes.close()
-    return 0
 
 
 def _site(arguments: argparse.Namespace) -> int:

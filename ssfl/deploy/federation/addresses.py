@@ -19,7 +19,8 @@ def split_address(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or not 0 < int(port) < 65536 or not _is_host(host):
         raise DeployError(
-            f"{address}: must be HOST:PORT, such as fl.example.org:8000 or [2001:db8::1]:8000 (IPv6 in brackets)"
+            f"{address}: must be HOST:PORT with a port from 1 to 65535, such as fl.example.org:8000 or "
+            "[2001:db8::1]:8000 (IPv6 in brackets)"
         )
     return host.strip("[]"), int(port)
 
@@ -40,6 +41,16 @@ def is_loopback(address: str) -> bool:
     """Whether HOST:PORT is a loopback address."""
     host = split_address(address)[0]
     return host == "localhost" or host.startswith("127.") or host == "::1"
+
+
+def network_of(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """The network that `--control-from` names. Raises DeployError."""
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise DeployError(
+            f"--control-from {text}: must be an address or a network, such as 10.1.2.0/24"
+        ) from None
 
 
 def _is_host(host: str) -> bool:

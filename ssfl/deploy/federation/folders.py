@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssfl.deploy.errors import DeployError
+from ssfl.deploy.errors import DeployError, reason_of
 from ssfl.deploy.federation import keys
 from ssfl.deploy.federation.addresses import host_name, join_address, split_address
 from ssfl.deploy.federation.app_bundle import write_app
@@ -101,7 +101,7 @@ def server_address(server: Path) -> str:
         return str(json.loads(path.read_text(encoding="utf-8"))["address"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DeployError(
-            f"{path}: cannot be read ({error}); give --folder, the server's folder from `ssfl deploy init`"
+            f"{path}: cannot be read ({reason_of(error)}); give --folder, the server's folder from `ssfl deploy init`"
         ) from None
 
 
@@ -132,7 +132,8 @@ def read_site_folder(folder: Path) -> SiteFolder:
         superlink, client, name = str(site["superlink"]), int(site["client"]), str(site["name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DeployError(
-            f"{path}: cannot be read ({error}); it comes from the server's operator (`ssfl deploy init` or `register`)"
+            f"{path}: cannot be read ({reason_of(error)}); give --folder, the site's folder from the server's operator "
+            "(`ssfl deploy init` or `register`)"
         ) from None
     certificates, key = folder / keys.CA_CERTIFICATE, folder / keys.SITE_KEY
     secure = certificates.is_file()

@@ -48,7 +48,7 @@ def check_private(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise DeployError(f"{path}: {error.strerror}; `ssfl deploy init` makes it") from None
+        raise DeployError(f"{path}: {error.strerror}; `ssfl deploy init` writes it") from None
     if mode & 0o077:
         raise DeployError(f"{path}: others can read this secret; chmod 600 {path}")
 
@@ -129,9 +129,23 @@ def _certificate(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not a certificate in PEM format"
         raise DeployError(
-            f"{path}: cannot be read as a certificate ({error}); `ssfl deploy init` writes it"
+            f"{path}: {reason}; give --folder, the server's folder from `ssfl deploy init`"
         ) from None
+
+
+def read_authority(path: Path) -> bytes:
+    """The PEM bytes of an authority's certificate, checked. Raises DeployError."""
+    remedy = "it must be the ca.crt of the server, from its operator"
+    try:
+        raw = path.read_bytes()
+        x509.load_pem_x509_certificate(raw)
+    except OSError as error:
+        raise DeployError(f"{path}: {error.strerror}; {remedy}") from None
+    except ValueError:
+        raise DeployError(f"{path}: is not a certificate in PEM format; {remedy}") from None
+    return raw
 
 
 def _authority_key(path: Path, authority: x509.Certificate) -> ec.EllipticCurvePrivateKey:
@@ -139,8 +153,9 @@ def _authority_key(path: Path, authority: x509.Certificate) -> ec.EllipticCurveP
     try:
         key = load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not a private key in PEM format"
         raise DeployError(
-            f"{path}: cannot be read ({error}); give the authority's key, from `ssfl deploy init`, with --ca-key"
+            f"{path}: {reason}; give the authority's key, from `ssfl deploy init`, with --ca-key"
         ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != authority.public_key():
         raise DeployError(

@@ -13,7 +13,7 @@ from typing import Any
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
-from ssfl.deploy.errors import DeployError
+from ssfl.deploy.errors import DeployError, reason_of
 from ssfl.output import write_atomically
 
 FILE = "roster.json"
@@ -51,7 +51,9 @@ def read_public_key(path: Path) -> Any:
     try:
         return load_ssh_public_key(path.read_bytes())
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise DeployError(f"{path}: cannot be read as a public key ({error})") from None
+        raise DeployError(
+            f"{path}: cannot be read as a public key ({reason_of(error)}); give the site's site.pub"
+        ) from None
 
 
 def load_roster(folder: Path | None) -> tuple[Member, ...]:
@@ -69,7 +71,7 @@ def read_roster(folder: Path | None) -> Roster:
         members, revoked = _members(fields["sites"]), _members(fields.get("revoked", []))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DeployError(
-            f"{path}: cannot be read as a roster ({error}); `ssfl deploy init` writes one"
+            f"{path}: cannot be read as a roster ({reason_of(error)}); `ssfl deploy init` writes one"
         ) from None
     return Roster(_checked(members, path), revoked)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import secrets
 import signal
 import socket
@@ -15,10 +17,12 @@ from pathlib import Path
 from typing import IO, final
 
 from ssfl.deploy.errors import DeployError
+from ssfl.deploy.federation.addresses import join_address
 from ssfl.deploy.processes.reaper import MARK, end_marked
 from ssfl.deploy.server.run_record import HOME_VARIABLE
 
 STOP_SECONDS = 4.0
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def flower_environment(home: Path) -> dict[str, str]:
@@ -120,6 +124,31 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
+def check_address(host: str, port: int) -> None:
+    """Raises DeployError if this machine cannot listen on host and port now."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise DeployError(f"--host {host}: cannot be resolved ({error.strerror}); give an address") from None
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise DeployError(f"{join_address(host, port)}: {_bind_reason(error)}") from None
+
+
+def _bind_reason(error: OSError) -> str:
+    reasons = {
+        errno.EADDRINUSE: "another process listens on this port; stop it, or give another --port",
+        errno.EADDRNOTAVAIL: "not an address of this machine; give --host an address of this machine, or omit it",
+        errno.EACCES: "this user may not listen on this port; give a --port above 1023",
+    }
+    return reasons.get(error.errno or 0, f"cannot listen ({error.strerror})")
+
+
 def wait_for_port(host: str, port: int, child: subprocess.Popen[bytes], seconds: float, log: Path) -> None:
     """Wait until the child listens on the port. Raises DeployError if it ends, or after `seconds`."""
     end = time.monotonic() + seconds
@@ -135,9 +164,9 @@ def wait_for_port(host: str, port: int, child: subprocess.Popen[bytes], seconds:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a child's output."""
+    """The last line of a child's output, without colours, at most 300 characters."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         return "no output"
-    return lines[-1][:300] if lines else "no output"
+    return _COLOURS.sub("", lines[-1])[:300] if lines else "no output"

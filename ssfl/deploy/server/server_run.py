@@ -65,7 +65,10 @@ class ServerRun:
             return f"reports examples of {values:g} values; deploy.max_example_values={most}"
         others = [s.joined for c, s in self.registry.clients.items() if c != client and s.joined is not None]
         if others and others[0].classes != joined.classes:
-            return "its classes have other names, or another order, than the first site's: give --class-names"
+            return (
+                f"its classes have other names, or another order, than those of client {others[0].client}, which "
+                "joined first: give all sites the same --class-names"
+            )
         if problem := self._inputs_problem(joined, others):
             return problem
         known = self.counts.get(client)
@@ -137,7 +140,8 @@ class ServerRun:
                 self.log.warning("started_without", text, run=self.record.run)
                 return
             if time.monotonic() >= patience:
-                raise QuorumError(f"{live} of {wanted} sites have joined, {least} are needed (deploy.quorum)")
+                text = f"{live} of {wanted} sites have joined, {least} are needed (deploy.quorum)"
+                raise QuorumError(f"{text}; refused: {refusals}" if refusals else text)
             self.registry.poll()
             time.sleep(0.1)
 

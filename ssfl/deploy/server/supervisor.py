@@ -22,13 +22,20 @@ from ssfl.deploy.federation.addresses import (
     host_name,
     is_loopback,
     join_address,
+    network_of,
     split_address,
 )
 from ssfl.deploy.federation.app_bundle import write_app
 from ssfl.deploy.federation.folders import server_address, write_flower_config
 from ssfl.deploy.federation.roster import load_roster
 from ssfl.deploy.log import EventLog
-from ssfl.deploy.processes.process_group import ProcessGroup, flower_environment, last_line, wait_for_port
+from ssfl.deploy.processes.process_group import (
+    ProcessGroup,
+    check_address,
+    flower_environment,
+    last_line,
+    wait_for_port,
+)
 from ssfl.deploy.processes.reaper import MARK
 from ssfl.deploy.server.run_record import OPEN_VARIABLE, RunRecord, load_records, save_record
 from ssfl.deploy.transport.control import Control, Value
@@ -68,10 +75,15 @@ class ServerOptions:
 def options_of(
     folder: Path, host: str, port: int, insecure: bool, control_from: Sequence[str], restarts: int
 ) -> ServerOptions:
-    """Checked options. Raises DeployError: insecure is for loopback only, secrets must be private."""
+    """Checked options. Raises DeployError: insecure is for loopback only, secrets must be private.
+
+    port: 0 is the port of the address at `ssfl deploy init`.
+    """
     if not insecure:
         for name in (keys.SERVER_KEY, keys.EXECUTOR_SECRET):
             keys.check_private(folder / name)
+    for network in control_from:
+        network_of(network)
     address = ""
     with contextlib.suppress(DeployError):
         address = server_address(folder)
@@ -91,7 +103,6 @@ class Server:
     def __init__(self, options: ServerOptions, processes: ProcessGroup, log: EventLog) -> None:
         self.options, self.processes, self.log = options, processes, log
         self.app = write_app(options.folder / "app")
-        write_flower_config(options.folder / "flwr", options.local_address, options.root_certificates)
         self.superlink: subprocess.Popen[bytes] | None = None
         self.superexec: subprocess.Popen[bytes] | None = None
         self._tries: dict[str, tuple[int, int]] = {}
@@ -110,6 +121,8 @@ class Server:
     def start(self) -> None:
         """Start SuperLink and SuperExec and register the sites. Raises DeployError if one does not start."""
         options = self.options
+        check_address(options.host, options.port)
+        write_flower_config(options.folder / "flwr", options.local_address, options.root_certificates)
         if not options.secure and not (options.folder / keys.EXECUTOR_SECRET).is_file():
             keys.make_executor_secret(options.folder)
         self.superlink = self.processes.start(
@@ -199,7 +212,9 @@ class Server:
         if self.superlink is None or self.superlink.poll() is not None:
             self._restart_superlink()
         elif self.superexec is None or self.superexec.poll() is not None:
-            self.log.error("superexec_died", f"{last_line(self.logs / 'superexec.log')}; starting it again")
+            self.log.error(
+                "superexec_died", f"{self._end_of(self.superexec, 'superexec')}; starting it again"
+            )
             if self.superexec is not None:
                 self.processes.forget(self.superexec)
             self._start_superexec()
@@ -207,8 +222,13 @@ class Server:
             if record.active and not self._alive(record):
                 self._resume(record)
 
+    def _end_of(self, child: subprocess.Popen[bytes] | None, name: str) -> str:
+        """How a process ended, for the log."""
+        code = "not started" if child is None else f"exit code {child.returncode}"
+        return f"{code}; last line of its log: {last_line(self.logs / f'{name}.log')}"
+
     def _restart_superlink(self) -> None:
-        self.log.error("superlink_died", f"{last_line(self.logs / 'superlink.log')}; starting it again")
+        self.log.error("superlink_died", f"{self._end_of(self.superlink, 'superlink')}; starting it again")
         for child in (self.superexec, self.superlink):
             if child is not None:
                 self.processes.stop(child, 1.0)

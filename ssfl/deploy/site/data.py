@@ -58,7 +58,7 @@ class SiteData:
         if unknown:
             known = ", ".join(names[:20])
             raise DeployError(
-                f"{self.arrays.name}: class {unknown[0]!r} is not in this run, whose classes are {known}"
+                f"{self.arrays.name}: class {unknown[0]!r} is not among the classes of the run: {known}"
             )
         number = torch.tensor([index[name] for name in own])
         arrays = replace(
@@ -126,7 +126,10 @@ def load_site_data(source: str, class_names: Sequence[str] = (), test: TestRows 
         raise DeployError(
             f"--data {source}: neither a folder nor an .npz; give an image folder or an .npz (docs/data.md)"
         )
-    return data.with_classes(class_names)
+    try:
+        return data.with_classes(class_names)
+    except DeployError as error:
+        raise DeployError(f"--class-names {','.join(class_names)}: {error}") from None
 
 
 def _from_npz(path: Path, class_names: Sequence[str], test: TestRows) -> SiteData:
@@ -143,8 +146,10 @@ def _from_npz(path: Path, class_names: Sequence[str], test: TestRows) -> SiteDat
 
 
 def _numbered(path: Path, columns: Columns) -> tuple[str, ...]:
-    labels = [columns[key] for key in ("train_y", "test_y") if key in columns and len(columns[key])]
+    if columns["train_y"].shape[:1] == (0,):
+        raise DataError(f"{path}: has no examples; a site needs at least one training row")
     try:
+        labels = [columns[key] for key in ("train_y", "test_y") if key in columns and len(columns[key])]
         most = max(int(y.max()) for y in labels)
     except (TypeError, ValueError):
         raise DataError(f"{path}: train_y must be whole numbers [N] from 0") from None

@@ -16,6 +16,7 @@ from typing import Any, final
 import httpx
 
 from ssfl.deploy.errors import DeployError, UnreachableError
+from ssfl.deploy.federation.keys import read_authority
 from ssfl.deploy.federation.roster import read_public_key
 from ssfl.deploy.transport import internals as flower
 
@@ -34,13 +35,16 @@ class NodeState:
 
 @final
 class Control:
-    """A SuperLink's Control API. Every method raises DeployError if the request is refused or cannot be sent."""
+    """A SuperLink's Control API. Every method raises DeployError if the request is refused or cannot be sent.
+
+    root_certificates: PEM file of the server's authority; None: no TLS. Raises DeployError if it is not a certificate.
+    """
 
     def __init__(self, superlink: str, root_certificates: Path | None) -> None:
         names = flower.control_names()
         self._names = names
         self._superlink = superlink
-        certificates = None if root_certificates is None else root_certificates.read_bytes()
+        certificates = None if root_certificates is None else read_authority(root_certificates)
         self._client = names.ControlHttpClient.from_server_address(
             superlink,
             root_certificates is None,

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Message as FlowerMessage
 
 from ssfl.deploy.errors import DeployError
+from ssfl.deploy.federation.keys import read_authority
 from ssfl.deploy.transport import internals as flower
 from ssfl.deploy.transport.fleet_client import fleet_client
 from ssfl.deploy.transport.objects import bounded_pull, bounded_push, inflate
@@ -54,7 +55,7 @@ class FleetPort:
         certificates = credentials.root_certificates
         self._client = fleet_client(
             credentials.superlink,
-            None if certificates is None else _certificates(certificates),
+            None if certificates is None else read_authority(certificates),
             [
                 flower.RuntimeVersionHttpInterceptor(component_name="SuperNode"),
                 flower.NodeAuthHttpInterceptor(private, public),
@@ -289,15 +290,5 @@ def _keys(path: Path | None) -> tuple[Any, Any]:
         private: Any = load_ssh_private_key(path.read_bytes(), None)
         return private, private.public_key()
     except (OSError, ValueError) as error:
-        raise DeployError(
-            f"{path}: cannot be read as a private key ({error}); `ssfl deploy init` writes it"
-        ) from None
-
-
-def _certificates(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DeployError(
-            f"{path}: cannot be read ({error.strerror}); it must be the certificate of the authority"
-        ) from None
+        reason = error.strerror if isinstance(error, OSError) else "is not a private key in OpenSSH format"
+        raise DeployError(f"{path}: {reason}; `ssfl deploy init` or `ssfl deploy key` writes it") from None

@@ -20,7 +20,7 @@ import types
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, final
 
-from ssfl.deploy.errors import DeployError
+from ssfl.deploy.federation.addresses import network_of
 from ssfl.deploy.transport import internals as flower
 
 Scope = MutableMapping[str, Any]
@@ -40,7 +40,7 @@ class Guard:
 
     def __init__(self, app: App, networks: Sequence[str] = (), max_body_bytes: int = MAX_BODY_BYTES) -> None:
         self._app = app
-        self._networks = [_network(text) for text in networks]
+        self._networks = [network_of(text) for text in networks]
         self._most = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,15 +80,6 @@ class Guard:
             return message
 
         return bounded
-
-
-def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    try:
-        return ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        raise DeployError(
-            f"--control-from {text}: must be an address or a network, such as 10.1.2.0/24"
-        ) from None
 
 
 def _declared(scope: Scope) -> int:

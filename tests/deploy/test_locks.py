@@ -1,4 +1,4 @@
-"""A second process of a site is refused before it connects."""
+"""A second process of a site, or of a server, is refused before it starts anything."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from ssfl.cli import main
 from ssfl.cli_parser import build_parser
 from ssfl.deploy.errors import DeployError
+from ssfl.deploy.processes.locks import one_server_process, one_site_process
 from ssfl.deploy.server.one_run import one_run
-from ssfl.deploy.site.one_process import one_process
 
 pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
 
@@ -24,8 +25,8 @@ from ssfl.deploy.federation.folders import make_federation
 HOLD = """
 import sys
 from pathlib import Path
-from ssfl.deploy.site.one_process import one_process
-with one_process(Path(sys.argv[1]), Path(sys.argv[2])):
+from ssfl.deploy.processes.locks import one_site_process
+with one_site_process(Path(sys.argv[1]), Path(sys.argv[2])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -45,15 +46,15 @@ def test_a_second_process_is_refused_until_the_first_is_killed(
         assert holder.stdout.readline() == "held\n"
         with (
             pytest.raises(DeployError, match="another process of this site uses it; stop that process"),
-            one_process(folder if state else None, file if key else None),
+            one_site_process(folder if state else None, file if key else None),
         ):
             pass
     finally:
         holder.kill()
         holder.communicate()
-    with one_process(folder, file):
+    with one_site_process(folder, file):
         pass
-    with one_process(folder, file):  # and it is released by the end of the block
+    with one_site_process(folder, file):  # and it is released by the end of the block
         pass
 
 
@@ -62,10 +63,13 @@ def test_the_command_refuses_it_before_it_reads_the_data(tmp_path: Path) -> None
     folder = tmp_path / "f" / "sites" / "a"
     words = ["deploy", "site", "--folder", str(folder), "--data", "nowhere.npz"]
     (folder / "state").mkdir()
-    with one_process(folder / "state", None), pytest.raises(DeployError, match=r"a/state: another process"):
+    with (
+        one_site_process(folder / "state", None),
+        pytest.raises(DeployError, match=r"a/state: another process"),
+    ):
         run_site(build_parser().parse_args(words))
     other = [*words, "--state", str(tmp_path / "other")]
-    with one_process(None, folder / "site.key"), pytest.raises(DeployError, match=r"site\.key: another"):
+    with one_site_process(None, folder / "site.key"), pytest.raises(DeployError, match=r"site\.key: another"):
         run_site(build_parser().parse_args(other))
 
 
@@ -76,11 +80,25 @@ def test_a_file_system_without_locks_is_accepted(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with one_process(tmp_path, None), one_run(tmp_path, ""):
+    with one_site_process(tmp_path, None), one_run(tmp_path, ""):
         pass
 
 
 def test_a_folder_that_may_not_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
-    with pytest.raises(DeployError, match=f"--state .*: {os.strerror(21)}"), one_process(tmp_path, None):
+    with pytest.raises(DeployError, match=f"--state .*: {os.strerror(21)}"), one_site_process(tmp_path, None):
         pass
+
+
+def test_a_second_server_with_the_same_folder_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would restart its SuperLink for ever, and resume the runs of the first."""
+    make_federation(tmp_path / "f", ["a"], "127.0.0.1:8000")
+    folder = tmp_path / "f" / "server"
+    with one_server_process(folder):
+        before = sorted(folder.rglob("*"))
+        assert main(["deploy", "server", "--folder", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--folder {folder}: a server with this folder is running; stop it first" in line
+    assert sorted(folder.rglob("*")) == before
