@@ -46,10 +46,9 @@ class Arithmetic:
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context in which networks run."""
         if self.precision == "bf16":
-            # No cache of cast weights: a captured step would always replay the cast weights of the captured step.
-            return torch.autocast(
-                self.device.type, dtype=torch.bfloat16, cache_enabled=self.device.type == "cpu"
-            )
+            # No cache of cast weights: a captured step would replay those of its capture, and all threads share one cache,
+            # so that gradients of a layer that is used twice would be added in float32 or in bfloat16, by chance.
+            return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
         return contextlib.nullcontext()
 
     def batch(self, batch: Batch) -> Batch:

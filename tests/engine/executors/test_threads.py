@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from tests.support.executor_cases import (
     tasks_of_all,
 )
 from tests.support.faults import bad_data, echo, eventually
+from tests.support.networks import NETWORKS
 from tests.support.rigs import float_data, make_rig, make_runner, tiny_net
 
 THREADS = 3
@@ -150,14 +152,18 @@ def test_close_breaks_off_endless_work_at_its_next_minibatch() -> None:
     assert len(raised) == 1
 
 
-def test_bf16_has_the_sequential_executors_bits() -> None:
-    """Autocast has one cache of cast weights for all threads."""
+@pytest.mark.parametrize("make_net", [tiny_net, NETWORKS["SharedLayer"]], ids=["tiny_net", "SharedLayer"])
+def test_bf16_has_the_sequential_executors_bits(make_net: Callable[[], nn.Module]) -> None:
+    """Autocast's cache of cast weights, one for all threads, would add a shared layer's gradients in either type."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        net = make_net()
     method, ends = FedAvg(FitSpec(2, 8, ExponentialDecay(0.1, 1.0)), 5), []
     arithmetic = Arithmetic("bf16")
     for make in (SequentialExecutor, lambda runner: ThreadExecutor(runner, THREADS)):
-        runner = ClientRunner(tiny_net(), float_data(), method.tasks, 7, arithmetic=arithmetic)
+        runner = ClientRunner(copy.deepcopy(net), float_data(), method.tasks, 7, arithmetic=arithmetic)
         executor = make(runner)
-        rig = make_rig(method, float_data(), tiny_net(), dtype=torch.float32, executor=executor)
+        rig = make_rig(method, float_data(), copy.deepcopy(net), dtype=torch.float32, executor=executor)
         ends.append(rig.run(3))
         executor.close()
     assert ends[0].equal(ends[1])
