@@ -97,7 +97,7 @@ class Discovery:
     def mask(
         self, theta: Tensor, replies: Iterable[ClientReply], plan: RoundPlan, context: ServerContext
     ) -> Tensor:
-        """The mask [N] (bool): top-k of s = sum_k p_k s_k (paper, phase 1; the README's steps 1 and 2).
+        """The mask [N] (bool): top-k of s = sum_k p_k s_k (paper, phase 1; docs/algorithms/ssfl.md).
 
         The mean is over the clients that replied; p_k is a client's share of their examples. theta [P]: the scored
         model.
