@@ -193,7 +193,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     place = Placement(arguments.launcher, arguments.jobs, tuple(arguments.launcher_option))
     if arguments.resume is None:
         lines = _read_lines(arguments.lines) if arguments.lines else ()
-        choose = None if arguments.choose is None else (arguments.choose, arguments.by)
+        choose = _choice(arguments)
         return start_sweep(
             arguments.words,
             place=place,
@@ -202,15 +202,24 @@ def _sweep(arguments: argparse.Namespace) -> int:
             choose=choose,
             skip_finished=arguments.skip_finished,
         )
-    others = (arguments.into, arguments.lines, arguments.choose, arguments.skip_finished)
+    others = (arguments.into, arguments.lines, arguments.choose, arguments.by, arguments.skip_finished)
     if arguments.words or any(others):
         raise ConfigError(
             "sweep",
-            "sweep --resume DIR takes no KEY=VALUE and no --into, --lines, --choose or --skip-finished: the folder "
-            "contains the cells",
+            "sweep --resume DIR takes no KEY=VALUE and no --into, --lines, --choose, --by or --skip-finished: the "
+            "folder contains the cells",
         )
     _need_folder(arguments.resume)
     return resume_sweep(arguments.resume, place=place)
+
+
+def _choice(arguments: argparse.Namespace) -> tuple[str, str] | None:
+    """Key and metric of --choose; None without it. Raises ConfigError for a metric alone."""
+    from ssfl.config import ConfigError
+
+    if arguments.choose is None and arguments.by is not None:
+        raise ConfigError("--by", f"--by {arguments.by}: is the metric of --choose KEY, which is not given")
+    return None if arguments.choose is None else (arguments.choose, arguments.by or "validation_accuracy")
 
 
 def _read_lines(path: Path) -> list[list[str]]:
@@ -249,9 +258,13 @@ def _table(arguments: argparse.Namespace) -> int:
 
 def _keys(arguments: argparse.Namespace) -> int:
     from ssfl.config.document import listing
+    from ssfl.config.errors import near_match
+    from ssfl.config.keys import common_keys
 
     found = listing(arguments.beginning)
-    print(found or f"no key begins with {arguments.beginning}")
+    print(
+        found or f"no key begins with {arguments.beginning}{near_match(arguments.beginning, common_keys())}"
+    )
     return 0 if found else 2
 
 

@@ -141,7 +141,12 @@ def _add_planning(verbs: _Verbs) -> None:
     )
     estimate.add_argument("words", nargs="*", metavar="KEY=VALUE", help=_WORDS)
     keys = verbs.add_parser("keys", help="list the configuration keys with defaults and meanings")
-    keys.add_argument("beginning", nargs="?", default="", help="only keys with this prefix, such as engine.")
+    keys.add_argument(
+        "beginning",
+        nargs="?",
+        default="",
+        help="only keys with this prefix, such as engine., or those of a custom method, package.module:CLASS",
+    )
     doctor = verbs.add_parser("doctor", help="show what this machine has and how it would compute a run")
     doctor.add_argument("words", nargs="*", metavar="KEY=VALUE", help=f"a run; {_WORDS}")
     doctor.add_argument(
@@ -193,7 +198,6 @@ def _add_sweep_options(sweep: argparse.ArgumentParser) -> None:
     sweep.add_argument(
         "--by",
         metavar="METRIC",
-        default="validation_accuracy",
         help="metric of --choose, on held-out rows: validation_accuracy (default) or client_validation_accuracy; "
         "with tracking.metrics=imbalanced also validation_auc, validation_balanced_accuracy",
     )

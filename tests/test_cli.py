@@ -222,6 +222,26 @@ def test_options_that_do_not_exist_are_one_line(
     assert err.count("\n") == 1
 
 
+def test_a_metric_without_a_key_to_choose_starts_no_sweep(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssfl.sweep.sweep.start_sweep", lambda *words, **options: pytest.fail("started"))
+    assert cli.main(["sweep", "optimizer.lr=0.1,0.2", "--by", "validation_accuracy"]) == 2
+    assert "--by validation_accuracy: is the metric of --choose KEY" in capsys.readouterr().err
+
+
+def test_keys_lists_the_settings_of_a_custom_method(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["keys", "examples.fedprox:METHOD"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("algorithm.params.mu=0.01")
+    assert "weight of the proximal term" in line
+
+
+def test_keys_names_the_nearest_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["keys", "lr"]) == 2
+    assert "did you mean optimizer.lr?" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import starmap
 
 import yaml
 
@@ -50,7 +51,12 @@ def tables() -> str:
 
 
 def listing(prefix: str = "") -> str:
-    """All keys that begin with `prefix`, one per line, for a terminal."""
+    """All keys that begin with `prefix`, one per line, for a terminal.
+
+    prefix: package.module:CLASS, also after algorithm.name=, lists the keys of this method. Raises MethodError.
+    """
+    if ":" in prefix:
+        return "\n".join(starmap(_line, method_keys(prefix.removeprefix("algorithm.name=")).items()))
     lines = [_line(key, d) for key, d in common_keys().items() if key.startswith(prefix)]
     for name in METHODS:
         own = [_line(key, d) for key, d in method_keys(name).items() if key.startswith(prefix)]

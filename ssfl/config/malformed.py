@@ -25,6 +25,8 @@ def key_problem(word: str) -> str | None:
     if key.startswith("~"):
         return "keys cannot be deleted; give KEY=VALUE"
     if not equals:
+        if key in common_keys():
+            return f"is a key without a value; write {key}=VALUE"
         return f"is not of the form KEY=VALUE, such as model.dense_ratio=0.3{near_match(key, common_keys())}"
     if _KEY.fullmatch(key):
         return None

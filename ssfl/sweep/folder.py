@@ -91,6 +91,8 @@ def read_cells(folder: Path) -> list[SweepCell]:
     try:
         stored = json.loads((folder / CELLS).read_text(encoding="utf-8"))
         return [SweepCell(**{**cell, "overrides": tuple(cell["overrides"])}) for cell in stored["cells"]]
+    except FileNotFoundError:
+        raise ConfigError("--resume", f"{folder}: is not a sweep's folder (no {CELLS} there)") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError("--resume", f"{folder}: no readable {CELLS} there ({error})") from None
 

@@ -91,6 +91,7 @@ MALFORMED = [
     ("optimizer@lr=1", "write optimizer.lr=1"),
     ("=1", "the key before = is missing"),
     ("lr", "did you mean optimizer.lr?"),
+    ("optimizer.lr", "is a key without a value; write optimizer.lr=VALUE"),
     ("", "is not of the form KEY=VALUE"),
     ("wandb.exp_name='a", "the quote ' has no partner; text with special characters needs quotes"),
     ('wandb.exp_name="a', 'the quote " has no partner'),

@@ -208,7 +208,7 @@ def test_nothing_is_written_for_an_impossible_sweep(command: list[str], tmp_path
 
 
 def test_a_folder_that_is_no_sweep(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no readable sweep\.json"):
+    with pytest.raises(ConfigError, match=r"not a sweep's folder \(no sweep\.json there\)"):
         sweep.resume_sweep(tmp_path)
 
 

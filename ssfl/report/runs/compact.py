@@ -150,7 +150,9 @@ def load_compact(path: Path) -> list[Cell]:
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         if isinstance(error, RunError):
             raise
-        raise RunError(f"{path}: cannot be read as the results of an experiment ({error})") from None
+        raise RunError(
+            f"{path}: is not a file of packed runs, such as runs.json ({type(error).__name__}: {error})"
+        ) from None
 
 
 def packed_files(top: Path) -> list[Path]:
