@@ -46,8 +46,8 @@ class Arithmetic:
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context in which networks run."""
         if self.precision == "bf16":
-            # No cache of cast weights: a captured step would replay those of its capture, and all threads share one cache,
-            # so that gradients of a layer that is used twice would be added in float32 or in bfloat16, by chance.
+            # No cache of cast weights: a captured step would replay those of its capture; and all threads share it, so
+            # that gradients of a layer that is used twice would be added in float32 or in bfloat16, by chance.
             return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
         return contextlib.nullcontext()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssfl.algorithms.base import Algorithm, ClientContext, Clock, Probe, Work
 from ssfl.algorithms.dense import dense_training
@@ -219,3 +219,16 @@ def test_replies_come_in_the_jobs_order_and_theirs_are_theirs() -> None:
         assert [r.examples for r in got] == [3, 20, 7, 11]
         replies.append([dense_values(r.payload.parts["w"]) for r in got])
     torch.testing.assert_close(replies[0], replies[1], rtol=0, atol=1e-10)
+
+
+def test_images_with_channels_last_of_a_source_that_reads_client_by_client() -> None:
+    """A network with an operation that only torch.func computes in blocks."""
+    data, method, ends = float_data((13, 8, 1, 21, 5)), FedAvg(FIT, 5), []
+    for make in (SequentialExecutor, lambda runner: BatchedExecutor(runner, 5)):
+        net = tiny_net()
+        assert isinstance(net, nn.Sequential)
+        net[2] = nn.Tanh()
+        arithmetic = Arithmetic(channels_last=True, dtype=torch.float64)
+        runner = ClientRunner(net, data, method.tasks, 7, arithmetic=arithmetic)
+        ends.append(make_rig(method, data, net, executor=make(runner)).run(2))
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-10)
