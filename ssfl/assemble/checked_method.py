@@ -86,7 +86,11 @@ class CheckedMethod:
 
         def relayed() -> Iterator[ClientReply]:
             try:
-                yield from replies
+                for (
+                    reply
+                ) in replies:  # `yield from` would close the exchange before its last replies are received
+                    yield reply
+                    del reply  # before the next one is received
             except Exception as error:
                 failed.append(error)
                 raise

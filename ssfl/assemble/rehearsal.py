@@ -50,6 +50,9 @@ def rehearse(
     while (plan := algorithm.configure_round(state, clock, context)) is not None and wanted(plan):
         meter = Meter(len(plan.instructions))
         before = state
-        state = algorithm.aggregate(state, plan, meter.watch(exchange(plan, meter)), context)
+        replies = meter.watch(exchange(plan, meter))
+        state = algorithm.aggregate(state, plan, replies, context)
+        for _ in replies:
+            pass  # replies that the algorithm did not read must be received too
         clock = replace(clock, round=clock.round + plan.timed)
         yield Rehearsed(plan, meter, before, state, exchange)

@@ -302,6 +302,64 @@ def test_a_correct_method_is_taken_and_its_numbers_do_not_change(
     assert found[0] == found[1]
 
 
+def acknowledge(work: Any, score: Any, memory: ClientState, context: ClientContext) -> Any:
+    return Payload({}, context.client), memory
+
+
+def stored(inbox: Sequence[Payload], memory: ClientState, context: ClientContext) -> tuple[Work, ClientState]:
+    return {}, {"start": weights(inbox)}
+
+
+def needs_start(
+    inbox: Sequence[Payload], memory: ClientState, context: ClientContext
+) -> tuple[Work, ClientState]:
+    return {THETA: memory["start"]}, memory
+
+
+@dataclass(frozen=True)
+class Phased(Server):
+    """A first phase whose replies are not read, and whose state the second phase needs."""
+
+    @property
+    def tasks(self) -> Any:
+        train = replace(super().tasks["train"], receive=needs_start, averaged_by=None)
+        return {"first": ClientTask(stored, acknowledge), "train": train}
+
+    @property
+    def records(self) -> tuple[type[Any], ...]:
+        return (State, Stored)
+
+    def initialize(self, theta: Tensor, context: ServerContext) -> Any:
+        return Stored(theta)
+
+    def configure_round(self, state: Any, clock: Clock, context: ServerContext) -> Any:
+        plan = super().configure_round(state, clock, context)
+        if not isinstance(state, Stored) or plan is None:
+            return plan
+        message = Payload({WEIGHTS: DenseValues(state.theta)})
+        every = tuple(Instruction(client, (message,)) for client in context.clients)
+        return replace(plan, phase="first", timed=False, instructions=every)
+
+    def aggregate(self, state: Any, plan: RoundPlan, replies: Any, context: ServerContext) -> Any:
+        if plan.phase == "first":
+            return State(state.theta)
+        return super().aggregate(state, plan, replies, context)
+
+
+@dataclass(frozen=True)
+class Stored:
+    theta: Tensor
+
+
+def test_replies_that_a_method_does_not_read_are_received(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*WORDS, f"{HERE}Phased", f"experiment.output_dir={tmp_path}")
+    assert main(("estimate", *words)) == 0
+    assert "first, down (once, 4 clients)" in capsys.readouterr().out
+    assert main(("run", *words)) == 0
+
+
 # ── declarations ─────────────────────────────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True)
 class Base(Server):
