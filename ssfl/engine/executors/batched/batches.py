@@ -111,8 +111,9 @@ def _side_by_side(batches: Sequence[Batch]) -> Batch:
     """K clients' batches, the first the longest, as x [B, K, ...], y [B, K]; missing labels are IGNORED."""
     width = len(batches[0][1])
     padded = [_padded(b, width) for b in batches]
-    # torch.func's GroupNorm does not support channels last.
-    return torch.stack([x.contiguous() for x, _ in padded], 1), torch.stack([y for _, y in padded], 1)
+    x, y = torch.stack([x for x, _ in padded], 1), torch.stack([y for _, y in padded], 1)
+    # torch.func's GroupNorm does not support channels last, which `stack` keeps.
+    return x.clone(memory_format=torch.contiguous_format), y
 
 
 def _padded(batch: Batch, width: int) -> Batch:

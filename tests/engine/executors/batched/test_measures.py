@@ -221,10 +221,11 @@ def test_replies_come_in_the_jobs_order_and_theirs_are_theirs() -> None:
     torch.testing.assert_close(replies[0], replies[1], rtol=0, atol=1e-10)
 
 
-def test_images_with_channels_last_of_a_source_that_reads_client_by_client() -> None:
+@pytest.mark.parametrize("block", [3, 4, 5])
+def test_images_with_channels_last_of_a_source_that_reads_client_by_client(block: int) -> None:
     """A network with an operation that only torch.func computes in blocks."""
     data, method, ends = float_data((13, 8, 1, 21, 5)), FedAvg(FIT, 5), []
-    for make in (SequentialExecutor, lambda runner: BatchedExecutor(runner, 5)):
+    for make in (SequentialExecutor, lambda runner: BatchedExecutor(runner, block)):
         net = tiny_net()
         assert isinstance(net, nn.Sequential)
         net[2] = nn.Tanh()
