@@ -478,6 +478,8 @@ def test_an_exchange_does_not_wait_for_a_site_that_comes_back_and_is_refused() -
     bench.run(1)
     assert [e["clients"] for e in bench.events] == [2]
     assert bench.fleet.time - start < 20, "it waited for the deadline"
+    (line,) = bench.logged("missing_replies")
+    assert "without client 1 (its network has layout" in line["text"]
 
 
 def test_a_stale_answer_is_dropped() -> None:

@@ -43,6 +43,19 @@ def test_a_run_that_ended_without_a_record_is_an_error(tmp_path: Path) -> None:
         watch(False)
 
 
+def test_a_run_that_a_restarted_server_does_not_know_is_an_error(tmp_path: Path) -> None:
+    """Its SuperLink died before the run's process wrote a record: nobody would start it again."""
+    control = FakeControl()
+    watch = StartWatch(cast(Control, control), "6", tmp_path, seconds=0.0)
+    control.status = None
+    watch(False)  # the SuperLink is away
+    control.status = "running"  # of another run
+    watch(True)
+    watch(False)
+    with pytest.raises(DeployError, match="Flower run 6: the server was restarted before the run began"):
+        watch(False)
+
+
 class LoggingControl:
     """A server whose link fails once after each line of the log, and which ends the run with a status."""
 

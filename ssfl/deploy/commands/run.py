@@ -97,9 +97,9 @@ def _run_config(arguments: argparse.Namespace) -> dict[str, Value]:
 
 
 class StartWatch:
-    """Detects a run whose process ended before it wrote a record, by asking Flower for the run's status.
+    """Detects a run that ended, or was lost by a restart of the server, before its process wrote a record.
 
-    Raises DeployError when Flower reports twice that the run has ended: the record may appear in between.
+    Raises DeployError when Flower reports this twice: the record may appear in between.
     """
 
     def __init__(self, control: Control, number: str, folder: Path, seconds: float = START_SECONDS) -> None:
@@ -116,9 +116,15 @@ class StartWatch:
             status = self._control.runs().get(self._number, "")
         except DeployError:  # the SuperLink may be restarting
             return
-        if status.startswith("finished"):
+        if not status or status.startswith("finished"):
             if self._ended:
-                raise DeployError(
-                    f"Flower run {self._number} ended before it began ({status}); see the logs in {self._folder}"
-                )
+                raise DeployError(self._reason(status))
             self._ended = True
+
+    def _reason(self, status: str) -> str:
+        if not status:
+            return (
+                f"Flower run {self._number}: the server was restarted before the run began, and does not know it; "
+                "start the run again"
+            )
+        return f"Flower run {self._number} ended before it began ({status}); see the logs in {self._folder}"

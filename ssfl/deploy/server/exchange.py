@@ -317,7 +317,7 @@ class FleetExchange:
 
     def _give_up(self, state: _ExchangeState, reason: str) -> None:
         for client in sorted(state.waiting):
-            self._stop_waiting_for(state, client, reason)
+            self._stop_waiting_for(state, client, self.registry.refusal_of(client) or reason)
 
     def _finish_exchange(self, state: _ExchangeState) -> None:
         """Log the missing clients, and keep a broadcast for the clients that did not receive it."""

@@ -86,6 +86,11 @@ class SiteRegistry:
             if s.present and s.joined is None and s.refusal
         ]
 
+    def refusal_of(self, client: int) -> str:
+        """Why this client, which is connected, is refused or refuses; empty if it is not."""
+        sites = [s for s in self._sites.values() if s.client == client and s.present]
+        return next((s.refusal for s in sites if s.refusal and not s.expected), "")
+
     @property
     def working(self) -> bool:
         """Whether answers to work are expected."""

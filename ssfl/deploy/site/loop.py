@@ -79,7 +79,10 @@ def serve(
 def _answer(
     port: SitePort, delivery: Delivery, handle: Handler, log: EventLog, stop: threading.Event
 ) -> None:
-    """Handle a message and send the answer; retry until the server no longer accepts it."""
+    """Handle a message and send the answer; retry until the server no longer accepts it.
+
+    A SuperLink that was restarted does not know the node or the message: the site must connect again.
+    """
     end = time.monotonic() + delivery.seconds
     answer = handle(delivery.message)
     pause = 1.0
@@ -88,10 +91,10 @@ def _answer(
             port.answer(delivery, answer)
             return
         except LinkError as error:
-            late = error.too_late or time.monotonic() >= end
-            text = f"{error}; {'the server continues without it' if late else 'trying again'}"
+            dropped = error.too_late or not error.again or time.monotonic() >= end
+            text = f"{error}; {'the server continues without it' if dropped else 'trying again'}"
             log.warning("answer_not_sent", text)
-            if late:
+            if dropped:
                 return
         stop.wait(pause)
         if stop.is_set():

@@ -272,7 +272,8 @@ def _of_status(error: httpx.HTTPStatusError) -> LinkError:
     text = f"[{cause.code}] {cause.message}" if cause is not None else f"HTTP {code}"
     if code == httpx.codes.UNAUTHORIZED:
         return LinkError(
-            "the SuperLink does not know this site's key: register it on the server (ssfl deploy register)",
+            "the SuperLink does not know this site's key: the server is starting, or the key must be registered there "
+            "(ssfl deploy register)",
             again=False,
         )
     if cause is not None and cause.code == flower.NODE_NOT_ACTIVATED:
