@@ -96,12 +96,13 @@ def split_test(
     clients' sizes. A client with few training rows may get no test row.
     """
     rng = np.random.default_rng(seed)
-    sizes = np.array([len(part) for part in train_parts], dtype=np.int64)
+    classes = 1 + max(test_labels.max(), train_labels.max())
+    table = np.stack([np.bincount(train_labels[part], minlength=classes) for part in train_parts])
     pieces = []
     for label in np.unique(test_labels):
         rows = rng.permutation(np.flatnonzero(test_labels == label))
-        owned = np.array([np.count_nonzero(train_labels[part] == label) for part in train_parts])
-        pieces.append(cut(rows, largest_remainders(len(rows), owned if owned.any() else sizes)))
+        owned = table[:, label]
+        pieces.append(cut(rows, largest_remainders(len(rows), owned if owned.any() else table.sum(axis=1))))
     return gather_sorted(pieces)
 
 
