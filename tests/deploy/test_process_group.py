@@ -1,4 +1,4 @@
-"""Addresses to listen on are checked before a child process is started; what is shown of a child's output."""
+"""Addresses and files of a server are checked before a child process starts; what is shown of a child's output."""
 
 from __future__ import annotations
 
@@ -130,3 +130,52 @@ sys.exit(main(["deploy", "run", "--folder", {str(tmp_path)!r}, "preset=digits"])
     )
     assert done.returncode == 130
     assert "ssfl: the run continues on the server; `ssfl deploy status` shows it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "reason"),
+    [
+        ("server.json", b"{", "server.json: cannot be read"),
+        ("server.crt", b"garbage", "server.crt: is not a certificate in PEM format"),
+        ("server.key", b"garbage", "server.key: is not a private key in PEM format"),
+        ("ca.crt", b"", "ca.crt: is not a certificate in PEM format"),
+        ("roster.json", b"{", "roster.json: cannot be read as a roster"),
+        ("roster.json", None, "roster.json: is missing; restore it from a backup"),
+    ],
+)
+def test_a_damaged_file_of_the_servers_folder_is_named_before_anything_starts(
+    name: str, raw: bytes | None, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_federation(tmp_path / "f", ["a"], f"127.0.0.1:{free_port()}")
+    folder = tmp_path / "f" / "server"
+    if raw is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(raw)
+    assert main(["deploy", "server", "--folder", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"ssfl: {folder}/{reason}")
+    assert not (folder / "logs").exists()
+
+
+def test_a_key_of_another_certificate_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("f", "other"):
+        make_federation(tmp_path / name, [], "127.0.0.1:8000")
+    folder = tmp_path / "f" / "server"
+    (folder / "server.key").write_bytes((tmp_path / "other" / "server" / "server.key").read_bytes())
+    assert main(["deploy", "server", "--folder", str(folder)]) == 2
+    assert "server.key: is not the key of server.crt" in capsys.readouterr().err
+
+
+def test_a_lost_roster_gives_no_client_number_to_a_second_site(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_federation(tmp_path / "f", ["a"], "127.0.0.1:8000")
+    folder = tmp_path / "f" / "server"
+    (folder / "roster.json").unlink()
+    before = sorted(folder.rglob("*"))
+    assert main(["deploy", "key", str(tmp_path / "b")]) == 0
+    assert main(["deploy", "register", "b", str(tmp_path / "b" / "site.pub"), "--folder", str(folder)]) == 2
+    assert "roster.json: is missing; restore it from a backup" in capsys.readouterr().err
+    assert main(["deploy", "revoke", "a", "--folder", str(folder)]) == 2
+    assert sorted(folder.rglob("*")) == before

@@ -148,6 +148,20 @@ def read_authority(path: Path) -> bytes:
     return raw
 
 
+def check_server_files(folder: Path) -> None:
+    """Raises DeployError if a key or the certificate of the server is missing, damaged, or readable by other users."""
+    for name in (SERVER_KEY, EXECUTOR_SECRET):
+        check_private(folder / name)
+    certificate, path = _certificate(folder / SERVER_CERTIFICATE), folder / SERVER_KEY
+    read_authority(folder / CA_CERTIFICATE)
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError):
+        raise DeployError(f"{path}: is not a private key in PEM format; restore it from a backup") from None
+    if key.public_key() != certificate.public_key():
+        raise DeployError(f"{path}: is not the key of {SERVER_CERTIFICATE}; restore both from one backup")
+
+
 def _authority_key(path: Path, authority: x509.Certificate) -> ec.EllipticCurvePrivateKey:
     """The private key of the authority. Raises DeployError."""
     try:

@@ -12,8 +12,8 @@ from ssfl.deploy.federation.roster import (
     Member,
     Roster,
     check_site_name,
+    existing_roster,
     fingerprint,
-    read_roster,
     save_roster,
 )
 from ssfl.output import write_atomically
@@ -36,7 +36,7 @@ def register_site(server: Path, name: str, public_key: Path, client: int | None)
     check_site_name(name)
     if client is not None and client < 0:
         raise DeployError(f"--client {client}: must be at least 0")
-    address, roster, key = server_address(server), read_roster(server), fingerprint(public_key)
+    address, roster, key = server_address(server), existing_roster(server), fingerprint(public_key)
     member = Member(_next_client(roster) if client is None else client, name, key)
     _check_unused(roster, key, member.client, public_key)
     kept = [m for m in roster.members if m.client != member.client]
@@ -63,7 +63,7 @@ def register_site(server: Path, name: str, public_key: Path, client: int | None)
 def revoke_site(server: Path, name: str) -> Member:
     """Remove a site and its key from the roster. Returns it. Raises DeployError for an unknown site or folder."""
     server_address(server)  # refuses a folder that is not a server's
-    roster = read_roster(server)
+    roster = existing_roster(server)
     member = next((m for m in roster.members if m.name == name), None)
     if member is None:
         names = ", ".join(m.name for m in roster.members) or "none"

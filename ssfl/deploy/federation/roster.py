@@ -71,9 +71,19 @@ def read_roster(folder: Path | None) -> Roster:
         members, revoked = _members(fields["sites"]), _members(fields.get("revoked", []))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DeployError(
-            f"{path}: cannot be read as a roster ({reason_of(error)}); `ssfl deploy init` writes one"
+            f"{path}: cannot be read as a roster ({reason_of(error)}); restore it from a backup"
         ) from None
     return Roster(_checked(members, path), revoked)
+
+
+def existing_roster(folder: Path) -> Roster:
+    """The roster in a server's folder, where it must exist: a new one would give client numbers away twice.
+
+    Raises DeployError.
+    """
+    if not (folder / FILE).is_file():
+        raise DeployError(f"{folder / FILE}: is missing; restore it from a backup of the server's folder")
+    return read_roster(folder)
 
 
 def _members(items: Sequence[Any]) -> tuple[Member, ...]:

@@ -27,7 +27,7 @@ from ssfl.deploy.federation.addresses import (
 )
 from ssfl.deploy.federation.app_bundle import write_app
 from ssfl.deploy.federation.folders import server_address, write_flower_config
-from ssfl.deploy.federation.roster import load_roster
+from ssfl.deploy.federation.roster import existing_roster, load_roster
 from ssfl.deploy.log import EventLog
 from ssfl.deploy.processes.process_group import (
     ProcessGroup,
@@ -80,12 +80,12 @@ def options_of(
     port: 0 is the port of the address at `ssfl deploy init`.
     """
     if not insecure:
-        for name in (keys.SERVER_KEY, keys.EXECUTOR_SECRET):
-            keys.check_private(folder / name)
+        keys.check_server_files(folder)
+        existing_roster(folder)
     for network in control_from:
         network_of(network)
     address = ""
-    with contextlib.suppress(DeployError):
+    with contextlib.suppress(*((DeployError,) if insecure else ())):
         address = server_address(folder)
     host = host_name(host) if host else ("127.0.0.1" if insecure else "0.0.0.0")
     port = port or (split_address(address)[1] if address else 8000)
