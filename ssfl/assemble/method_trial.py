@@ -35,8 +35,8 @@ from ssfl.wire.stack import WireStack, task_state
 ROUNDS = 2
 """Training rounds of the trial."""
 MOST_EXCHANGES = 8
-MOST_VALUES = 500_000_000
-"""Coordinates of all clients' models in one exchange; a larger exchange is not tried."""
+MOST_VALUES = 30_000_000
+"""Coordinates of all clients' models in one exchange; a larger one is the last, with its first clients only."""
 
 
 @final
@@ -75,14 +75,19 @@ def _try(
 ) -> None:
     works: dict[str, Work] = {}
     plans: list[RoundPlan] = []
+    clients = max(MOST_VALUES // context.layout.size, 1)
 
-    def is_tried(plan: RoundPlan) -> bool:
+    def shortened(plan: RoundPlan) -> RoundPlan | None:
+        cut = any(
+            len(one.instructions) > clients for one in plans
+        )  # others lack what the first clients received
         plans.append(plan)
-        cheap = len(plan.instructions) * context.layout.size <= MOST_VALUES
-        return cheap and plan.clock.round <= ROUNDS and len(plans) <= MOST_EXCHANGES
+        if cut or plan.clock.round > ROUNDS or len(plans) > MOST_EXCHANGES:
+            return None
+        return replace(plan, instructions=tuple(plan.instructions[:clients]))
 
     tasks = {phase: _recording(works, phase, task) for phase, task in algorithm.tasks.items()}
-    for one in rehearse(replace(algorithm, tasks=tasks), theta, context, wire, rounds, is_tried):
+    for one in rehearse(replace(algorithm, tasks=tasks), theta, context, wire, rounds, shortened):
         task = algorithm.tasks[one.plan.phase]
         _check_state(algorithm, one.after)
         _check_model(algorithm, one, theta, context)

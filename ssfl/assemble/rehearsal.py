@@ -29,9 +29,9 @@ class Rehearsed:
     exchange: CodedExchange
 
 
-def _every(plan: RoundPlan) -> bool:
-    """Accepts every plan."""
-    return True
+def _whole(plan: RoundPlan | None) -> RoundPlan | None:
+    """The plan as it is."""
+    return plan
 
 
 def rehearse(
@@ -40,14 +40,17 @@ def rehearse(
     context: ServerContext,
     wire: WireStack,
     rounds: int,
-    wanted: Callable[[RoundPlan], bool] = _every,
+    shortened: Callable[[RoundPlan], RoundPlan | None] = _whole,
 ) -> Iterator[Rehearsed]:
-    """The exchanges of a run of `rounds` rounds, each made when it is asked for, until a plan is not wanted."""
+    """The exchanges of a run of `rounds` rounds, each made when it is asked for.
+
+    shortened: plan -> the plan to try, perhaps for fewer clients; None: try no more.
+    """
     executor = UntrainedExecutor(algorithm.tasks, context.layout, wire, context.example_counts, context.seed)
     exchange = CodedExchange(Simulator(executor), wire)
     clock = Clock(1, rounds)
     state = algorithm.initialize(theta, context)
-    while (plan := algorithm.configure_round(state, clock, context)) is not None and wanted(plan):
+    while (plan := algorithm.configure_round(state, clock, context)) and (plan := shortened(plan)):
         meter = Meter(len(plan.instructions))
         before = state
         replies = meter.watch(exchange(plan, meter))

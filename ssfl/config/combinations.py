@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import warnings
@@ -72,7 +73,18 @@ def _choices(word: str) -> list[str]:
         raise ConfigError(key, f"{word}: not a list of values; allowed: {LISTS}") from None
     if not values:
         raise ConfigError(key, f"{word}: lists no value; allowed: {LISTS}, START below STOP")
-    return [f"{key}={value}" for value in values]
+    return [f"{key}={_without_escapes(value)}" for value in values]
+
+
+def _without_escapes(value: str) -> str:
+    """The value without Hydra's escapes of colons, if it means the same without them."""
+    plain = value.replace("\\:", ":")
+    if plain == value:
+        return value
+    with contextlib.suppress(ConfigError):
+        (written,), (short,) = parse_words([f"key={value}"]), parse_words([f"key={plain}"])
+        return plain if short.value() == written.value() else value
+    return value
 
 
 def _quiet_load(overrides: Sequence[str]) -> Config:

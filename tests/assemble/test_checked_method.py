@@ -360,6 +360,14 @@ def test_replies_that_a_method_does_not_read_are_received(
     assert main(("run", *words)) == 0
 
 
+def test_of_a_large_exchange_the_first_clients_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next phase is then not tried, because the other clients lack what the first ones received."""
+    monkeypatch.setattr("ssfl.assemble.method_trial.MOST_VALUES", 1)
+    run_setup(f"{HERE}Phased")
+    with pytest.raises(ConfigError, match=FAULTS["AggregateRaises"]):
+        run_setup(f"{HERE}AggregateRaises")
+
+
 # ── declarations ─────────────────────────────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True)
 class Base(Server):

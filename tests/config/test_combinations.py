@@ -27,6 +27,17 @@ def test_a_dense_method_runs_once_for_all_densities() -> None:
     assert "algorithm=fedavg model.dense_ratio=0.1" in notes[0]
 
 
+def test_paths_of_methods_are_listed_as_they_were_written() -> None:
+    cells, _ = combinations(["preset=digits", "algorithm.name=fedavg,examples.fedprox:METHOD"])
+    assert [cell.label for cell in cells] == [
+        "algorithm.name=fedavg",
+        "algorithm.name=examples.fedprox:METHOD",
+    ]
+    assert cells[1].config.algorithm.name == "examples.fedprox:METHOD"
+    paths, _ = combinations(["preset=digits", "experiment.tag='a:b','c: {d'", "experiment.seed=1,2"])
+    assert {cell.config.experiment.tag for cell in paths} == {"a:b"}
+
+
 def test_groups_and_quoted_values_sweep_too() -> None:
     cells, _ = combinations(["algorithm/mode=static,random_global", "dataset.data_dir='a,b'"])
     assert [cell.config.algorithm.params.mode for cell in cells] == ["static", "random_global"]
