@@ -27,7 +27,9 @@ SOURCES = ("native", "core", "algorithms", "models", "engine/client", "engine/co
 """Packages whose code computes a step or measures it."""
 
 
-def calibration_key(setup: RunSetup, batch_size: int, block: int, workers: int, native: bool) -> str:
+def calibration_key(
+    setup: RunSetup, batch_size: int, block: int, workers: int, native: bool, worker_block: int
+) -> str:
     """Hex digits for a file name; equal keys mean that a measurement can be used again."""
     key = [
         processor(),
@@ -48,6 +50,7 @@ def calibration_key(setup: RunSetup, batch_size: int, block: int, workers: int, 
         block,
         workers,
         native,
+        worker_block,
     ]
     return hashlib.blake2b(json.dumps(key).encode(), digest_size=12).hexdigest()
 

@@ -131,11 +131,12 @@ def _fastest(config: Config, setup: RunSetup, cohort: int, kernels: Literal["nat
     block = int(engine.block) if engine.block != "auto" else min(cohort, LARGEST_BLOCK)
     # No step has more examples than the largest client: a batch size above that means all of them.
     examples = min(config.training.batch_size, max(setup.context.example_counts.values()))
-    times = measured(setup, examples, block, workers, kernels == "native")
+    worker_block = block if engine.block != "auto" else min(block, -(-cohort // workers))
+    times = measured(setup, examples, block, workers, kernels == "native", worker_block)
     form = times.form(engine.memory_format, convolutions)
     best = _quickest(engine, setup, workload(config, setup, times, form, workers, cohort))
-    if best.executor == "processes" and engine.block == "auto":
-        block = min(block, -(-cohort // workers))
+    if best.executor == "processes":
+        block = worker_block
     if best.in_blocks:
         # vmap changes the memory format of a block, so another one would have no effect.
         usual = "contiguous" if engine.memory_format == "auto" else engine.memory_format

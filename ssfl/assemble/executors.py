@@ -184,7 +184,8 @@ def _process_seconds(load: Workload) -> float | None:
 
 
 def _process_block_seconds(load: Workload) -> float | None:
-    return None if load.times.batched is None else _over_processes(load, load.times.batched)
+    step = load.times.batched_in_worker
+    return None if step is None else _over_processes(load, step)
 
 
 def _over_processes(load: Workload, step: float) -> float | None:

@@ -47,16 +47,19 @@ def workload(
     return Workload(steps, others, cohort, workers, times, form)
 
 
-def measured(setup: RunSetup, batch_size: int, block: int, workers: int, native: bool = False) -> StepTimes:
-    """Step times of this model on this machine, from the cache or measured now.
+def measured(
+    setup: RunSetup, batch_size: int, block: int, workers: int, native: bool = False, worker_block: int = 0
+) -> StepTimes:
+    """Step times of this model on this machine, from the cache or measured now; arguments as for `time_steps`.
 
     A measurement is cached only if the machine was not busy with other processes.
     """
-    path = cache_folder() / f"{calibration_key(setup, batch_size, block, workers, native)}.json"
+    sizes = (batch_size, block, workers, native, worker_block)
+    path = cache_folder() / f"{calibration_key(setup, *sizes)}.json"
     kept = _kept(path)
     if kept is not None:
         return kept
-    times, calm = _measure(setup, batch_size, block, workers, native)
+    times, calm = _measure(setup, *sizes)
     if not calm:
         print(BUSY, file=sys.stderr)
         return times
@@ -98,7 +101,7 @@ def own_step(setup: RunSetup) -> OwnStep | None:
 
 
 def _measure(
-    setup: RunSetup, batch_size: int, block: int, workers: int, native: bool
+    setup: RunSetup, batch_size: int, block: int, workers: int, native: bool, worker_block: int
 ) -> tuple[StepTimes, bool]:
     """Step times, and whether the machine was free of other load.
 
@@ -109,7 +112,7 @@ def _measure(
     before: StepTimes | None = None
     for _ in range(ATTEMPTS):
         since = Moment.now()
-        times = time_steps(setup.module, shape, batch_size, block, workers, native, dtype, own)
+        times = time_steps(setup.module, shape, batch_size, block, workers, native, dtype, own, worker_block)
         if others_share(since, Moment.now()) < BUSY_SHARE:
             return times, True
         if before is not None and _arithmetic(before) == _arithmetic(times):

@@ -40,6 +40,8 @@ class StepTimes:
     """Channels last except for small maps; None without kernels."""
     winograd: float | None = None
     """Channels last and 3x3 Winograd convolutions; None if the kernels support none."""
+    batched_in_worker: float | None = None
+    """`batched` in the block of a worker process, which has a part of the cohort; None if `batched` is."""
     plain: float | None = None
     """The faster memory format without kernels; None if the other times are also without kernels."""
 

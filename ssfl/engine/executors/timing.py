@@ -48,13 +48,14 @@ def time_steps(
     native: bool = False,
     dtype: torch.dtype | None = None,
     own: OwnStep | None = None,
+    worker_block: int = 0,
 ) -> StepTimes:
     """Measure on random data and a copy of the module; global random state and the module do not change.
 
     A form in which the network fails has no time. Raises UntrainableError if the network fails with plain tensors.
     input_shape: of one example; dtype: its type if it is not a float. block: clients trained at once; below 2: no
-    blocks. workers: threads; below 2: none. native: use the kernels of `ssfl.native`. own: the method's own step;
-    None: the cross-entropy of the network itself.
+    blocks. worker_block: the same in each of several processes; 0: as `block`. workers: threads; below 2: none.
+    native: use the kernels of `ssfl.native`. own: the method's own step; None: the cross-entropy of the network itself.
     """
     layout = Layout.of(module)
     with errors_in_one_line():
@@ -75,8 +76,19 @@ def time_steps(
                 winograd = seconds(Form("channels_last", "winograd").kernels(native))
         if native:
             plain = timed.plain((x, y))
-        together = timed.in_block(module, (x, y), block, native)
-        alone = StepTimes(contiguous, last, together, block, mixed=mixed, winograd=winograd, plain=plain)
+        together = in_worker = timed.in_block(module, (x, y), block, native)
+        if together is not None and worker_block not in (0, block):
+            in_worker = timed.in_block(module, (x, y), worker_block, native)
+        alone = StepTimes(
+            contiguous,
+            last,
+            together,
+            block,
+            mixed=mixed,
+            winograd=winograd,
+            batched_in_worker=in_worker,
+            plain=plain,
+        )
         form = alone.form()
         if form.memory_format != "contiguous":
             x = channels_last(x)

@@ -54,6 +54,10 @@ def test_every_form_is_timed_where_it_exists() -> None:
     assert images.batched is not None
     assert images.batched > 0
     assert images.block == 3
+    assert images.batched_in_worker == images.batched
+    halves = time_steps(tiny_net(), (1, 6, 6), 4, block=4, worker_block=2)
+    assert halves.batched_in_worker not in (None, halves.batched)
+    assert time_steps(tiny_net(), (1, 6, 6), 4, block=2, worker_block=1).batched_in_worker is None
     features = time_steps(nn.Sequential(nn.Linear(5, 3)), (5,), 4, block=1, workers=1)
     assert features.channels_last is None
     assert features.form() == ("contiguous", "direct")
@@ -115,6 +119,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[StepTimes]:
         native: bool,
         dtype: torch.dtype,
         own: OwnStep | None,
+        worker_block: int,
     ) -> StepTimes:
         made.append(StepTimes(1.0 + len(made), 0.5 + len(made), None, block, None, workers))
         return made[-1]
@@ -387,7 +392,7 @@ def seconds_of(run: RunSetup, times: StepTimes, form: Form) -> dict[str, float]:
 
 
 def test_estimates_leave_out_what_an_executor_cannot_do() -> None:
-    times = StepTimes(1.0, 0.8, 0.5, 4, threaded=0.6, workers=2)
+    times = StepTimes(1.0, 0.8, 0.5, 4, threaded=0.6, workers=2, batched_in_worker=0.5)
     load = Workload(100.0, 10.0, 4, 2, times, Form("channels_last", "direct"))
 
     def found(**settings: Any) -> set[tuple[str, bool]]:
@@ -404,14 +409,14 @@ def test_estimates_leave_out_what_an_executor_cannot_do() -> None:
 
 
 def test_estimates_by_hand() -> None:
-    times = StepTimes(2.0, None, 0.5, 4, threaded=3.0, workers=2)
+    times = StepTimes(2.0, None, 0.5, 4, threaded=3.0, workers=2, batched_in_worker=0.75)
     load = Workload(120.0, 10.0, 3, 2, times, Form("contiguous", "direct"))
     seconds = {one[:2]: one.seconds for one in estimates(load, EngineConfig())}
     assert seconds["sequential", False] == 120 * 2 + 10 * 2
     assert seconds["batched", True] == 120 * 0.5 + 10 * 2
     assert seconds["threads", False] == pytest.approx((120 * 2 / 3 + 10 / 2) * 3)
     assert seconds["processes", False] == pytest.approx(4 + 10 * 2 / 2 + 120 * 2 / 3 * 2 * 1.1)
-    assert seconds["processes", True] == pytest.approx(4 + 10 * 2 / 2 + 120 * 2 / 3 * 0.5 * 1.1)
+    assert seconds["processes", True] == pytest.approx(4 + 10 * 2 / 2 + 120 * 2 / 3 * 0.75 * 1.1)
 
 
 def test_kernels_pay_where_they_beat_pytorchs_layers() -> None:
@@ -448,7 +453,7 @@ def test_kernels_pay_where_they_beat_pytorchs_layers() -> None:
         ),
         # Blocks with kernels are the fastest of all.
         (
-            StepTimes(1.3, None, 0.3, 2, 1.3, 2, plain=1.0),
+            StepTimes(1.3, None, 0.3, 2, 1.3, 2, batched_in_worker=0.3, plain=1.0),
             StepTimes(1.0, None, 1.1, 2, 1.0, 2),
             ("processes", "native"),
         ),
@@ -460,8 +465,11 @@ def test_auto_leaves_kernels_that_do_not_pay(
     """The fastest way with kernels is compared with the fastest without; configured kernels are kept."""
     asked: list[bool] = []
 
-    def times(setup: RunSetup, batch_size: int, block: int, workers: int, native: bool) -> StepTimes:
+    def times(
+        setup: RunSetup, batch_size: int, block: int, workers: int, native: bool, worker_block: int
+    ) -> StepTimes:
         asked.append(native)
+        assert worker_block == -(-block // workers)
         found = kernels if native else plain
         assert found is not None
         return found
@@ -483,7 +491,9 @@ def test_kernels_are_compared_in_the_configured_form(
 ) -> None:
     """Without kernels nothing is left to choose; the configured format is measured all the same."""
 
-    def times(setup: RunSetup, batch_size: int, block: int, workers: int, native: bool) -> StepTimes:
+    def times(
+        setup: RunSetup, batch_size: int, block: int, workers: int, native: bool, *more: int
+    ) -> StepTimes:
         if native:
             return StepTimes(1.3, 1.3, None, 1, winograd=1.2, plain=0.9)
         return StepTimes(0.9, plain, None, 1)
