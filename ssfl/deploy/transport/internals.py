@@ -54,7 +54,7 @@ try:
         UnregisterNodeFleetRequest,
     )
     from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-    from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+    from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectResponse
     from flwr.proto.node_pb2 import Node
     from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
     from flwr.supercore.constant import (
@@ -183,6 +183,7 @@ __all__ = [
     "PULL_MAX_TIME",
     "ProtobufClient",
     "PullMessagesRequest",
+    "PullObjectResponse",
     "PushMessagesRequest",
     "RegisterNodeFleetRequest",
     "RuntimeHttpClient",

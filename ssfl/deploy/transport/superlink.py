@@ -17,16 +17,12 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any, final
 
 from ssfl.deploy.federation.addresses import network_of
 from ssfl.deploy.transport import internals as flower
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from ssfl.deploy.transport.object_wait import App, Receive, Scope, Send, WaitForObjects
 
 OPEN_TO_ALL = ("/v1/fleet/",)
 MAX_BODY_BYTES = 64_000_000
@@ -111,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     real = module.uvicorn
 
     def run(app: App, **options: Any) -> None:
-        guarded = Guard(app, arguments.control_from, arguments.max_body_bytes)
+        guarded = Guard(WaitForObjects(app), arguments.control_from, arguments.max_body_bytes)
         # Polls keep their connection: a new one would cost a TLS handshake each.
         options |= {"access_log": False, "timeout_keep_alive": KEEP_ALIVE_SECONDS}
         real.run(app=guarded, **options)
