@@ -47,6 +47,10 @@ FUNCTIONS = ("initialize", "configure_round", "aggregate", "weights_to_evaluate"
 """The functions of an algorithm; `tasks` and `records` are its properties."""
 
 
+HOOKS = ("transform_gradient", "project_weights", "effective_weights", "objective", "prepare", "kept_model")
+"""The functions of a task that may be None."""
+
+
 @final
 class MethodFault(EngineError):
     """A function of the server's side failed or returned a value that is not allowed."""
@@ -86,9 +90,8 @@ class CheckedMethod:
 
         def relayed() -> Iterator[ClientReply]:
             try:
-                for (
-                    reply
-                ) in replies:  # `yield from` would close the exchange before its last replies are received
+                # `yield from` would close the exchange before its last replies are received.
+                for reply in replies:
                     yield reply
                     del reply  # before the next one is received
             except Exception as error:
@@ -196,15 +199,7 @@ def declaration_fault(task: Any) -> str:
     for name, wanted in (("fit", FitSpec), ("probe", Probe)):
         if not isinstance(getattr(task, name), (wanted, type(None))):
             return f"has {name}={getattr(task, name)!r:.40}; it must be a {wanted.__name__} or None"
-    hooks = (
-        "transform_gradient",
-        "project_weights",
-        "effective_weights",
-        "objective",
-        "prepare",
-        "kept_model",
-    )
-    optional = [name for name in hooks if getattr(task, name) is not None]
+    optional = [name for name in HOOKS if getattr(task, name) is not None]
     wrong = [name for name in ("receive", "reply", *optional) if not callable(getattr(task, name))]
     return f"has {wrong[0]}={getattr(task, wrong[0])!r:.40}; it must be a function" if wrong else ""
 
@@ -256,12 +251,10 @@ def plan_fault(plan: Any, clock: Clock, context: ServerContext, tasks: Mapping[s
         if fault := _instruction_fault(one, context):
             return fault
     clients = [one.client for one in plan.instructions]
-    twice = (
-        [client for client in clients if clients.count(client) > 1]
-        if len(set(clients)) < len(clients)
-        else []
-    )
-    return f"plans two instructions for client {twice[0]}; put its messages into one inbox" if twice else ""
+    if len(set(clients)) == len(clients):
+        return ""
+    twice = next(client for client in clients if clients.count(client) > 1)
+    return f"plans two instructions for client {twice}; put its messages into one inbox"
 
 
 def _instruction_fault(one: Any, context: ServerContext) -> str:

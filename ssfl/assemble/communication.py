@@ -31,9 +31,8 @@ def wire_of(config: Config, layout: Layout) -> WireStack:
         down = replace(down, delta=tracked_codec(codecs.downlink, asked.downlink_step), smaller=True)
     scores = score_codec(codecs.scores, config.model.dense_ratio)
     difference = difference_codec(codecs.uplink, asked.uplink_step, codecs.rounding)
-    masks = (
-        codecs.mask if difference is not None or scores is not None else "bitmap"
-    )  # replies contain no other masks
+    # Replies contain no other masks.
+    masks = codecs.mask if difference is not None or scores is not None else "bitmap"
     up = Coding(
         whole_codec(codecs.uplink, asked.downlink_step), difference, scores, masks, asked.error_feedback
     )

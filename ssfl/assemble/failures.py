@@ -74,9 +74,8 @@ def keep_evidence(error: EngineError, setup: RunSetup, simulator: Simulator, fol
         traceback.format_exception(error)
     )
     job = None if place is None else simulator.job_of(place.client)
-    apart = replace(
-        setup, module=copy.deepcopy(setup.module)
-    )  # other threads may still compute with the network
+    # Other threads may still compute with the network.
+    apart = replace(setup, module=copy.deepcopy(setup.module))
     found = None if job is None else diagnose(runner_of(apart), job)
     if found is not None:
         text += f"\ncomputed again, alone: {found}\n" + "".join(traceback.format_exception(found))

@@ -78,9 +78,8 @@ def _try(
     clients = max(MOST_VALUES // context.layout.size, 1)
 
     def shortened(plan: RoundPlan) -> RoundPlan | None:
-        cut = any(
-            len(one.instructions) > clients for one in plans
-        )  # others lack what the first clients received
+        # After a shortened exchange, the other clients lack what the first ones received.
+        cut = any(len(one.instructions) > clients for one in plans)
         plans.append(plan)
         if cut or plan.clock.round > ROUNDS or len(plans) > MOST_EXCHANGES:
             return None

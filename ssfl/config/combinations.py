@@ -89,9 +89,8 @@ def _without_escapes(value: str) -> str:
 
 def _quiet_load(overrides: Sequence[str]) -> Config:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConfigWarning
-        )  # an ignored key is normal in a product; the notes say it
+        # An ignored key is normal in a product; the notes say it.
+        warnings.simplefilter("ignore", ConfigWarning)
         return load_config(overrides)
 
 

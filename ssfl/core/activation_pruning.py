@@ -34,9 +34,8 @@ def activation_cut(x: Tensor, weight: Tensor) -> Tensor:
     zeros = weight.numel() - _nonzeros(weight)
     if not zeros:
         return x.new_full((), UNSET)
-    share = -(
-        -(weight.numel() - zeros) * x.numel() // weight.numel()
-    )  # in integers: no rounding of the share
+    # In integers, so that the share is not rounded.
+    share = -(-(weight.numel() - zeros) * x.numel() // weight.numel())
     keep = max(share, math.ceil(LEAST_KEPT * x.numel()))
     return _kth_smallest(x.abs().flatten(), x.numel() - keep)
 

@@ -60,9 +60,8 @@ def _order_numbers(values: Tensor) -> Array:
 def _floats(numbers: Array, dtype: torch.dtype) -> Tensor:
     """The floats of `_order_numbers`."""
     size = numbers.itemsize
-    negative = np.right_shift(numbers.view(f"i{size}"), 8 * size - 1).view(
-        f"u{size}"
-    )  # all ones: was positive
+    # All bits are one where the number was positive.
+    negative = np.right_shift(numbers.view(f"i{size}"), 8 * size - 1).view(f"u{size}")
     flipped = np.bitwise_or(np.bitwise_not(negative), _top_bit(size))
     bits = np.bitwise_xor(numbers, flipped)
     return floats_of(bits, dtype)

@@ -104,9 +104,8 @@ class Shown:
         if not self._path.is_file():
             return
         raw = self._path.read_bytes()
-        self._at = (
-            raw.rfind(b"\n", 0, self._at) + 1
-        )  # of a file that was truncated and has grown: a line's start
+        # In a file that was truncated and has grown, the start of a line.
+        self._at = raw.rfind(b"\n", 0, self._at) + 1
         lines = raw[self._at : raw.rfind(b"\n") + 1]
         self._at += len(lines)
         for line in lines.splitlines():
