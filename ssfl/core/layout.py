@@ -78,7 +78,7 @@ class Layout:
             at += n
         return tuple(out)
 
-    def place(self, number: int) -> slice:
+    def slice_of(self, number: int) -> slice:
         """The coordinates of the tensor `names[number]`."""
         return slice(self.offsets[number], self.offsets[number] + self.sizes[number])
 

@@ -138,7 +138,7 @@ class FlatModule:
                 parameter.grad = None
             elif number not in self._moved:  # the loss does not depend on it
                 view.zero_()
-                self.unused.append(self.layout.place(number))
+                self.unused.append(self.layout.slice_of(number))
         if views:
             torch._foreach_copy_(views, given)
         self._moved.clear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import pickle
 import random
 from collections.abc import Callable, Iterator
 
@@ -111,8 +110,11 @@ def _step_and_evaluate(
         flat.take_gradient()
 
 
-def _other_generators() -> bytes:
-    return pickle.dumps((random.getstate(), np.random.get_state()))
+def _other_generators() -> tuple[object, ...]:
+    """The states of Python's and numpy's global generators, comparable."""
+    numpys = np.random.get_state(legacy=False)
+    words = numpys["state"]
+    return random.getstate(), words["key"].tobytes(), words["pos"], numpys["has_gauss"]
 
 
 def _idle_counters(module: nn.Module) -> set[str]:

@@ -58,7 +58,9 @@ class Skipping(Base):
         return h if self.training and self.drawn() < 0.5 else torch.tanh(h)
 
 
-@pytest.mark.parametrize("drawn", [lambda: random.random(), lambda: np.random.random()])
+@pytest.mark.parametrize(
+    "drawn", [lambda: random.random(), lambda: np.random.random(), lambda: np.random.randn()]
+)
 def test_draws_that_no_seed_reaches_are_refused(drawn: Callable[[], float]) -> None:
     module = Skipping()
     module.drawn = drawn  # a function: a bound method would be copied together with its generator

@@ -111,9 +111,10 @@ def _side_by_side(batches: Sequence[Batch]) -> Batch:
     """K clients' batches, the first the longest, as x [B, K, ...], y [B, K]; missing labels are IGNORED."""
     width = len(batches[0][1])
     padded = [_padded(b, width) for b in batches]
-    x, y = torch.stack([x for x, _ in padded], 1), torch.stack([y for _, y in padded], 1)
-    # torch.func's GroupNorm does not support channels last, which `stack` keeps.
-    return x.clone(memory_format=torch.contiguous_format), y
+    xs = [x for x, _ in padded]
+    # torch.func's GroupNorm does not support channels last, which `stack` would keep.
+    contiguous = xs[0].new_empty((width, len(xs), *xs[0].shape[1:]))
+    return torch.stack(xs, 1, out=contiguous), torch.stack([y for _, y in padded], 1)
 
 
 def _padded(batch: Batch, width: int) -> Batch:

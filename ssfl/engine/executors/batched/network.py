@@ -59,7 +59,7 @@ class BlockNet:
         logits = self._logits(leaves | self._statistics(theta), batch[0])
         losses = client_losses(logits, batch[1])
         found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
-        self.unused = [self.layout.place(number) for number, g in enumerate(found) if g is None]
+        self.unused = [self.layout.slice_of(number) for number, g in enumerate(found) if g is None]
         given = [torch.zeros_like(t) if g is None else g for t, g in zip(leaves.values(), found, strict=True)]
         return losses.detach(), torch.cat([g.reshape(len(g), -1) for g in given], dim=1)
 
