@@ -108,16 +108,14 @@ class CheckedMethod:
         """See `Algorithm`."""
         with named("weights_to_evaluate"):
             theta = self.inner.weights_to_evaluate(state, context)
-        wrong = "" if theta is None else vector_fault(theta, self.layout.size, "P", False)
-        _refuse("weights_to_evaluate", f"returns {wrong}, or None" if wrong else "")
+        refuse_vector("weights_to_evaluate", theta, self.layout.size, boolean=False)
         return theta
 
     def global_mask(self, state: Any, context: ServerContext) -> Tensor | None:
         """See `Algorithm`."""
         with named("global_mask"):
             mask = self.inner.global_mask(state, context)
-        wrong = "" if mask is None else vector_fault(mask, self.layout.size, "P", True)
-        _refuse("global_mask", f"returns {wrong}, or None" if wrong else "")
+        refuse_vector("global_mask", mask, self.layout.size, boolean=True)
         return mask
 
 
@@ -288,7 +286,14 @@ def vector_fault(found: Any, length: int, letter: str, boolean: bool) -> str:
     return f"{kind(found)}; it must be a tensor of {'bool' if boolean else 'floats'} [{letter} = {length}]"
 
 
+def refuse_vector(where: str, found: Any, size: int, boolean: bool) -> None:
+    """Raises MethodFault if `found`, which `where` returned, is neither a vector [P] of bool or floats nor None."""
+    fault = "" if found is None else vector_fault(found, size, "P", boolean)
+    _refuse(where, f"returns {fault}, or None" if fault else "")
+
+
 def kind(value: Any) -> str:
+    """A value as a fault describes it: type and shape of a tensor, a short text of others."""
     if isinstance(value, Tensor):
         return f"a tensor of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if value is None or isinstance(value, (bool, int, float, str)):

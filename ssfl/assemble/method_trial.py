@@ -18,7 +18,15 @@ from ssfl.algorithms.base import (
     ServerContext,
     Work,
 )
-from ssfl.assemble.checked_method import CheckedMethod, MethodFault, described, kind, named, vector_fault
+from ssfl.assemble.checked_method import (
+    CheckedMethod,
+    MethodFault,
+    described,
+    kind,
+    named,
+    refuse_vector,
+    vector_fault,
+)
 from ssfl.assemble.rehearsal import Rehearsed, rehearse
 from ssfl.config import Config
 from ssfl.config.validate import refuse
@@ -144,9 +152,7 @@ def _check_kept_models(task: ClientTask, one: Rehearsed, context: ServerContext)
     for memory in one.exchange.client_memories().values():
         with named("kept_model"):
             model = task.kept_model(task_state(memory.load().state))
-        fault = "" if model is None else vector_fault(model, context.layout.size, "P", False)
-        if fault:
-            raise MethodFault(f"kept_model returns {fault}, or None")
+        refuse_vector("kept_model", model, context.layout.size, boolean=False)
 
 
 def _check_hooks(task: ClientTask, work: Work, bench: Bench, context: ServerContext) -> None:
