@@ -39,14 +39,14 @@ def direct(leaves: list[Tensor], stride: int = 1) -> Tensor:
 
 
 def compare(inputs: list[Tensor], with_bias: bool, stride: int = 1) -> None:
-    """Values within 1e-6, gradients within 1e-5 of their norms."""
+    """Values within 3e-6, gradients within 1e-5 of their norms."""
     *leaves, dy = inputs
     mine = [t.clone().requires_grad_() for t in leaves[: 2 + with_bias]]
     wide = [t.detach().double().requires_grad_() for t in mine]
     y = winograd_conv(*mine, stride=stride)
     wanted = direct(wide, stride)
     assert y.is_contiguous(memory_format=LAST)
-    assert error(y.detach(), wanted.detach()) < 1e-6
+    assert error(y.detach(), wanted.detach()) < 3e-6
     found = torch.autograd.grad(y, mine, dy)
     for m, t in zip(found, torch.autograd.grad(wanted, wide, dy.double()), strict=True):
         assert error(m, t) < 1e-5
@@ -57,8 +57,8 @@ def compare(inputs: list[Tensor], with_bias: bool, stride: int = 1) -> None:
     images=st.integers(1, 5),
     inner=st.sampled_from((16, 32, 48)),
     out=st.sampled_from((16, 32, 48, 64, 80, 128)),
-    height=st.integers(1, 9),
-    width=st.integers(1, 9),
+    height=st.integers(1, 13),
+    width=st.integers(1, 13),
     with_bias=st.booleans(),
     stride=st.sampled_from((1, 2)),
 )
@@ -74,10 +74,32 @@ def test_many_tiles_go_block_by_block(shape: tuple[int, int, int, int, int], str
     compare(drawn(*shape, stride), with_bias=True, stride=stride)
 
 
+@pytest.mark.parametrize(("channels", "side"), [(64, 32), (128, 16), (256, 8), (256, 4), (64, 14), (64, 6)])
+def test_rounding_errors_are_a_few_times_those_of_a_direct_convolution(channels: int, side: int) -> None:
+    """Also with tiles of 4x4 outputs (sides of 4, 8, 14, 16, 32), for images that ReLU has passed."""
+    x, filters, _, dy = drawn(8, channels, channels, side, side)
+    x = x.relu()
+    wide = [t.double().requires_grad_() for t in (x, filters)]
+    exact = direct(wide)
+    exact_gradients = torch.autograd.grad(exact, wide, dy.double())
+    errors = []
+    for convolve in (winograd_conv, lambda *leaves: direct(list(leaves))):
+        leaves = [
+            x.clone(memory_format=torch.preserve_format).requires_grad_(),
+            filters.clone().requires_grad_(),
+        ]
+        y = convolve(*leaves)
+        found = (y.detach(), *torch.autograd.grad(y, leaves, dy))
+        errors.append([error(f, w) for f, w in zip(found, (exact.detach(), *exact_gradients), strict=True)])
+    for ours, library, times in zip(*errors, (4, 4, 12), strict=True):
+        assert ours < times * library
+
+
+@pytest.mark.parametrize("side", [7, 8, 9])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_zeros_stay_zeros(stride: int) -> None:
+def test_zeros_stay_zeros(stride: int, side: int) -> None:
     """A filter of zeros gives exact zeros, and a channel of zeros has gradient 0; masks need this."""
-    x, filters, _, dy = drawn(3, 32, 32, 7, 8, stride)
+    x, filters, _, dy = drawn(3, 32, 32, side, 8, stride)
     filters[5] = 0
     filters[:, 11] = 0
     x[:, 9] = 0

@@ -1,11 +1,11 @@
 """3x3 convolutions of images with channels last by Winograd's *minimal filtering*.
 
-For every 2x2 outputs of a channel pair, a direct convolution needs 36 multiplications and this one 16 with stride 1,
-25 with stride 2 (ssfl/native/winograd/schemes.h), so it can be faster than any direct convolution
-(docs/performance.md). In float32 its errors are as small as those of direct convolutions; only the filters' gradients
-with stride 1 are a few times less accurate, about 1e-6 of their norm (larger tiles would save more and lose digits, so
-they are not used). Source: Lavin and Gray 2016, arXiv:1509.09308; the gradients follow from it, because outputs are
-linear in images and in filters. Second-order gradients use PyTorch.
+For every 4x4 outputs of a channel pair, a direct convolution needs 144 multiplications and this one 36 with stride 1
+(64 for maps that tiles of 4x4 cover badly) and 100 with stride 2 (ssfl/native/winograd/schemes.h), so it can be faster
+than any direct convolution (docs/performance.md). In float32 its errors are about twice those of direct convolutions;
+the filters' gradients with stride 1 are a few times less accurate, at most 2e-6 of their norm. Source: Lavin and Gray
+2016, arXiv:1509.09308; the gradients follow from it, because outputs are linear in images and in filters. Second-order
+gradients use PyTorch.
 """
 
 from __future__ import annotations

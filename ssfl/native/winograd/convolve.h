@@ -2,7 +2,7 @@
 
    Blocks of tiles are transformed, multiplied with one panel of output channels (WIDE registers) at a time and
    transformed back, so that intermediate results stay in the cache. Threads divide the blocks. With few tiles and many
-   filters, all tiles are one block, filters are transformed when they are used, for DEPTH input channels at a time, and
+   filters, all tiles are one block, filters are transformed when they are used, for some input channels at a time, and
    threads divide the panels. */
 #ifndef SSFL_WINOGRAD_CONVOLVE_H
 #define SSFL_WINOGRAD_CONVOLVE_H
@@ -10,7 +10,8 @@
 #include "../parallel.h"
 #include "scratch.h"
 
-#define DEPTH (8192 / PANEL) /* the transformed filters of one panel then take half a megabyte */
+/* Input channels of a panel's filters that are transformed at once: they then take half a megabyte. */
+INLINE long depth_of(const scheme *m) { return (1 << 17) / (m->filters * m->filters * PANEL) / LANES * LANES; }
 
 typedef struct {
     const scheme *m;
@@ -48,7 +49,7 @@ static void filters_part(void *work, int index, int parts)
     long out = c->y_map.channels;
     for (long o = 0; o < out; o += PANEL)
         c->m->filter_transform(c->f, c->filters + o * c->f.by_out, lesser(PANEL, out - o), from, to,
-                               c->shared + o / PANEL * panel_floats(c->f.in, PANEL));
+                               c->shared + o / PANEL * panel_floats(c->m, c->f.in, PANEL));
 }
 
 /* Computes some tiles, block by block. */
@@ -63,7 +64,7 @@ static void tiles_part(void *work, int index, int parts)
         c->m->input_transform(of_x, 0, count, c->x, 0, in, 0, c->zeros, inputs);
         for (long o = 0; o < out; o += PANEL) {
             long columns = lesser(PANEL, out - o);
-            const float *filters = c->shared + o / PANEL * panel_floats(in, PANEL);
+            const float *filters = c->shared + o / PANEL * panel_floats(c->m, in, PANEL);
             panel_products(c, count, 0, in, columns, inputs, filters, results);
             c->m->result_transform(of_y, results, o, columns, c->bias, c->y);
         }
@@ -88,9 +89,9 @@ static void panels_part(void *work, int index, int parts)
     tile_range all = {c->y_map, 0, c->b.tiles};
     for (long o = part_begins(c->y_map.channels, LANES, index, parts); o < end; o += PANEL) {
         long columns = lesser(PANEL, end - o);
-        for (long from = 0; from < c->f.in; from += DEPTH) {
+        for (long from = 0; from < c->f.in; from += depth_of(c->m)) {
             filter_shape some = c->f;
-            some.in = lesser(DEPTH, c->f.in - from);
+            some.in = lesser(depth_of(c->m), c->f.in - from);
             const float *at = c->filters + o * some.by_out + from * some.by_in;
             c->m->filter_transform(some, at, columns, 0, some.in, filters);
             panel_products(c, c->b.tiles, from, some.in, columns, c->shared, filters, results);
@@ -106,9 +107,9 @@ static int winograd_convolve(const scheme *m, map_shape x_map, map_shape y_map, 
     convolution c = {.m = m, .x_map = x_map, .y_map = y_map, .f = f, .x = x, .filters = filters, .bias = bias, .y = y};
     long out = y_map.channels, columns = lesser(out, PANEL), inputs = m->inputs * m->inputs;
     c.b = blocking_of(m, tiles_of(y_map), f.in, out);
-    c.first_size = c.b.once ? panel_floats(lesser(DEPTH, f.in), columns) : inputs * plane_of(c.b.block * f.in);
+    c.first_size = c.b.once ? panel_floats(m, lesser(depth_of(m), f.in), columns) : inputs * plane_of(c.b.block * f.in);
     c.own_size = c.first_size + m->results * m->results * plane_of(c.b.block * columns);
-    long shared = c.b.once ? inputs * plane_of(c.b.tiles * f.in) : divide_up(out, PANEL) * panel_floats(f.in, PANEL);
+    long shared = c.b.once ? inputs * plane_of(c.b.tiles * f.in) : divide_up(out, PANEL) * panel_floats(m, f.in, PANEL);
     scratch memory = scratch_of(shared, c.own_size, parts, f.in);
     if (!memory.all)
         return 0;

@@ -20,9 +20,9 @@ INLINE blocking blocking_of(const scheme *m, long tiles, long in, long out)
 {
     blocking b = {.tiles = tiles};
     long a_tile = m->inputs * m->inputs * in + m->results * m->results * lesser(out, PANEL);
-    long usual = BLOCK_FLOATS / a_tile / ROWS * ROWS, least = 8 * ROWS;
+    long usual = BLOCK_FLOATS / a_tile / ROWS * ROWS, least = 4 * ROWS;
     /* One block if its transformed inputs are smaller than the transformed filters of all channels. */
-    int few = b.tiles * a_tile <= FILTER_PLANES * in * out / 2;
+    int few = b.tiles * a_tile <= m->filters * m->filters * in * out / 2;
     b.block = few ? b.tiles : lesser(usual < least ? least : usual, b.tiles);
     b.once = b.block == b.tiles;
     return b;

@@ -8,8 +8,7 @@
 #include "../isa/simd.h"
 
 #define TAPS 9
-#define SIDES 5 /* maximum side of a tile */
-#define FILTER_PLANES 16
+#define SIDES 6 /* maximum side of a window, and maximum planes of a dimension */
 #define PAGE_FLOATS 1024
 #define LINE_FLOATS 16 /* a cache line */
 
@@ -48,9 +47,6 @@ INLINE long plane_of(long size) { return (size + PAGE_FLOATS - 1) / PAGE_FLOATS 
 /* The same between planes [in, columns] of filters. */
 INLINE long filter_plane_of(long in, long columns) { return in * columns + LINE_FLOATS; }
 
-/* Size of the planes of a panel of `columns` filters. */
-INLINE long panel_floats(long in, long columns) { return FILTER_PLANES * filter_plane_of(in, columns); }
-
 /* M d M' of windows d of `side` x `side` pixels that begin `margin` pixels above and left of tiles `from` to `to`, for
    `columns` channels from `channel` on, to rows of planes [count, columns]. zeros: used outside of the map. prune:
    whether entries with a magnitude below `least` are treated as zeros. m has `planes` rows. */
@@ -69,25 +65,25 @@ INLINE void window_transform(matrix *m, int side, int planes, int margin, int pr
         }
         for (long c = 0; c < columns; c += LANES) {
             lanes half[SIDES][SIDES];
-#pragma GCC unroll 5
+#pragma GCC unroll 6
             for (int j = 0; j < side; j++) {
                 lanes column[SIDES], turned[SIDES];
-#pragma GCC unroll 5
+#pragma GCC unroll 6
                 for (int i = 0; i < side; i++) {
                     column[i] = load(pixels[i * side + j] + c);
                     if (prune)
                         column[i] = at_least(column[i], least);
                 }
                 m(column, turned);
-#pragma GCC unroll 5
+#pragma GCC unroll 6
                 for (int i = 0; i < planes; i++)
                     half[i][j] = turned[i];
             }
-#pragma GCC unroll 5
+#pragma GCC unroll 6
             for (int i = 0; i < planes; i++) {
                 lanes turned[SIDES];
                 m(half[i], turned);
-#pragma GCC unroll 5
+#pragma GCC unroll 6
                 for (int j = 0; j < planes; j++)
                     store(out + (i * planes + j) * plane + t * columns + c, turned[j]);
             }
@@ -107,21 +103,21 @@ INLINE void tile_transform(matrix *m, int planes, int side, tile_range r, const 
         long down = r.map.height - at.row, across = width - at.column;
         for (long c = 0; c < columns; c += LANES) {
             lanes half[SIDES][SIDES], added = bias ? load(bias + channel + c) : splat(0);
-#pragma GCC unroll 5
+#pragma GCC unroll 6
             for (int j = 0; j < planes; j++) {
                 lanes column[SIDES], turned[SIDES];
-#pragma GCC unroll 5
+#pragma GCC unroll 6
                 for (int i = 0; i < planes; i++)
                     column[i] = load(in + (i * planes + j) * plane + t * columns + c);
                 m(column, turned);
-#pragma GCC unroll 5
+#pragma GCC unroll 6
                 for (int i = 0; i < side; i++)
                     half[i][j] = turned[i];
             }
             for (int i = 0; i < side && i < down; i++) {
                 lanes row[SIDES];
                 m(half[i], row);
-#pragma GCC unroll 5
+#pragma GCC unroll 6
                 for (int j = 0; j < side; j++)
                     if (j < across)
                         store(to + (i * width + j) * channels + c, row[j] + added);
@@ -138,31 +134,31 @@ typedef struct {
 } filter_shape;
 
 /* taps: 9 registers, each a tap of LANES filters. */
-INLINE void transform_one_register(matrix *m, const lanes *taps, float *planes, long plane)
+INLINE void transform_one_register(matrix *m, int side, const lanes *taps, float *planes, long plane)
 {
-    lanes half[4][3];
+    lanes half[SIDES][3];
 #pragma GCC unroll 3
     for (int j = 0; j < 3; j++) {
-        lanes column[3] = {taps[j], taps[3 + j], taps[6 + j]}, turned[4];
+        lanes column[3] = {taps[j], taps[3 + j], taps[6 + j]}, turned[SIDES];
         m(column, turned);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++)
+#pragma GCC unroll 6
+        for (int i = 0; i < side; i++)
             half[i][j] = turned[i];
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        lanes turned[4];
+#pragma GCC unroll 6
+    for (int i = 0; i < side; i++) {
+        lanes turned[SIDES];
         m(half[i], turned);
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++)
-            store(planes + (i * 4 + j) * plane, turned[j]);
+#pragma GCC unroll 6
+        for (int j = 0; j < side; j++)
+            store(planes + (i * side + j) * plane, turned[j]);
     }
 }
 
 /* M g M' of the filters g of `columns` outputs, for inputs `from` to `to`, to rows of planes [in, columns]. Reads the
-   filters in memory order, and the next turned ones ahead. m: 4 x 3. from, to: multiples of LANES. */
-INLINE void filter_transform(matrix *m, filter_shape f, const float *filters, long columns, long from, long to,
-                             float *planes)
+   filters in memory order, and the next turned ones ahead. m: side x 3. from, to: multiples of LANES. */
+INLINE void filter_transform(matrix *m, int side, filter_shape f, const float *filters, long columns, long from,
+                             long to, float *planes)
 {
     long plane = filter_plane_of(f.in, columns);
     lanes taps[TAPS];
@@ -175,7 +171,7 @@ INLINE void filter_transform(matrix *m, filter_shape f, const float *filters, lo
 #pragma GCC unroll 9
                 for (int t = 0; t < TAPS; t++)
                     taps[t] = stride(at + TAPS - 1 - t, TAPS);
-                transform_one_register(m, taps, planes + i * columns + o, plane);
+                transform_one_register(m, side, taps, planes + i * columns + o, plane);
             }
         return;
     }
@@ -189,27 +185,28 @@ INLINE void filter_transform(matrix *m, filter_shape f, const float *filters, lo
 #pragma GCC unroll 9
                 for (int t = 0; t < TAPS; t++)
                     taps[t] = load(turned + (i * TAPS + t) * LANES);
-                transform_one_register(m, taps, planes + (first + i) * columns + o, plane);
+                transform_one_register(m, side, taps, planes + (first + i) * columns + o, plane);
             }
         }
 }
 
 /* M u M' from planes u [in, columns] to the gradients of these filters, [columns, all, 3, 3], for the first `in` of
-   `all` inputs. m: 3 x 4. in: a multiple of LANES. */
-INLINE void filter_gradient_transform(matrix *m, long in, const float *planes, long columns, long all, float *gradients)
+   `all` inputs. m: 3 x side. in: a multiple of LANES. */
+INLINE void filter_gradient_transform(matrix *m, int side, long in, const float *planes, long columns, long all,
+                                      float *gradients)
 {
     long plane = filter_plane_of(in, columns);
     for (long o = 0; o < columns; o += LANES)
         for (long first = 0; first < in; first += LANES) {
             float turned[LANES * TAPS * LANES]; /* [inputs, taps, outputs] */
             for (long c = 0; c < LANES; c++) {
-                lanes half[3][4];
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; j++) {
-                    lanes column[4], sums[3];
-#pragma GCC unroll 4
-                    for (int i = 0; i < 4; i++)
-                        column[i] = load(planes + (i * 4 + j) * plane + (first + c) * columns + o);
+                lanes half[3][SIDES];
+#pragma GCC unroll 6
+                for (int j = 0; j < side; j++) {
+                    lanes column[SIDES], sums[3];
+#pragma GCC unroll 6
+                    for (int i = 0; i < side; i++)
+                        column[i] = load(planes + (i * side + j) * plane + (first + c) * columns + o);
                     m(column, sums);
 #pragma GCC unroll 3
                     for (int i = 0; i < 3; i++)

@@ -52,7 +52,7 @@ static void weight_gradient_part(void *work, int index, int parts)
         input_transform(of_x, 0, count, c->x, from, in, c->least, c->zeros, inputs);
         for (long o = begin; o < end; o += PANEL) {
             long columns = lesser(PANEL, end - o);
-            float *panel = sums + (c->b.once ? 0 : (o - begin) / PANEL * panel_floats(in, PANEL));
+            float *panel = sums + (c->b.once ? 0 : (o - begin) / PANEL * panel_floats(m, in, PANEL));
             m->gradient_transform(of_dy, 0, count, c->dy, o, columns, 0, c->zeros, gradients);
             add_products(m, in, count, columns, first > 0, inputs, gradients, panel);
             if (first + count == c->b.tiles)
@@ -79,7 +79,7 @@ static int winograd_weight_gradient(const scheme *m, map_shape x_map, map_shape 
     long columns = lesser(out, PANEL);
     /* Of all channels: with stride 2 the order of sums depends on the blocks, which must not depend on `parts`. */
     c.b = blocking_of(m, tiles_of(dy_map), x_map.channels, dy_map.channels);
-    c.sums_size = c.b.once ? panel_floats(in, columns) : divide_up(out, PANEL) * panel_floats(in, PANEL);
+    c.sums_size = c.b.once ? panel_floats(m, in, columns) : divide_up(out, PANEL) * panel_floats(m, in, PANEL);
     c.inputs_size = m->inputs * m->inputs * plane_of(c.b.block * in);
     c.own_size = c.sums_size + c.inputs_size + m->results * m->results * plane_of(c.b.block * columns);
     long widest = x_map.channels > dy_map.channels ? x_map.channels : dy_map.channels;

@@ -1,9 +1,10 @@
 /* 3x3 convolutions with padding 1 and stride 1 or 2 by Winograd's minimal filtering (Lavin and Gray 2016,
-   arXiv:1509.09308): a 2x2 tile of outputs costs 16 products per channel pair with stride 1 and 25 with stride 2,
-   instead of 36 (schemes.h).
+   arXiv:1509.09308): with stride 1, a 4x4 tile of outputs costs 36 products per channel pair instead of 144, or, for
+   maps that such tiles cover badly, a 2x2 tile 16 instead of 36; with stride 2, a 2x2 tile 25 instead of 36 (schemes.h).
 
-   Rounding errors of values and of gradients of images are those of a direct convolution (fewer products are added);
-   those of filters' gradients with stride 1 are a few times larger, about 1e-6 of their norm. */
+   Rounding errors of values and of gradients of images are about twice those of a direct convolution with 4x4 tiles, and
+   those of a direct convolution with 2x2 tiles (fewer products are added); those of filters' gradients with stride 1 are
+   a few times larger, at most 2e-6 of their norm. */
 #ifndef SSFL_WINOGRAD_H
 #define SSFL_WINOGRAD_H
 
