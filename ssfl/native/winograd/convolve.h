@@ -10,9 +10,6 @@
 #include "../parallel.h"
 #include "scratch.h"
 
-/* Input channels of a panel's filters that are transformed at once: they then take half a megabyte. */
-INLINE long depth_of(const scheme *m) { return (1 << 17) / (m->filters * m->filters * PANEL) / LANES * LANES; }
-
 typedef struct {
     const scheme *m;
     map_shape x_map, y_map;

@@ -10,6 +10,9 @@
 
 INLINE long lesser(long a, long b) { return a < b ? a : b; }
 
+/* Input channels of a panel whose filters or filters' gradients are transformed at once: half a megabyte. */
+INLINE long depth_of(const scheme *m) { return (1 << 17) / (m->filters * m->filters * PANEL) / LANES * LANES; }
+
 typedef struct {
     long tiles, block; /* tiles of all images; tiles computed together */
     int once;          /* all tiles are one block; filters are then transformed when they are used, never all at once */

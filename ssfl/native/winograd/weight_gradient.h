@@ -22,19 +22,21 @@ typedef struct {
     const float *zeros;
 } weight_gradient_work;
 
-/* A block's products of `in` input channels and a panel of `columns` outputs; added to earlier blocks if `add`. */
-INLINE void add_products(const scheme *m, long in, long count, long columns, int add, const float *inputs,
-                         const float *gradients, float *sums)
+/* A block's products of `some` input channels, from `from` on of `in`, and a panel of `columns` outputs; added to
+   earlier blocks if `add`. */
+INLINE void add_products(const scheme *m, long in, long from, long some, long count, long columns, int add,
+                         const float *inputs, const float *gradients, float *sums)
 {
     for (int p = 0; p < products_of(m); p++) {
         term t = term_of(m, p);
-        left_matrix a = {inputs + t.input * plane_of(count * in), 1, in};
-        product(in, count, a, gradients + t.result * plane_of(count * columns), columns, add || !t.first_of_filter,
-                sums + t.filter * filter_plane_of(in, columns));
+        left_matrix a = {inputs + t.input * plane_of(count * in) + from, 1, in};
+        product(some, count, a, gradients + t.result * plane_of(count * columns), columns, add || !t.first_of_filter,
+                sums + t.filter * filter_plane_of(some, columns));
     }
 }
 
-/* Computes some input channels of some filters, over all tiles. */
+/* Computes some input channels of some filters, over all tiles. If these are one block, sums are transformed at once for
+   as many input channels as stay in the cache. */
 static void weight_gradient_part(void *work, int index, int parts)
 {
     const weight_gradient_work *c = work;
@@ -44,6 +46,7 @@ static void weight_gradient_part(void *work, int index, int parts)
     long from = part_begins(all_in, LANES, slice, c->slices);
     long in = part_begins(all_in, LANES, slice + 1, c->slices) - from;
     long begin = part_begins(all_out, LANES, group, groups), end = part_begins(all_out, LANES, group + 1, groups);
+    long step = c->b.once ? lesser(depth_of(m), in) : in;
     float *sums = c->own + index * c->own_size, *inputs = sums + c->sums_size, *gradients = inputs + c->inputs_size;
     for (long first = 0; first < c->b.tiles && begin < end; first += c->b.block) {
         long count = lesser(c->b.block, c->b.tiles - first);
@@ -54,9 +57,13 @@ static void weight_gradient_part(void *work, int index, int parts)
             long columns = lesser(PANEL, end - o);
             float *panel = sums + (c->b.once ? 0 : (o - begin) / PANEL * panel_floats(m, in, PANEL));
             m->gradient_transform(of_dy, 0, count, c->dy, o, columns, 0, c->zeros, gradients);
-            add_products(m, in, count, columns, first > 0, inputs, gradients, panel);
-            if (first + count == c->b.tiles)
-                m->filter_gradient_transform(in, panel, columns, all_in, c->dfilters + (o * all_in + from) * TAPS);
+            for (long i = 0; i < in; i += step) {
+                long some = lesser(step, in - i);
+                add_products(m, in, i, some, count, columns, first > 0, inputs, gradients, panel);
+                if (first + count == c->b.tiles)
+                    m->filter_gradient_transform(some, panel, columns, all_in,
+                                                 c->dfilters + (o * all_in + from + i) * TAPS);
+            }
         }
     }
 }
@@ -79,7 +86,7 @@ static int winograd_weight_gradient(const scheme *m, map_shape x_map, map_shape 
     long columns = lesser(out, PANEL);
     /* Of all channels: with stride 2 the order of sums depends on the blocks, which must not depend on `parts`. */
     c.b = blocking_of(m, tiles_of(dy_map), x_map.channels, dy_map.channels);
-    c.sums_size = c.b.once ? panel_floats(m, in, columns) : divide_up(out, PANEL) * panel_floats(m, in, PANEL);
+    c.sums_size = c.b.once ? panel_floats(m, lesser(depth_of(m), in), columns) : divide_up(out, PANEL) * panel_floats(m, in, PANEL);
     c.inputs_size = m->inputs * m->inputs * plane_of(c.b.block * in);
     c.own_size = c.sums_size + c.inputs_size + m->results * m->results * plane_of(c.b.block * columns);
     long widest = x_map.channels > dy_map.channels ? x_map.channels : dy_map.channels;
