@@ -100,7 +100,7 @@ INLINE void a_transposed(const lanes *m, lanes *t)
     t[0] = m[0] + m[1] + m[2], t[1] = m[1] - m[2] - m[3];
 }
 
-/* The points of `large`: 0, 3/4, -3/4, 3/2, -3/2 and infinity. */
+/* The points of `large`: 0, P, -P, Q, -Q and infinity; AT_x: the inverse product of a point's differences to the others. */
 #define P (3.f / 4)
 #define Q (3.f / 2)
 #define AT_0 (1 / (P * P * Q * Q))
@@ -154,6 +154,9 @@ INLINE void large_a_transposed(const lanes *m, lanes *t)
     t[2] = P * P * p_sum + Q * Q * q_sum;
     t[3] = P * P * P * p_difference + Q * Q * Q * q_difference + m[5];
 }
+
+#undef P
+#undef Q
 
 /* Inputs x[-1] to x[3]: odd indices for two taps, then even indices. */
 INLINE void stride_2_inputs(const lanes *x, lanes *t)
