@@ -27,7 +27,7 @@ from ssfl.data.partition import PartitionSpec
 from ssfl.data.preprocess import UNCHANGED, default_preprocess
 from ssfl.data.sources import KNOWN, load_arrays, missing_file, without_pixels
 from ssfl.engine.client.data_source import input_dtype
-from ssfl.models import build_model
+from ssfl.models import build_model, check_model_name
 from ssfl.models.trained import Inputs
 from ssfl.settings import SettingError
 from ssfl.wire.stack import WireStack
@@ -106,6 +106,11 @@ def federation_from(config: Config, arrays: Arrays) -> Federation:
     )
     preprocess = UNCHANGED if data.features == "unchanged" else default_preprocess(arrays, data.augment)
     return build_federation(arrays, spec, preprocess, data.validation_portion)
+
+
+def check_model(config: Config) -> None:
+    """Raise ModelError if there is no network `model.name`; needs no data."""
+    check_model_name(config.model.name)
 
 
 def module_of(config: Config, federation: Federation) -> nn.Module:

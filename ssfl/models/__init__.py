@@ -16,11 +16,11 @@ from torch import nn
 
 from ssfl.models.errors import ModelError
 from ssfl.models.norms import norm_layer
-from ssfl.models.own import build_own_model
+from ssfl.models.own import build_own_model, find_own_model
 from ssfl.models.resnet import BasicBlock, Bottleneck, ResNet
 from ssfl.models.small import MLP, SmallCNN, pools_that_fit
 
-__all__ = ["MODEL_NAMES", "ModelError", "build_model"]
+__all__ = ["MODEL_NAMES", "ModelError", "build_model", "check_model_name"]
 
 Builder = Callable[[int, tuple[int, ...], str], nn.Module]
 """(num_classes, input_shape, norm) → network."""
@@ -51,8 +51,17 @@ def build_model(
                 "use a custom network that embeds them, or dataset.features=standardised"
             )
         return _BUILDERS[name](num_classes, shape, norm)
+    check_model_name(name)
+    return build_own_model(name, num_classes, shape, norm, input_dtype)
+
+
+def check_model_name(name: str) -> None:
+    """Raise ModelError if `name` is neither one of MODEL_NAMES nor the path of a network that can be imported."""
+    if name in _BUILDERS:
+        return
     if "." in name or ":" in name:
-        return build_own_model(name, num_classes, shape, norm, input_dtype)
+        find_own_model(name)
+        return
     close = difflib.get_close_matches(name, MODEL_NAMES, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise ModelError(

@@ -32,7 +32,7 @@ def build_own_model(
     [B, num_classes]. Raises ModelError if the path cannot be imported, the call fails, the result is not
     such a network, or its state cannot be sent between clients.
     """
-    make = _find(path)
+    make = find_own_model(path)
     module = _call(path, make, {"num_classes": num_classes, "input_shape": tuple(input_shape), "norm": norm})
     cast_floats(module, torch.float32)
     if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
@@ -45,7 +45,8 @@ def build_own_model(
     return module
 
 
-def _find(path: str) -> Callable[..., Any]:
+def find_own_model(path: str) -> Callable[..., Any]:
+    """The class or function at `path`, "package.module:Class". Raises ModelError if it cannot be imported."""
     module_path, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
     if not module_path or not attribute:
         raise ModelError(f"model path {path!r} is incomplete; write package.module:Class")

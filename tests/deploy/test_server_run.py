@@ -18,6 +18,7 @@ from ssfl.deploy.server.run_record import load_records
 from ssfl.deploy.server.setup import server_data
 from ssfl.deploy.settings import DeploySettings
 from ssfl.errors import UserError
+from ssfl.models import ModelError
 from tests.deploy.fake_fleet import FakeFleet, listed_log
 from tests.deploy.oracle import check_ledger, simulated_model
 from tests.deploy.server_runs import SITES, WORDS, events, fleet_of, model, words_in
@@ -102,6 +103,13 @@ def test_bad_words_are_refused_with_a_record(word: str, tmp_path: Path, home: Pa
     assert not (tmp_path / "outputs").exists()
     (record,) = load_records(home)
     assert (record.status, record.flower_run, record.reason) == ("failed", "7", str(found.value))
+
+
+def test_an_unknown_network_is_refused_before_sites_join(tmp_path: Path, home: Path) -> None:
+    with pytest.raises(ModelError, match="model 'nosuch' is unknown"):
+        run_words(FakeFleet(), words_in(tmp_path, "model.name=nosuch"))
+    (record,) = load_records(home)
+    assert (record.status, record.sites) == ("failed", None)
 
 
 def test_rows_are_held_out_in_simulations_only(tmp_path: Path, home: Path) -> None:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ssfl import run_folder
-from ssfl.assemble.build import RunSetup
+from ssfl.assemble.build import RunSetup, check_model
 from ssfl.assemble.continuing import check_unchanged
 from ssfl.assemble.execution import resolve_engine
 from ssfl.assemble.lifecycle import machine_facts
@@ -123,6 +123,7 @@ def _new(
             f"dataset.validation_portion={config.dataset.validation_portion:g}: must be 0: only simulations hold "
             "rows out for validation"
         )
+    check_model(config)  # before sites have joined
     for warning in caught:
         log.warning("configuration", str(warning.message))
     record = RunRecord(_new_name() if again is None else again.run, tuple(words))
