@@ -4,7 +4,7 @@
 
    Rounding errors of values and of gradients of images are about twice those of a direct convolution with 4x4 tiles, and
    those of a direct convolution with 2x2 tiles (fewer products are added); those of filters' gradients with stride 1 are
-   a few times larger, at most 2e-6 of their norm. */
+   a few times larger, at most 3e-6 of their norm. */
 #ifndef SSFL_WINOGRAD_H
 #define SSFL_WINOGRAD_H
 
