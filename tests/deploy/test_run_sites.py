@@ -170,8 +170,8 @@ def test_no_site_at_all_stops_the_run_before_anything_is_written(tmp_path: Path,
 
 
 def test_a_run_that_the_sites_refuse_ends_with_their_reason(tmp_path: Path, home: Path) -> None:
-    words = words_in(tmp_path, "model.name=somebodys.package:Net", "deploy.server_data=false")
-    with pytest.raises(QuorumError, match=r"too many refuse: .*client 0\): model\.name=somebodys"):
+    words = words_in(tmp_path, "model.name=torch.nn:Linear", "deploy.server_data=false")
+    with pytest.raises(QuorumError, match=r"too many refuse: .*client 0\): model\.name=torch"):
         run_words(fleet_of(tmp_path), words, log=listed_log([]))
     (record,) = load_records(home)
     assert record.status == "failed"
