@@ -51,20 +51,27 @@ def build_model(
                 "use a custom network that embeds them, or dataset.features=standardised"
             )
         return _BUILDERS[name](num_classes, shape, norm)
-    check_model_name(name)
-    return build_own_model(name, num_classes, shape, norm, input_dtype)
+    if _is_path(name):
+        return build_own_model(name, num_classes, shape, norm, input_dtype)
+    raise _unknown(name)
 
 
 def check_model_name(name: str) -> None:
     """Raise ModelError if `name` is neither one of MODEL_NAMES nor the path of a network that can be imported."""
-    if name in _BUILDERS:
-        return
-    if "." in name or ":" in name:
+    if _is_path(name):
         find_own_model(name)
-        return
+    elif name not in _BUILDERS:
+        raise _unknown(name)
+
+
+def _is_path(name: str) -> bool:
+    return "." in name or ":" in name
+
+
+def _unknown(name: str) -> ModelError:
     close = difflib.get_close_matches(name, MODEL_NAMES, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise ModelError(
+    return ModelError(
         f"model {name!r} is unknown{hint}; allowed: {', '.join(MODEL_NAMES)}, "
         "or a custom network as package.module:Class"
     )

@@ -10,6 +10,8 @@
 #include "../parallel.h"
 #include "scratch.h"
 
+#define LONGEST_SUM 64 /* products; longer sums have larger rounding errors */
+
 typedef struct {
     const scheme *m;
     map_shape x_map, y_map;
@@ -31,10 +33,13 @@ static __attribute__((noinline)) void panel_products(const convolution *c, long 
 {
     for (int p = 0; p < products_of(c->m); p++) {
         term t = term_of(c->m, p);
-        left_matrix a = {inputs + t.input * plane_of(count * c->f.in) + from, c->f.in, 1};
-        int add = from > 0 || !t.first_of_result;
-        product(count, depth, a, filters + t.filter * filter_plane_of(depth, columns), columns, add,
-                results + t.result * plane_of(count * columns));
+        const float *left = inputs + t.input * plane_of(count * c->f.in) + from;
+        const float *right = filters + t.filter * filter_plane_of(depth, columns);
+        for (long k = 0; k < depth; k += LONGEST_SUM) {
+            left_matrix a = {left + k, c->f.in, 1};
+            product(count, lesser(LONGEST_SUM, depth - k), a, right + k * columns, columns,
+                    from + k > 0 || !t.first_of_result, results + t.result * plane_of(count * columns));
+        }
     }
 }
 

@@ -18,7 +18,8 @@ typedef struct {
     long by_row, by_depth;
 } left_matrix;
 
-/* result[rows, wide] (+)= a[rows, depth] b[depth, wide]; rows and wide (in registers) are constants. */
+/* result[rows, wide] (+)= a[rows, depth] b[depth, wide]; rows and wide (in registers) are constants. Earlier results are
+   added at the end: sums of sums have smaller rounding errors than one long sum. */
 INLINE void gemm_microkernel(int rows, int wide, long depth, left_matrix a, const float *b, int add, float *result)
 {
     const long columns = wide * LANES;
@@ -27,7 +28,7 @@ INLINE void gemm_microkernel(int rows, int wide, long depth, left_matrix a, cons
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < wide; v++)
-            sums[r][v] = add ? load(result + r * columns + v * LANES) : splat(0);
+            sums[r][v] = splat(0);
     for (long k = 0; k < depth; k++) {
         lanes right[WIDE];
 #pragma GCC unroll 4
@@ -47,7 +48,8 @@ INLINE void gemm_microkernel(int rows, int wide, long depth, left_matrix a, cons
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < wide; v++)
-            store(result + r * columns + v * LANES, sums[r][v]);
+            store(result + r * columns + v * LANES,
+                  add ? load(result + r * columns + v * LANES) + sums[r][v] : sums[r][v]);
 }
 
 /* Computes groups of `rows` rows from `row` on, as long as complete groups remain. Returns the next row. */

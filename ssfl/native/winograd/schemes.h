@@ -7,9 +7,9 @@
    outputs are A' [(G g G') * (B' d B)] A, so the gradient of the filters is G' [(A dy A') * (B' d B)] G. The images'
    gradient is the convolution of the outputs' gradients with turned filters.
 
-   large: four outputs cost 6 products instead of 12. The matrices are those of Toom and Cook for the points 0, 3/4, -3/4,
-   3/2, -3/2 and infinity, in Lavin and Gray's notation. The rounding errors are half of those with the usual points 0, 1,
-   -1, 2, -2 and infinity: the factors are closer to each other, and those of A and B are exact in float32.
+   large: four outputs cost 6 products instead of 12. The matrices are those of Toom and Cook for the points 0, 3/4,
+   -3/4, 3/2, -3/2 and infinity, in Lavin and Gray's notation. Rounding errors are smaller than with the usual points 0,
+   1, -1, 2, -2 and infinity: the factors are closer to each other, and those of A and B are exact in float32.
 
    stride_2: outputs are y[o] = g0 x[2o-1] + g1 x[2o] + g2 x[2o+1]. Inputs with odd indices make a convolution with two
    taps, whose two outputs cost 3 products instead of 4; inputs with even indices are multiplied by g1: 5 instead of 6.
@@ -100,7 +100,8 @@ INLINE void a_transposed(const lanes *m, lanes *t)
     t[0] = m[0] + m[1] + m[2], t[1] = m[1] - m[2] - m[3];
 }
 
-/* The points of `large`: 0, P, -P, Q, -Q and infinity; AT_x: the inverse product of a point's differences to the others. */
+/* The points of `large` are 0, P, -P, Q, -Q and infinity. AT_x: the inverse product of a point's differences to the
+   others. */
 #define P (3.f / 4)
 #define Q (3.f / 2)
 #define AT_0 (1 / (P * P * Q * Q))
@@ -190,26 +191,26 @@ INLINE void spread_outputs(const lanes *m, lanes *t)
 }
 
 #define WINDOW_FUNCTION(NAME, MATRIX, SIDE, PLANES, MARGIN, PRUNE)                                                     \
-    static void NAME(tile_range r, long from, long to, const float *map, long channel, long columns, float least,     \
-                     const float *zeros, float *planes)                                                               \
-    {                                                                                                                 \
-        window_transform(MATRIX, SIDE, PLANES, MARGIN, PRUNE, r, from, to, map, channel, columns, least, zeros,       \
-                         planes);                                                                                     \
+    static void NAME(tile_range r, long from, long to, const float *map, long channel, long columns, float least,      \
+                     const float *zeros, float *planes)                                                                \
+    {                                                                                                                  \
+        window_transform(MATRIX, SIDE, PLANES, MARGIN, PRUNE, r, from, to, map, channel, columns, least, zeros,        \
+                         planes);                                                                                      \
     }
 #define TILE_FUNCTION(NAME, MATRIX, PLANES, SIDE)                                                                      \
-    static void NAME(tile_range r, const float *planes, long channel, long columns, const float *bias, float *map)    \
-    {                                                                                                                 \
-        tile_transform(MATRIX, PLANES, SIDE, r, planes, channel, columns, bias, map);                                 \
+    static void NAME(tile_range r, const float *planes, long channel, long columns, const float *bias, float *map)     \
+    {                                                                                                                  \
+        tile_transform(MATRIX, PLANES, SIDE, r, planes, channel, columns, bias, map);                                  \
     }
-#define FILTER_FUNCTION(NAME, MATRIX, SIDE)                                                                                \
-    static void NAME(filter_shape f, const float *filters, long columns, long from, long to, float *planes)           \
-    {                                                                                                                 \
-        filter_transform(MATRIX, SIDE, f, filters, columns, from, to, planes);                                              \
+#define FILTER_FUNCTION(NAME, MATRIX, SIDE)                                                                            \
+    static void NAME(filter_shape f, const float *filters, long columns, long from, long to, float *planes)            \
+    {                                                                                                                  \
+        filter_transform(MATRIX, SIDE, f, filters, columns, from, to, planes);                                         \
     }
-#define FILTER_GRADIENT_FUNCTION(NAME, MATRIX, SIDE)                                                                       \
-    static void NAME(long in, const float *planes, long columns, long all, float *gradients)                          \
-    {                                                                                                                 \
-        filter_gradient_transform(MATRIX, SIDE, in, planes, columns, all, gradients);                                       \
+#define FILTER_GRADIENT_FUNCTION(NAME, MATRIX, SIDE)                                                                   \
+    static void NAME(long in, const float *planes, long columns, long all, float *gradients)                           \
+    {                                                                                                                  \
+        filter_gradient_transform(MATRIX, SIDE, in, planes, columns, all, gradients);                                  \
     }
 
 WINDOW_FUNCTION(inputs_1, b_transposed, 4, 4, 1, 0)

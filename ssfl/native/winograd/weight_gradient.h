@@ -86,7 +86,8 @@ static int winograd_weight_gradient(const scheme *m, map_shape x_map, map_shape 
     long columns = lesser(out, PANEL);
     /* Of all channels: with stride 2 the order of sums depends on the blocks, which must not depend on `parts`. */
     c.b = blocking_of(m, tiles_of(dy_map), x_map.channels, dy_map.channels);
-    c.sums_size = c.b.once ? panel_floats(m, lesser(depth_of(m), in), columns) : divide_up(out, PANEL) * panel_floats(m, in, PANEL);
+    c.sums_size = c.b.once ? panel_floats(m, lesser(depth_of(m), in), columns)
+                           : divide_up(out, PANEL) * panel_floats(m, in, PANEL);
     c.inputs_size = m->inputs * m->inputs * plane_of(c.b.block * in);
     c.own_size = c.sums_size + c.inputs_size + m->results * m->results * plane_of(c.b.block * columns);
     long widest = x_map.channels > dy_map.channels ? x_map.channels : dy_map.channels;
