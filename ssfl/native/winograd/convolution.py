@@ -2,8 +2,8 @@
 
 For every 4x4 outputs of a channel pair, a direct convolution needs 144 multiplications and this one 36 with stride 1
 (64 for maps that tiles of 4x4 cover badly) and 100 with stride 2 (ssfl/native/winograd/schemes.h), so it can be faster
-than any direct convolution (docs/performance.md). In float32 its errors are about twice those of direct convolutions;
-the filters' gradients with stride 1 are a few times less accurate, at most 3e-6 of their norm. Source: Lavin and Gray
+than any direct convolution (docs/performance.md). In float32 its errors are below 1e-6 of the norm, at most about
+twice those of direct convolutions, for the filters' gradients four times. Source: Lavin and Gray
 2016, arXiv:1509.09308; the gradients follow from it, because outputs are linear in images and in filters. Second-order
 gradients use PyTorch.
 """

@@ -18,8 +18,8 @@ typedef struct {
     long by_row, by_depth;
 } left_matrix;
 
-/* result[rows, wide] (+)= a[rows, depth] b[depth, wide]; rows and wide (in registers) are constants. Earlier results are
-   added at the end: sums of sums have smaller rounding errors than one long sum. */
+/* result[rows, wide] (+)= a[rows, depth] b[depth, wide]; rows and wide (in registers) are constants. Earlier results
+   are added at the end: sums of sums have smaller rounding errors than one long sum. */
 INLINE void gemm_microkernel(int rows, int wide, long depth, left_matrix a, const float *b, int add, float *result)
 {
     const long columns = wide * LANES;
