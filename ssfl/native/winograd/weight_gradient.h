@@ -35,8 +35,8 @@ INLINE void add_products(const scheme *m, long in, long from, long some, long co
     }
 }
 
-/* Computes some input channels of some filters, over all tiles. If these are one block, sums are transformed for as many
-   input channels at a time as stay in the cache. */
+/* Computes some input channels of some filters, over all tiles. If these are one block, sums are transformed for as
+   many input channels at a time as stay in the cache. */
 static void weight_gradient_part(void *work, int index, int parts)
 {
     const weight_gradient_work *c = work;
