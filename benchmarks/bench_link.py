@@ -326,6 +326,9 @@ def main() -> int:
         action="store_true",
         help="set net.ipv4.tcp_slow_start_after_idle=0 at the server and the sites",
     )
+    parser.add_argument(
+        "--congestion", default="cubic", help="TCP's congestion control (default: cubic, as in Linux)"
+    )
     arguments = parser.parse_args()
     rates, delays = ([float(v) for v in text.split(",")] for text in (arguments.rates, arguments.delays))
     cells: Sequence[Cell] = CELLS
@@ -335,7 +338,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # so that the namespaces are removed too
     figures: list[Figure] = []
     try:
-        with star(sites, arguments.keep_window) as net:
+        with star(sites, arguments.keep_window, arguments.congestion) as net:
             for part in ("fixed", "stock"):
                 if arguments.part in (part, "all") and not arguments.quick:
                     figures += measure_fixed_cost(net, 6 * rounds, part == "stock")

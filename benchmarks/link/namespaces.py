@@ -67,6 +67,8 @@ class Star:
     sites: int
     keeps_window: bool = False
     """Whether TCP keeps its congestion window through a pause: net.ipv4.tcp_slow_start_after_idle=0."""
+    congestion: str = "cubic"
+    """TCP's congestion control: Linux's default, whatever the default of this machine is."""
     prefix: str = field(default_factory=lambda: f"ssfl{os.getpid() % 10_000}")
     _line: subprocess.Popen[bytes] | None = None
 
@@ -106,8 +108,10 @@ class Star:
             raise NoLink("the delay line did not start")
         for n in range(self.sites):
             for namespace, device, own, far in self._ends(n):
-                _run("ip", "-n", namespace, "addr", "add", f"{own}/32", "peer", f"{far}/32", "dev", device)
+                _run("ip", "-n", namespace, "addr", "add", f"{own}/32", "dev", device)
                 _run("ip", "-n", namespace, "link", "set", device, "up", "txqueuelen", "20000")
+                route = ["add", f"{far}/32", "dev", device, "src", own, "congctl", self.congestion]
+                _run("ip", "-n", namespace, "route", *route)
                 if rate_mbit is not None:
                     self._shape(namespace, device, rate_mbit)
 
@@ -148,11 +152,11 @@ class Star:
 
 
 @contextmanager
-def star(sites: int, keeps_window: bool = False) -> Iterator[Star]:
+def star(sites: int, keeps_window: bool = False, congestion: str = "cubic") -> Iterator[Star]:
     """A star that is removed at the end. Raises NoLink."""
     if (reason := reason_against()) is not None:
         raise NoLink(reason)
-    made = Star(sites, keeps_window)
+    made = Star(sites, keeps_window, congestion)
     try:
         made.make()
         yield made

@@ -60,7 +60,7 @@ def test_compose_keeps_to_what_it_declares() -> None:
     declared = compose()
     allowed = {
         "image", "build", "command", "restart", "cap_drop", "security_opt", "ports", "volumes", "healthcheck",
-        "read_only", "tmpfs", "depends_on", "user",
+        "read_only", "tmpfs", "depends_on", "user", "sysctls",
     }  # fmt: skip
     for name, service in declared["services"].items():
         assert set(service) <= allowed, name

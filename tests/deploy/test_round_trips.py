@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import resource
+import socket
 import threading
 import time
 import types
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -20,10 +22,10 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 
 from ssfl.deploy.log import EventLog
 from ssfl.deploy.site import loop
-from ssfl.deploy.transport import fleet, grid, superlink
+from ssfl.deploy.transport import fleet, superlink
 from ssfl.deploy.transport import internals as flower
 from ssfl.deploy.transport.fleet import REQUESTS_AT_ONCE, Credentials, FleetPort
-from ssfl.deploy.transport.fleet_client import IDLE_CONNECTION_SECONDS
+from ssfl.deploy.transport.fleet_client import IDLE_CONNECTION_SECONDS, PROBES, fleet_client
 from ssfl.deploy.transport.objects import bounded_pull, bounded_push
 from ssfl.deploy.transport.port import Delivery, Message
 from tests.deploy.flower_messages import contents_of, flower_message
@@ -184,9 +186,15 @@ def test_a_message_is_worked_on_before_its_confirmation_has_arrived(
 ) -> None:
     monkeypatch.setattr(fleet, "CONFIRM_AGAIN_SECONDS", (0.01, 0.01, 0.01))
     blocked, confirmed = threading.Event(), threading.Event()
-    port = FleetPort(Credentials("127.0.0.1:1"))
     answers = answers_of(blocked, confirmed, failures)
-    port._client._client = httpx.Client(transport=httpx.MockTransport(answers))
+
+    def client(*about: object) -> flower.FleetHttpClient:
+        made = fleet_client("127.0.0.1:1", None, [])
+        made._client = httpx.Client(transport=httpx.MockTransport(answers))
+        return made
+
+    monkeypatch.setattr(fleet, "fleet_client", client)
+    port = FleetPort(Credentials("127.0.0.1:1"))
     port.connect()
     delivery = port.receive(1_000)
     assert delivery is not None
@@ -197,30 +205,38 @@ def test_a_message_is_worked_on_before_its_confirmation_has_arrived(
     port.close()
 
 
-def test_the_server_waits_for_a_slow_answer_as_long_as_its_longest_deadline(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Grid:
-        def push_messages(self, messages: list[object]) -> list[str]:
-            return ["ticket"] * len(messages)
-
-        def pull_messages(self, tickets: list[str]) -> list[object]:
-            return []
-
-    limits: list[tuple[int, float]] = []
-    monkeypatch.setattr(grid, "FlowerMessage", lambda *content, **options: content)
-    monkeypatch.setattr(grid, "patch_grid", lambda most, seconds: limits.append((most, seconds)))
-    port = grid.GridPort(Grid())
-    for deadline in (30.0, 5.0):
-        assert port.send([(1, Message(b"{}", b""))], deadline) == ("ticket",)
-        assert port.receive(["ticket"], 1_000) == ()
-    assert port.receive(["ticket"], 2_000) == ()
-    assert limits == [(1_000, 30.0), (2_000, 30.0)]
-
-
 def test_the_superlink_may_open_as_many_files_as_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda what: (1_024, 4_096))
     monkeypatch.setattr(resource, "setrlimit", lambda what, limits: asked.append(limits))
     superlink.allow_files()
     assert asked == [(4_096, 4_096)]
+
+
+def test_an_idle_connection_of_a_site_is_probed() -> None:
+    """By the options of the socket itself: on a server that accepts one connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = fleet_client(f"127.0.0.1:{server.getsockname()[1]}", None, [])
+        sockets: list[socket.socket] = []
+
+        def trace(name: str, info: dict[str, object]) -> None:
+            if name == "connection.connect_tcp.complete":
+                stream: Any = info["return_value"]
+                sockets.append(stream.get_extra_info("socket"))
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(10_000)
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                connection.recv(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        client._client.post(client._base_url, extensions={"trace": trace})
+        (found,) = sockets
+        assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        for name, value in PROBES.items():
+            assert found.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) == value
+        client.close()
+        thread.join(20)

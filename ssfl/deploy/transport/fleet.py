@@ -7,6 +7,7 @@ would be the trainer. This module does its own retries and heartbeats (call `con
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from ssfl.deploy.errors import DeployError
 from ssfl.deploy.federation.keys import read_authority
 from ssfl.deploy.transport import internals as flower
 from ssfl.deploy.transport.fleet_client import fleet_client
+from ssfl.deploy.transport.object_connections import ObjectConnections
 from ssfl.deploy.transport.objects import bounded_pull, bounded_push, inflate
 from ssfl.deploy.transport.port import Delivery, LinkError, Message
 from ssfl.deploy.transport.records import RecordsError, from_records, to_records
@@ -53,7 +55,8 @@ class FleetPort:
         private, public = _keys(credentials.private_key)
         self._public = flower.public_key_to_bytes(public)
         certificates = credentials.root_certificates
-        self._client = fleet_client(
+        self._connect_client = functools.partial(
+            fleet_client,
             credentials.superlink,
             None if certificates is None else read_authority(certificates),
             [
@@ -61,6 +64,8 @@ class FleetPort:
                 flower.NodeAuthHttpInterceptor(private, public),
             ],
         )
+        self._client = self._connect_client()
+        self._objects = ObjectConnections(self._connect_client, REQUESTS_AT_ONCE)
         self._node_file = node_file
         self._registered = False
         self._node: Any = None
@@ -89,8 +94,14 @@ class FleetPort:
         head = flower.message_from_proto(response.messages_list[0])
         run, number = head.metadata.run_id, head.metadata.message_id
         ids = [tree.object_id for tree in flower.iterate_object_tree(response.message_object_trees[0])]
-        pull = flower.make_pull_object_fn_protobuf(self._client.PullObject, self._node, run)
-        with _link_errors():
+        places = {object_id: place for place, object_id in enumerate(ids)}
+
+        def pull(object_id: str) -> bytes:
+            with self._objects.take(places[object_id]) as client:
+                one = flower.make_pull_object_fn_protobuf(client.PullObject, self._node, run)
+                return bytes(one(object_id))
+
+        with self._link_errors():
             try:
                 contents = bounded_pull(ids, pull, max_body_bytes, at_once=REQUESTS_AT_ONCE)
                 message = inflate(number, contents, max_body_bytes)
@@ -125,6 +136,7 @@ class FleetPort:
                 self._client.DeactivateNode(flower.DeactivateNodeRequest(node_id=node.node_id))
                 if self._self_registered:
                     self._client.UnregisterNode(flower.UnregisterNodeFleetRequest(node_id=node.node_id))
+        self._objects.close()
         self._client.close()
 
     # ── internals ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -162,7 +174,7 @@ class FleetPort:
     def _push(self, reply: Any, seconds: float = 0.0) -> None:
         run = reply.metadata.run_id
         reply.metadata.__dict__["_message_id"] = reply.object_id
-        with flower.no_object_id_recompute(), _link_errors():
+        with flower.no_object_id_recompute(), self._link_errors():
             tree = flower.get_object_tree(reply)
             objects = flower.get_all_nested_objects(reply)
             head = flower.remove_content_from_message(reply) if reply.has_content() else reply
@@ -174,15 +186,31 @@ class FleetPort:
                     clientapp_runtime_list=[seconds],
                 )
             )
-            push = flower.make_push_object_fn_protobuf(
-                self._client.PushObject, self._node, run, response.session_id
-            )
+            places = push_places(objects)
+
+            def push(object_id: str, raw: bytes) -> None:
+                with self._objects.take(places[object_id]) as client:
+                    flower.make_push_object_fn_protobuf(
+                        client.PushObject, self._node, run, response.session_id
+                    )(object_id, raw)
+
             bounded_push(
                 objects,
                 push,
                 object_ids_to_push=set(response.objects_to_push),
                 at_once=REQUESTS_AT_ONCE,
             )
+
+    @contextlib.contextmanager
+    def _link_errors(self) -> Iterator[None]:
+        """Turns connection errors into LinkError. Requests that hang must not keep the next message's connections."""
+        try:
+            with _link_errors():
+                yield
+        except LinkError:
+            self._objects.close()
+            self._objects = ObjectConnections(self._connect_client, REQUESTS_AT_ONCE)
+            raise
 
     def _confirm(self, node: Any, run: int, number: str) -> None:
         """Let the SuperLink delete the message's objects; without this it keeps them until the run ends."""
@@ -215,6 +243,14 @@ class FleetPort:
         if self._beats is not None:
             self._beats.stop()
             self._beats = None
+
+
+def push_places(objects: dict[str, Any]) -> dict[str, int]:
+    """A place for each object (`ObjectConnections`). Chunks of a body share the first few connections."""
+    return {
+        object_id: 0 if isinstance(item, flower.ArrayChunk) else 2 + number
+        for number, (object_id, item) in enumerate(objects.items())
+    }
 
 
 @final

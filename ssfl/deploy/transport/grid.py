@@ -11,6 +11,8 @@ from flwr.app import Message as FlowerMessage
 from flwr.app import MessageType
 
 from ssfl.deploy.transport import internals as flower
+from ssfl.deploy.transport.announced_answers import AnnouncedAnswers
+from ssfl.deploy.transport.objects import TooLargeError
 from ssfl.deploy.transport.patches import free_responses, patch_grid
 from ssfl.deploy.transport.port import Answer, Failure, FailureKind, Message, SiteInfo
 from ssfl.deploy.transport.records import RecordsError, from_records, to_records
@@ -29,10 +31,11 @@ class GridPort:
     """`ServerPort` on the `grid` that Flower passes to a ServerApp."""
 
     def __init__(self, grid: Any) -> None:
-        flower.patched_module("grid")  # an unknown flwr fails here, not in the first round
+        module = patch_grid()
         free_responses()
         self._grid = grid
-        self._limits = (0, 0.0)
+        # The grid of Flower's simulation runtime has no SuperLink, and hands over messages in memory.
+        self._announced = AnnouncedAnswers(grid) if isinstance(grid, module.HttpGrid) else None
         self._deadline_seconds = 0.0
 
     def sites(self) -> tuple[SiteInfo, ...]:
@@ -67,28 +70,26 @@ class GridPort:
         return tuple(ticket or None for ticket in tickets)
 
     def receive(self, tickets: Sequence[str], max_body_bytes: int) -> tuple[Answer | Failure, ...]:
-        """The answers that have arrived; large ones one at a time, in the order of the tickets."""
-        if not tickets:
-            return ()
-        # A site that uploads an announced answer slowly delays the others by one deadline at most.
-        limits = (max_body_bytes, self._deadline_seconds)
-        if limits != self._limits:
-            patch_grid(*limits)
-            self._limits = limits
-        groups = [[t] for t in tickets] if max_body_bytes > ONE_BY_ONE_BYTES else [list(tickets)]
-        for group in groups:
-            if found := self._pull(group):
-                return found
-        return ()
+        """The answers that have arrived; a large one alone, so that only one is in memory."""
+        if self._announced is None:
+            return tuple(map(_arrived, self._grid.pull_messages(tickets))) if tickets else ()
+        found = []
+        for ticket in self._announced.poll(tickets) if tickets else ():
+            found.append(self._pull(self._announced, ticket, max_body_bytes))
+            if max_body_bytes > ONE_BY_ONE_BYTES:
+                break
+        return tuple(found)
 
-    def _pull(self, tickets: Sequence[str]) -> tuple[Answer | Failure, ...]:
+    def _pull(self, announced: AnnouncedAnswers, ticket: str, max_body_bytes: int) -> Answer | Failure:
+        # A site that uploads an announced answer slowly delays the others by one deadline at most.
         try:
-            pulled = list(self._grid.pull_messages(tickets))
+            return _arrived(announced.pull(ticket, max_body_bytes, self._deadline_seconds))
+        except flower.ObjectPullError as error:
+            return Failure(ticket, "expired", f"its objects are not available: {error}")
+        except TooLargeError as error:
+            return Failure(ticket, "refused", str(error))
         except (httpx.HTTPStatusError, httpx.TransportError, ValueError, KeyError) as error:
-            if len(tickets) > 1:  # so that one unreadable answer does not hide the others
-                return tuple(found for t in tickets for found in self._pull([t]))
-            return (Failure(tickets[0], "refused", f"an answer that cannot be read ({error})"),)
-        return tuple(map(_arrived, pulled))
+            return Failure(ticket, "refused", f"an answer that cannot be read ({error})")
 
 
 def _arrived(reply: Any) -> Answer | Failure:

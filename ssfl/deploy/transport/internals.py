@@ -8,6 +8,7 @@ is used. If a release moves a name, importing this module fails before anything 
 from __future__ import annotations
 
 import importlib
+import operator
 import types
 from importlib import metadata
 from typing import Any, Literal
@@ -56,7 +57,7 @@ try:
     from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
     from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectResponse
     from flwr.proto.node_pb2 import Node
-    from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+    from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullAppMessagesRequest, SendTaskHeartbeatRequest
     from flwr.supercore.constant import (
         FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PULLS,
         FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES,
@@ -100,25 +101,21 @@ except ImportError as error:
     ) from None
 
 PATCHED = {
-    "grid": (
-        "flwr.superlink.grid.http_grid",
-        "pull_objects",
-        "push_objects",
-        "inflate_object_from_contents",
-    ),
+    "grid": ("flwr.superlink.grid.http_grid", "push_objects", "HttpGrid._runtime_client"),
     "superlink": ("flwr.superlink.cli.flower_superlink", "uvicorn"),
+    "middleware": ("starlette.middleware.base", "BaseHTTPMiddleware"),
     "executor": ("flwr.supernode.runtime.run_clientapp", "pull_and_inflate_object_from_tree"),
 }
 """Modules in which attributes are replaced, by their user; a site imports none of them."""
 
 
-def patched_module(user: Literal["grid", "superlink", "executor"]) -> Any:
+def patched_module(user: Literal["grid", "superlink", "middleware", "executor"]) -> Any:
     """The module to patch. Raises FlowerVersionError if it lacks an attribute: a patch would silently do nothing."""
     name, *attributes = PATCHED[user]
     try:
         module = importlib.import_module(name)
         for attribute in attributes:
-            getattr(module, attribute)
+            operator.attrgetter(attribute)(module)
     except (ImportError, AttributeError) as error:
         raise FlowerVersionError(
             f"flwr {VERSION} has moved {name}.{', '.join(attributes)} ({error}); pip install 'flwr>=1.41,<1.43'"
@@ -182,6 +179,7 @@ __all__ = [
     "ObjectUnavailableError",
     "PULL_MAX_TIME",
     "ProtobufClient",
+    "PullAppMessagesRequest",
     "PullMessagesRequest",
     "PullObjectResponse",
     "PushMessagesRequest",

@@ -11,10 +11,7 @@ from ssfl.deploy.transport import internals as flower
 from ssfl.deploy.transport.objects import (
     BACKOFF_CAP_SECONDS,
     BACKOFF_SECONDS,
-    TooLargeError,
-    bounded_pull,
     bounded_push,
-    inflate,
 )
 
 
@@ -37,18 +34,11 @@ def free_responses() -> None:
     flower.ProtobufClient._send = send  # type: ignore[method-assign]
 
 
-def patch_grid(max_bytes: int, within_seconds: float) -> None:
-    """Make `HttpGrid.pull_messages` poll objects at short intervals, and limit the bytes and the time of a message."""
-
-    def pull(object_ids: list[str], pull_object_fn: Any) -> dict[str, bytes]:
-        try:
-            return bounded_pull(object_ids, pull_object_fn, max_bytes, within_seconds=within_seconds)
-        except TooLargeError as error:
-            raise flower.ObjectPullError(object_ids[-1], f"refused: {error}") from None
-
+def patch_grid() -> Any:
+    """Make `HttpGrid.push_messages` free objects as it sends them; returns the module of HttpGrid."""
     module = flower.patched_module("grid")
-    module.pull_objects, module.push_objects = pull, bounded_push
-    module.inflate_object_from_contents = functools.partial(inflate, max_bytes=max_bytes)
+    module.push_objects = bounded_push
+    return module
 
 
 def patch_executor() -> None:

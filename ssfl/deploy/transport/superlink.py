@@ -22,12 +22,13 @@ from typing import Any, final
 
 from ssfl.deploy.federation.addresses import network_of
 from ssfl.deploy.transport import internals as flower
-from ssfl.deploy.transport.object_wait import App, Receive, Scope, Send, WaitForObjects
+from ssfl.deploy.transport.held_requests import App, HeldRequests, Receive, Scope, Send
+from ssfl.deploy.transport.lean_middleware import patch_middleware
 
 OPEN_TO_ALL = ("/v1/fleet/",)
 MAX_BODY_BYTES = 64_000_000
 """Flower splits arrays into chunks of 5 MiB, so a site's requests are short messages or single chunks."""
-KEEP_ALIVE_SECONDS = 75
+KEEP_ALIVE_SECONDS = 960
 
 
 @final
@@ -103,11 +104,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.parent_pid:
         threading.Thread(target=_end_with, args=(arguments.parent_pid,), daemon=True).start()
     allow_files()
+    patch_middleware()
     module = flower.patched_module("superlink")
     real = module.uvicorn
 
     def run(app: App, **options: Any) -> None:
-        guarded = Guard(WaitForObjects(app), arguments.control_from, arguments.max_body_bytes)
+        guarded = Guard(HeldRequests(app), arguments.control_from, arguments.max_body_bytes)
         # Polls keep their connection: a new one would cost a TLS handshake each.
         options |= {"access_log": False, "timeout_keep_alive": KEEP_ALIVE_SECONDS}
         real.run(app=guarded, **options)
