@@ -33,17 +33,25 @@ class Client:
         self.polls: list[list[str]] = []
         self.confirmed: list[str] = []
         self.broken: type[Exception] | None = None
+        self.named = ""
+        """The ticket that the objects of an answer name, if not that of its head."""
+        self.status = 200
 
     def PullMessages(self, request: Any) -> PullAppMessagesResponse:
+        response = httpx.Response(self.status, request=httpx.Request("POST", "http://superlink"))
+        response.raise_for_status()
         self.polls.append(list(request.message_ids))
         heads, trees = [], []
         for ticket in request.message_ids:
             if ticket in self.waiting:
                 message = self.waiting.pop(ticket)
+                if self.named:
+                    message.metadata.__dict__["_reply_to_message_id"] = self.named
                 number, contents = contents_of(message)
                 self.objects |= contents
                 message.metadata.__dict__["_message_id"] = number
                 trees.append(flower.get_object_tree(message))
+                message.metadata.__dict__["_reply_to_message_id"] = ticket
                 bare = flower.remove_content_from_message(message) if message.has_content() else message
                 heads.append(flower.message_to_proto(bare))
         return PullAppMessagesResponse(messages_list=heads, message_object_trees=trees)
@@ -134,6 +142,25 @@ def test_an_answer_over_the_limit_is_refused_and_one_without_its_objects_has_exp
 class _Nothing(dict[str, bytes]):
     def __ior__(self, other: Any) -> _Nothing:  # type: ignore[override, misc]
         return self
+
+
+def test_a_reply_that_names_another_ticket_is_the_answer_to_its_own() -> None:
+    """The SuperLink checks the announced head, not the objects."""
+    client = Client(a=b"one")
+    client.named = "b"
+    assert port_on(client).receive(["a", "b"], 1_000) == (Answer("a", Message(b"{}", b"one")),)
+
+
+def test_a_poll_is_repeated_after_a_fault_of_the_server_and_ends_the_run_when_it_is_refused() -> None:
+    client = Client(a=b"one")
+    port = port_on(client)
+    client.status = 500
+    assert port.receive(["a"], 1_000) == ()
+    client.status = 401
+    with pytest.raises(httpx.HTTPStatusError):
+        port.receive(["a"], 1_000)
+    client.status = 200
+    assert bodies(port.receive(["a"], 1_000)) == [b"one"]
 
 
 def test_an_error_of_the_transport_is_a_failure() -> None:

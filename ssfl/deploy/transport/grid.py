@@ -71,19 +71,28 @@ class GridPort:
 
     def receive(self, tickets: Sequence[str], max_body_bytes: int) -> tuple[Answer | Failure, ...]:
         """The answers that have arrived; a large one alone, so that only one is in memory."""
+        if not tickets:
+            return ()
         if self._announced is None:
-            return tuple(map(_arrived, self._grid.pull_messages(tickets))) if tickets else ()
-        found = []
-        for ticket in self._announced.poll(tickets) if tickets else ():
-            found.append(self._pull(self._announced, ticket, max_body_bytes))
-            if max_body_bytes > ONE_BY_ONE_BYTES:
-                break
-        return tuple(found)
+            replies = self._grid.pull_messages(tickets)
+            return tuple(_arrived(reply.metadata.reply_to_message_id, reply) for reply in replies)
+        announced = self._poll(self._announced, tickets)
+        if max_body_bytes > ONE_BY_ONE_BYTES:
+            announced = announced[:1]
+        return tuple(self._pull(self._announced, ticket, max_body_bytes) for ticket in announced)
+
+    def _poll(self, announced: AnnouncedAnswers, tickets: Sequence[str]) -> list[str]:
+        try:
+            return announced.poll(tickets)
+        except httpx.HTTPStatusError as error:
+            if error.response.is_server_error:  # the next poll may succeed
+                return []
+            raise
 
     def _pull(self, announced: AnnouncedAnswers, ticket: str, max_body_bytes: int) -> Answer | Failure:
         # A site that uploads an announced answer slowly delays the others by one deadline at most.
         try:
-            return _arrived(announced.pull(ticket, max_body_bytes, self._deadline_seconds))
+            return _arrived(ticket, announced.pull(ticket, max_body_bytes, self._deadline_seconds))
         except flower.ObjectPullError as error:
             return Failure(ticket, "expired", f"its objects are not available: {error}")
         except TooLargeError as error:
@@ -92,8 +101,8 @@ class GridPort:
             return Failure(ticket, "refused", f"an answer that cannot be read ({error})")
 
 
-def _arrived(reply: Any) -> Answer | Failure:
-    ticket = reply.metadata.reply_to_message_id
+def _arrived(ticket: str, reply: Any) -> Answer | Failure:
+    """The content of a reply. ticket: the one that the SuperLink has checked; the reply may name another."""
     if reply.has_error():
         kind = _KINDS.get(reply.error.code, "failed")
         reason = str(reply.error.reason or f"code {reply.error.code}")
