@@ -108,9 +108,9 @@ class Star:
             raise NoLink("the delay line did not start")
         for n in range(self.sites):
             for namespace, device, own, far in self._ends(n):
-                _run("ip", "-n", namespace, "addr", "add", f"{own}/32", "dev", device)
+                _run("ip", "-n", namespace, "addr", "add", f"{own}/32", "peer", f"{far}/32", "dev", device)
                 _run("ip", "-n", namespace, "link", "set", device, "up", "txqueuelen", "20000")
-                route = ["add", f"{far}/32", "dev", device, "src", own, "congctl", self.congestion]
+                route = ["replace", f"{far}/32", "dev", device, "src", own, "congctl", self.congestion]
                 _run("ip", "-n", namespace, "route", *route)
                 if rate_mbit is not None:
                     self._shape(namespace, device, rate_mbit)

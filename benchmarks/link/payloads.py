@@ -73,6 +73,12 @@ def support(density: float) -> Support:
 
 
 @cache
+def packed(density: float) -> MaskedValues:
+    """The model's values on the mask."""
+    return support(density).pack(model())
+
+
+@cache
 def wire(profile: str) -> WireStack:
     """The codecs of both sides."""
     known = "exact" if profile == "authors" else profile
@@ -105,4 +111,5 @@ def payload(cell: Cell, sender: int, turn: int) -> Payload:
         return Payload({"bytes": DenseValues(torch.randn(len(bits) // 4) + turn)}, sender)
     if cell.kind == "dense":
         return Payload({"w": DenseValues(model() + turn + sender / 8)}, sender)
-    return Payload({"w": support(density_of(cell)).pack(model() + turn + sender / 8)}, sender)
+    kept = packed(density_of(cell))
+    return Payload({"w": replace(kept, values=kept.values + turn + sender / 8)}, sender)

@@ -26,7 +26,7 @@ def measured() -> dict[str, tuple[float, float | None]]:
     """Name of a cell -> seconds a round, and how many times shorter than dense."""
     rows = [
         row
-        for name in ("link_10mbit.json", "link_100mbit_1000mbit.json")
+        for name in ("link_10mbit.json", "link_10mbit_150ms.json", "link_100mbit_1000mbit.json")
         for row in json.loads((RESULTS / name).read_text(encoding="utf-8"))
     ]
     return {

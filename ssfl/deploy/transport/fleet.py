@@ -11,6 +11,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -22,6 +23,7 @@ from flwr.app import Message as FlowerMessage
 from ssfl.deploy.errors import DeployError
 from ssfl.deploy.federation.keys import read_authority
 from ssfl.deploy.transport import internals as flower
+from ssfl.deploy.transport.early_push import EarlyPush
 from ssfl.deploy.transport.fleet_client import fleet_client
 from ssfl.deploy.transport.object_connections import ObjectConnections
 from ssfl.deploy.transport.objects import bounded_pull, bounded_push, inflate
@@ -178,28 +180,22 @@ class FleetPort:
             tree = flower.get_object_tree(reply)
             objects = flower.get_all_nested_objects(reply)
             head = flower.remove_content_from_message(reply) if reply.has_content() else reply
-            response = self._client.PushMessages(
-                flower.PushMessagesRequest(
-                    node=self._node,
-                    messages_list=[flower.message_to_proto(head)],
-                    message_object_trees=[tree],
-                    clientapp_runtime_list=[seconds],
-                )
+            request = flower.PushMessagesRequest(
+                node=self._node,
+                messages_list=[flower.message_to_proto(head)],
+                message_object_trees=[tree],
+                clientapp_runtime_list=[seconds],
             )
             places = push_places(objects)
+            with ThreadPoolExecutor(1) as executor:
+                announced = executor.submit(self._client.PushMessages, request)
+                early = EarlyPush(self._node, run, announced)
 
-            def push(object_id: str, raw: bytes) -> None:
-                with self._objects.take(places[object_id]) as client:
-                    flower.make_push_object_fn_protobuf(
-                        client.PushObject, self._node, run, response.session_id
-                    )(object_id, raw)
+                def push(object_id: str, raw: bytes) -> None:
+                    with self._objects.take(places[object_id]) as client:
+                        early.push(client, object_id, raw)
 
-            bounded_push(
-                objects,
-                push,
-                object_ids_to_push=set(response.objects_to_push),
-                at_once=REQUESTS_AT_ONCE,
-            )
+                bounded_push(objects, push, at_once=REQUESTS_AT_ONCE)
 
     @contextlib.contextmanager
     def _link_errors(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from ssfl.deploy.transport import internals as flower
 from ssfl.deploy.transport.patches import free_responses
 
 WRITE_SECONDS = 120.0
-"""Write timeout of one request; flwr's 30 s need 2.7 Mbit/s, because two chunks of 5 MiB are sent at once."""
+"""Write timeout of one piece of a request (`early_push.PIECE_BYTES`)."""
 IDLE_CONNECTION_SECONDS = 900.0
 """How long a site keeps a connection without requests; less than the SuperLink does (`superlink.KEEP_ALIVE_SECONDS`).
 After httpx's 5 s a site would connect again after every epoch: two round trips, and TCP would start slowly."""

@@ -55,7 +55,12 @@ try:
         UnregisterNodeFleetRequest,
     )
     from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-    from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectResponse
+    from flwr.proto.message_pb2 import (
+        ConfirmMessageReceivedRequest,
+        ObjectTree,
+        PullObjectResponse,
+        PushObjectRequest,
+    )
     from flwr.proto.node_pb2 import Node
     from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullAppMessagesRequest, SendTaskHeartbeatRequest
     from flwr.supercore.constant import (
@@ -74,7 +79,6 @@ try:
     )
     from flwr.supercore.inflatable.inflatable_protobuf_utils import (
         make_pull_object_fn_protobuf,
-        make_push_object_fn_protobuf,
     )
     from flwr.supercore.inflatable.inflatable_utils import (
         ObjectPullError,
@@ -183,6 +187,7 @@ __all__ = [
     "PullMessagesRequest",
     "PullObjectResponse",
     "PushMessagesRequest",
+    "PushObjectRequest",
     "RegisterNodeFleetRequest",
     "RuntimeHttpClient",
     "RuntimeTokenHttpInterceptor",
@@ -205,7 +210,6 @@ __all__ = [
     "inflate_object_from_contents",
     "iterate_object_tree",
     "make_pull_object_fn_protobuf",
-    "make_push_object_fn_protobuf",
     "message_from_proto",
     "message_to_proto",
     "no_object_id_recompute",
