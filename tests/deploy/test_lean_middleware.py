@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from ssfl.deploy.transport.internals import FlowerVersionError
 from ssfl.deploy.transport.lean_middleware import PATHS, patch_middleware
 
 Next = Callable[[Request], Awaitable[Response]]
@@ -151,8 +152,21 @@ def test_a_client_that_leaves_during_its_request_gets_no_answer() -> None:
     async def receive() -> Any:
         return {"type": "http.disconnect"}
 
-    async def refuse(event: Any) -> None:
-        raise AssertionError(event)
+    calls: list[Any] = []
 
-    middleware = BaseHTTPMiddleware(refuse, dispatch=translate)  # type: ignore[arg-type]
-    asyncio.run(middleware({"type": "http", "path": PATHS[1]}, receive, refuse))
+    async def record(*about: Any) -> None:
+        calls.append(about)
+
+    middleware = BaseHTTPMiddleware(record, dispatch=translate)
+    asyncio.run(middleware({"type": "http", "path": PATHS[1]}, receive, record))
+    assert calls == []
+
+
+def test_an_unknown_starlette_is_refused_before_anything_is_patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def renamed(self: Any, app: Any, dispatch: Any = None) -> None:
+        self.app, self.handler = app, dispatch
+
+    monkeypatch.setattr(BaseHTTPMiddleware, "__init__", renamed)
+    with pytest.raises(FlowerVersionError, match="dispatch_func"):
+        patch_middleware()
+    assert BaseHTTPMiddleware.__call__ is STARLETTE

@@ -19,8 +19,8 @@ class AnnouncedAnswers:
 
     def __init__(self, grid: Any) -> None:
         self._client, self._node, self._run = grid._runtime_client, grid.node, grid.run.run_id
-        self._heads: dict[str, tuple[Any, list[str]]] = {}
-        """By ticket: an announced answer without content, and the ids of its objects."""
+        self._heads: dict[str, tuple[str, list[str]]] = {}
+        """By ticket: the message id of an announced answer, and the ids of its objects."""
 
     def poll(self, tickets: Sequence[str]) -> list[str]:
         """The tickets whose answers are announced, in the order of `tickets`. Others are no longer expected."""

@@ -110,7 +110,7 @@ PATCHED = {
     "middleware": ("starlette.middleware.base", "BaseHTTPMiddleware"),
     "executor": ("flwr.supernode.runtime.run_clientapp", "pull_and_inflate_object_from_tree"),
 }
-"""Modules in which attributes are replaced, by their user; a site imports none of them."""
+"""Modules in which attributes are replaced, and what the replacements use, by their user; a site imports none."""
 
 
 def patched_module(user: Literal["grid", "superlink", "middleware", "executor"]) -> Any:

@@ -27,8 +27,12 @@ PATHS = ("/v1/fleet/", *(f"/v1/runtime/{name}" for name in _RUNTIME))
 
 
 def patch_middleware() -> None:
-    """Replace `BaseHTTPMiddleware.__call__` in this process."""
+    """Replace `BaseHTTPMiddleware.__call__` in this process. Raises FlowerVersionError on an unknown Starlette."""
     middleware = flower.patched_module("middleware").BaseHTTPMiddleware
+    if not {"app", "dispatch_func"} <= vars(middleware(None)).keys():
+        raise flower.FlowerVersionError(
+            "this version of Starlette has moved BaseHTTPMiddleware.app or dispatch_func"
+        )
     original = middleware.__call__
 
     async def call(self: Any, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,9 +1,9 @@
 """The connections over which a site sends and receives the objects of messages.
 
-TCP starts slowly on every new connection and after a pause: on a link of 10 Mbit/s and 150 ms each way, 4.5 MB take
-5.1 s over a new connection and 4.0 s over one that has carried as much shortly before. httpx's pool uses any free
-connection. Here an object's place in its message selects the connection, so that a large object uses the one that
-carried the large object of the previous message. Requests without objects have connections of their own.
+TCP starts slowly on every new connection and after a pause: on a link of 10 Mbit/s and 150 ms each way it takes about
+a second to reach the rate of the link. httpx's pool uses any free connection. Here an object's place in its message
+selects the connection, so that a large object uses the one that carried the large object of the previous message.
+Requests without objects have connections of their own.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ OPEN_TO_ALL = ("/v1/fleet/",)
 MAX_BODY_BYTES = 64_000_000
 """Flower splits arrays into chunks of 5 MiB, so a site's requests are short messages or single chunks."""
 KEEP_ALIVE_SECONDS = 960
+"""How long an idle connection is kept: longer than a site keeps it, which otherwise could send into a closed one."""
 
 
 @final
