@@ -105,11 +105,13 @@ class RoundLoop:
         plan = self._next_plan(progress.state, progress.clock)
         while plan is not None:
             progress, plan = self.step(progress, plan)
-            self.progress = progress
         return progress
 
     def step(self, progress: Progress, plan: RoundPlan) -> tuple[Progress, RoundPlan | None]:
-        """Do one exchange. Returns the new progress and the plan of the next exchange (None after the last)."""
+        """Do one exchange. Returns the new progress and the plan of the next exchange (None after the last).
+
+        An error of the next plan is raised after the exchange is recorded and saved, so that nothing is lost.
+        """
         start = time.perf_counter()
         meter, state = self._exchanged(progress.state, plan)
         aggregated = time.perf_counter()
@@ -123,10 +125,11 @@ class RoundLoop:
         _check_finite(theta, plan)
         event = exchange_fields(plan, meter, self.link) | self._mask_fields(progress.state, state, theta)
         self._warn_of_missing(meter, plan)
-        following = self._next_plan(state, clock)
-        if self._due(plan, closing=following is None):
+        following, fault = self._attempted_plan(state, clock)
+        closing = following is None and fault is None
+        if self._due(plan, closing):
             fields = self._evaluation_fields(theta, board, held)
-            last = following is None or plan.clock.round == plan.clock.total
+            last = closing or plan.clock.round == plan.clock.total
             event |= fields if last else _shortened(fields)
         evaluated = time.perf_counter()
         memories = self.exchange.client_memories()
@@ -140,10 +143,21 @@ class RoundLoop:
         event["wall_seconds"] = time.perf_counter() - start
         self.emit(event)
         saving = self.save(progress)
-        return replace(progress, ledger=replace(progress.ledger, checkpoint_seconds=saving)), following
+        progress = replace(progress, ledger=replace(progress.ledger, checkpoint_seconds=saving))
+        self.progress = progress
+        if fault is not None:
+            raise fault
+        return progress, following
 
     def _next_plan(self, state: Any, clock: Clock) -> RoundPlan | None:
         return self.algorithm.configure_round(state, clock, self.context)
+
+    def _attempted_plan(self, state: Any, clock: Clock) -> tuple[RoundPlan | None, Exception | None]:
+        """The next plan, and the error of making it."""
+        try:
+            return self._next_plan(state, clock), None
+        except Exception as error:
+            return None, error
 
     def _exchanged(self, state: Any, plan: RoundPlan) -> tuple[Meter, Any]:
         """Do an exchange and aggregate. Returns its meter and the new state; the same state if no client answered.

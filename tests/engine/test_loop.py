@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ssfl.algorithms.base import ClientReply, ClientReport, Clock, Instruction, Probe, RoundPlan, TrainLoss
+from ssfl.algorithms.base import (
+    ClientReply,
+    ClientReport,
+    Clock,
+    Instruction,
+    Probe,
+    RoundPlan,
+    ServerContext,
+    TrainLoss,
+)
 from ssfl.algorithms.fedavg import FedAvg
 from ssfl.algorithms.ssfl import SSFL, Discovery
 from ssfl.core.layout import Layout
@@ -55,6 +65,30 @@ def test_testing_every_few_rounds_and_always_at_the_end() -> None:
     rig.loop.test_every = 3
     rig.run(5)
     assert [e["round"] for e in rig.events if "global_accuracy" in e] == [3, 5]
+
+
+def test_an_error_of_the_next_plan_does_not_lose_the_finished_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = make_rig(FedAvg(FIT, 2), float_data(), tiny_net()).run(4)
+    rig = make_rig(FedAvg(FIT, 2), float_data(), tiny_net())
+    configure = FedAvg.configure_round
+
+    def failing(self: FedAvg, state: Any, clock: Clock, context: ServerContext) -> RoundPlan | None:
+        if clock.round == 3:
+            raise ValueError("no third round")
+        return configure(self, state, clock, context)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FedAvg, "configure_round", failing)
+        with pytest.raises(ValueError, match="no third round"):
+            rig.run(4)
+    assert [e["round"] for e in rig.events] == [1, 2]
+    stopped = rig.loop.progress
+    assert stopped is not None
+    assert stopped.clock.round == 3
+    weights = rig.algorithm.weights_to_evaluate(rig.loop.run(stopped).state, rig.context)
+    assert weights is not None
+    assert torch.equal(weights, expected)
+    assert [e["round"] for e in rig.events] == [1, 2, 3, 4]
 
 
 def test_the_list_of_very_many_clients_stands_in_the_last_evaluation_only(
