@@ -26,7 +26,8 @@ def arrays_from_folder(root: Path) -> Arrays:
 
     Classes are the subfolders' names in alphabetical order; files may be in deeper subfolders. All images get the
     size of the first one, with a UserWarning that says how many were resized (bilinear), and are grey if the first is
-    grey, else RGB. Raises DataError for no images, unknown classes in the test part, unreadable or 16-bit files.
+    grey, else RGB. A folder without images is a class too, with a UserWarning: another site may have images of it.
+    Raises DataError for no images, unknown classes in the test part, unreadable or 16-bit files.
     """
     try:
         return _arrays(root)
@@ -44,6 +45,7 @@ def _arrays(root: Path) -> Arrays:
     train = root / "train" if split else root
     names = _class_names(train)
     files, labels = _listing(train, names)
+    _warn_of_empty(train, names, labels)
     reader = _Reader(files[0])
     columns: dict[str, NDArray] = {"train_x": reader.read(files), "train_y": labels}
     if split:
@@ -77,6 +79,16 @@ def _listing(folder: Path, names: tuple[str, ...]) -> tuple[list[Path], NDArray[
         kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
         raise DataError(f"{folder}: no images in class folders; it must contain {_LAYOUTS}, of {kinds}")
     return files, np.array(labels, dtype=np.int64)
+
+
+def _warn_of_empty(folder: Path, names: tuple[str, ...], labels: NDArray[np.int64]) -> None:
+    empty = [name for label, name in enumerate(names) if label not in labels]
+    if empty:
+        warnings.warn(
+            f"{folder}: no training image of {', '.join(empty)}; such folders are classes too "
+            f"({len(names)} classes in all): remove those that are none",
+            stacklevel=4,
+        )
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +22,8 @@ HELD_OUT_SEED = 0
 """A set without a test part: 20 % are held out; the seed is fixed, so that all runs are tested on the same rows."""
 
 MOST_CLASSES = 100_000
+LOST_SHARE = 0.01
+"""Features whose rounding to float32 exceeds this share of their range are named in a warning."""
 SITE_NAMES = "site_names"
 """Key in columns: text [sites], the names of the numbers in train_site and test_site."""
 
@@ -152,7 +155,28 @@ def _examples(where: str, x: NDArray, whole: bool = False) -> NDArray:
     with np.errstate(
         over="ignore"
     ):  # values too large for float32 become infinite; Arrays refuses them and names the row
-        return np.ascontiguousarray(x, dtype=np.float32)
+        stored = np.ascontiguousarray(x, dtype=np.float32)
+    if x.ndim == 2:
+        _warn_of_rounding(where, x, stored)
+    return stored
+
+
+def _warn_of_rounding(where: str, x: NDArray, stored: NDArray[np.float32]) -> None:
+    """A UserWarning for features [N, F] whose differences float32 does not keep, such as seconds since 1970."""
+    if x.dtype.kind not in "fiu" or x.dtype.itemsize < 4 or x.dtype == np.float32:
+        return
+    wide = x.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        error, span = np.abs(wide - stored).max(axis=0), np.ptp(wide, axis=0)
+    # Infinite errors are too large values, which `Arrays` refuses; a constant feature has nothing to keep.
+    features = np.flatnonzero(np.isfinite(error) & (span > 0) & (error > LOST_SHARE * span))
+    if len(features):
+        shown = ", ".join(map(str, features[:5])) + (", …" if len(features) > 5 else "")
+        warnings.warn(
+            f"{where}: float32 does not keep the differences in features {shown}, whose values are far from 0; "
+            "subtract a constant before you save them",
+            stacklevel=4,
+        )
 
 
 def _labels(where: str, y: NDArray) -> NDArray[np.int64]:

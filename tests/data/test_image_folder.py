@@ -62,6 +62,17 @@ def test_other_sizes_are_resized_and_said(tmp_path: Path) -> None:
     assert set(arrays.train_x[:, 0].flatten().tolist()) == {50}
 
 
+def test_a_folder_without_images_is_a_class_and_said(tmp_path: Path) -> None:
+    for name in ("a", "c"):
+        for index in range(5):
+            _paint(tmp_path / "set" / name / f"{index}.png", 50)
+    (tmp_path / "set" / "b").mkdir()
+    with pytest.warns(UserWarning, match=r"no training image of b; .* \(3 classes in all\)"):
+        arrays = load_arrays(f"imagefolder:{tmp_path / 'set'}", tmp_path)
+    assert arrays.class_names == ("a", "b", "c")
+    assert set(arrays.train_y.tolist()) == {0, 2}
+
+
 def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         load_arrays(f"imagefolder:{tmp_path / 'none'}", tmp_path)

@@ -50,6 +50,22 @@ def test_images_become_channels_first_bytes(tmp_path: Path) -> None:
     assert arrays.train_y.tolist() == columns["train_y"].tolist()
 
 
+@pytest.mark.parametrize("kind", [np.float64, np.int64])
+def test_differences_that_float32_does_not_keep_are_said(tmp_path: Path, kind: type) -> None:
+    columns = _table()
+    x = np.round(100 * columns["train_x"])
+    x[:, 2] += 1.7e9  # neighbours in float32 are 128 apart there
+    x[:, 3] = 1.7e9 + 1  # constant: nothing to keep
+    with pytest.warns(UserWarning, match=r"train_x: float32 .* features 2, whose values") as said:
+        load_arrays(str(_save(tmp_path, {**columns, "train_x": x.astype(kind)})), tmp_path)
+    assert len(said) == 1
+
+
+def test_large_values_that_float32_keeps_are_not_said(tmp_path: Path) -> None:
+    columns = _table()
+    load_arrays(str(_save(tmp_path, {**columns, "train_x": 1.7e9 * columns["train_x"]})), tmp_path)
+
+
 def test_grey_images_get_one_channel(tmp_path: Path) -> None:
     columns = _images(channels=1)
     flat = {key: value[..., 0] if key.endswith("x") else value for key, value in columns.items()}
