@@ -30,15 +30,17 @@ sweep() {
 # choose STAGE PRESET RECORD WORDS...: the best learning rate (or KEY) of every line on standard input, by accuracy on a
 # held-out tenth of the training rows; written to $results/RECORD. WORDS apply to all lines.
 choose() {
-  local stage=$1 preset=${PRESET:-$2} record=$3
+  local stage=$1 preset=${PRESET:-$2} record=$3 code=0
   shift 3
   mkdir -p "$out" "$results"
   cat >"$out/$stage.lines"
   # shellcheck disable=SC2086  # EXTRA is a list of words
   "$ssfl" sweep --jobs "${JOBS:-2}" --into "$out/$stage" --lines "$out/$stage.lines" --choose "${KEY:-lr}" \
     --by "${BY:-validation_accuracy}" \
-    "preset=$preset" "dataset.data_dir=$data" dataset.validation_portion=0.1 "$@" ${EXTRA:-}
+    "preset=$preset" "dataset.data_dir=$data" dataset.validation_portion=0.1 "$@" ${EXTRA:-} ||
+    code=$?
   if [ -e "$out/$stage/choice.json" ]; then cp "$out/$stage/choice.json" "$results/$record"; fi
+  return $code  # not 0 if a trial failed; the record is there, with the values that did not
 }
 
 # search STAGE PRESET RECORD: `choose` as all studies use it: 40 rounds, over which the rate decays to 1/30, and a seed that

@@ -54,8 +54,14 @@ class Running:
     """The content of the newest checkpoint, if this process wrote or read it."""
 
     def save(self, progress: Progress) -> float:
-        """Write a checkpoint if one is due; returns the seconds it took."""
-        self.done = (progress, self.writer.position)
+        """Write a checkpoint if one is due; returns the seconds it took.
+
+        Phases after the last round are not saved: an extended run continues from the last round without them, and a
+        run that is stopped there repeats them.
+        """
+        before = self.saved if self.done is None else self.done[0]
+        if before is None or not _closing(before):
+            self.done = (progress, self.writer.position)
         check_stop()
         if not self.checkpoints.due(progress):
             return 0.0
@@ -79,6 +85,11 @@ class Running:
         self.checkpoints.save(progress, extra)
         self.saved = progress
         self.store.keep(progress.client_memories)
+
+
+def _closing(progress: Progress) -> bool:
+    """Whether all training rounds are done."""
+    return progress.clock.round > progress.clock.total
 
 
 def set_model_aside(folder: Path, rounds: int) -> None:

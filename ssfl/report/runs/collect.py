@@ -31,20 +31,25 @@ def collect(sweeps: Sequence[Path], out: Path, with_fedavg: bool = False) -> int
     those of FedAvg-FT.
 
     Raises:
-        RunError: one of `sweeps` is not a sweep, or `out` is another kind of file.
+        RunError: one of `sweeps` is not a sweep, `out` is another kind of file, or one name has two settings.
     """
     if out.exists():
         load_compact(out)  # no other kind of file is replaced
-    found = [cell for sweep in sweeps for cell in _cells(sweep)]
+    found = [_without_places(without_earlier_ends(cell)) for sweep in sweeps for cell in _cells(sweep)]
     if with_fedavg:
         found = [*(c for cell in found if (c := before_fine_tuning(cell)) is not None), *found]
     cells: dict[str, Cell] = {}
     for cell in found:
         known = cells.get(cell.name)
+        if known is not None and known.overrides != cell.overrides:
+            ours, theirs = (" ".join(each.overrides) for each in (known, cell))
+            raise RunError(
+                f"{cell.name} stands for two settings: {ours}; {theirs}: collect them in two files"
+            )
         if known is None or _progress(cell.run) > _progress(known.run):
             cells[cell.name] = cell
     out.parent.mkdir(parents=True, exist_ok=True)
-    text = dumps([_without_places(cell) for cell in cells.values()])
+    text = dumps(list(cells.values()))
     fresh = out.with_name(f".{out.name}.new")
     fresh.write_text(text, encoding="utf-8")
     fresh.replace(out)
@@ -62,6 +67,33 @@ def _cells(sweep: Path) -> list[Cell]:
         raise RunError(f"{sweep}: no readable sweep.json there ({error})") from None
 
 
+def without_earlier_ends(cell: Cell) -> Cell:
+    """The same cell without fine-tuning before its last round, which extended runs of earlier versions recorded.
+
+    The clients' accuracies after such a fine-tuning stay: they include clients that were fine-tuned there and not
+    trained since.
+    """
+    run = cell.run
+    if run is None:
+        return cell
+    earlier = [
+        row for row in run.exchanges if row.get("phase") == "fine_tune" and row["round"] < run.rounds_done
+    ]
+    if not earlier:
+        return cell
+    rows = [dict(row) for row in run.rows if row not in earlier]
+    for row in rows:
+        if row["event"] == "run_finished":
+            _drop_totals(row)
+    return replace(cell, run=replace(run, rows=tuple(rows)))
+
+
+def _drop_totals(row: dict[str, Any]) -> None:
+    """Remove totals that include removed rows; tables use the sums of the rows."""
+    for name in [name for name in row if name.startswith("total_") or name == "bytes_ratio"]:
+        del row[name]
+
+
 def before_fine_tuning(cell: Cell) -> Cell | None:
     """A FedAvg-FT run without its last phase, which is a FedAvg run; None for cells of other methods."""
     if _FT not in cell.overrides:
@@ -75,9 +107,7 @@ def before_fine_tuning(cell: Cell) -> Cell | None:
     for row in rows:
         if row["event"] == "run_finished" and last:
             row |= {name: last[0][name] for name in row if name in last[0] and "accuracy" in name}
-            # Totals would include the fine-tuning; tables use the sums of the rows.
-            for total in [name for name in row if name.startswith("total_")]:
-                del row[total]
+            _drop_totals(row)
             row["client_accuracy_mean"] = last[0].get("client_accuracy_mean")
     config = nested(flat(cell.run.config) | {"algorithm.name": "fedavg"})
     environment = dict(cell.run.environment)

@@ -48,10 +48,19 @@ def bytes_table(study: Study, found: Sequence[Setting], accuracy: Accuracy) -> s
     rows = []
     for selector, setting in complete(study, found):
         if any(row.get(accuracy) is not None for run in setting.finished for row in run.evaluations):
-            means = [_mean(by_seed_until(setting, level, accuracy)) for level in levels]
+            means = [_reached(setting, level, accuracy) for level in levels]
             rows.append([str(selector), _mean_megabytes_once(setting), *means])
     head = ["setting", "MB once", *(f"MB to {100 * level:g} % {NAMES[accuracy]}" for level in levels)]
     return draw(head, rows, "markdown", None, text_columns=(0,)) if levels else ""
+
+
+def _reached(setting: Setting, level: float, accuracy: Accuracy) -> str:
+    """Mean megabytes, or how many seeds reached the accuracy if not all did."""
+    values = by_seed_until(setting, level, accuracy)
+    if values:
+        return _mean(values)
+    count = sum(megabytes_until(run, level, accuracy) is not None for run in setting.finished)
+    return f"{count} of {len(setting.finished)} seeds" if count else "not reached"
 
 
 def _mean(values: dict[int, float] | None) -> str:

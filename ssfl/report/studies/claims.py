@@ -24,7 +24,7 @@ from ssfl.report.tables.grid import draw
 
 Conclusion = Literal["holds", "does not hold", "inconclusive"]
 RULE = f"""\
-**Holds**: the whole {100 * LEVEL:g} % interval is at or above 0. **Does not hold**: it is wholly below 0.
+**Holds**: the whole {100 * LEVEL:g} % interval is above 0. **Does not hold**: it is wholly below 0.
 **Inconclusive**: it includes 0, so these seeds show no difference; that is not equality, and the interval says how
 large a difference may still be. Differences are paired by seed, in points; the interval is Student's t with n − 1
 degrees of freedom, for each row alone (not corrected for the number of rows). *global*: the global model on the whole
@@ -33,12 +33,13 @@ compared. A method without a global model has only *clients*; `?` marks an accur
 differ in*: learning rates, and letters of code and machine, which the study's results.md explains.
 """
 """How conclusions are drawn; part of every study's page."""
+NOTHING_SHARED = "no seed or accuracy in common"
 
 
 @final
 @dataclass(frozen=True)
 class Finding:
-    """A claim in one accuracy; without a difference if a setting is missing."""
+    """A claim in one accuracy; without a difference if a setting is missing or its settings share no seed."""
 
     claim: Claim
     accuracy: Accuracy | None
@@ -52,7 +53,9 @@ class Finding:
     def concluded(self) -> str:
         """The last cell of its row."""
         if self.gap is None:
-            return f"not in the tables: {', '.join(map(str, self.missing))}"
+            return (
+                f"not in the tables: {', '.join(map(str, self.missing))}" if self.missing else NOTHING_SHARED
+            )
         verdict = conclusion(self.gap)
         return f"inconclusive at n = {len(self.gap.by_seed)}" if verdict == "inconclusive" else verdict
 
@@ -62,7 +65,7 @@ def conclusion(gap: Difference) -> Conclusion:
     if gap.interval is None:
         return "inconclusive"
     low, high = gap.interval
-    if low >= 0:
+    if low > 0:
         return "holds"
     return "does not hold" if high < 0 else "inconclusive"
 
@@ -78,12 +81,15 @@ def _of_claim(claim: Claim, done: dict[Selector, Setting], versions: Versions) -
     if missing:
         yield Finding(claim, None, None, missing, "")
         return
-    compared = [done[selector] for selector in claim.selectors]
+    compared, shared = [done[selector] for selector in claim.selectors], False
     for accuracy in claim.accuracies:
         by_gap = [_gap_by_seed(gap, done, accuracy) for gap in claim.gaps]
         found = difference(by_gap[0], by_gap[1] if claim.over else dict.fromkeys(by_gap[0], 0.0))
         if found is not None:
+            shared = True
             yield Finding(claim, accuracy, found, (), versions.remark(compared))
+    if not shared:
+        yield Finding(claim, None, None, (), "")
 
 
 def _gap_by_seed(gap: Gap, done: dict[Selector, Setting], accuracy: Accuracy) -> dict[int, float]:

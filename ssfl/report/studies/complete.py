@@ -22,9 +22,25 @@ def complete(study: Study, found: Sequence[Setting]) -> list[tuple[Selector, Set
 
 
 def is_flat(setting: Setting) -> bool:
-    """Whether the curves of all accuracies that the method has are flat."""
-    gains = [setting_flatness(setting, name) for name in NAMES]
-    return all(gain.flat for gain in gains if gain is not None)
+    """Whether all seeds have the same length, and the curves of all accuracies that the method has are flat.
+
+    A curve without evaluations in one of its last two tenths is not: the rule cannot be applied to it.
+    """
+    gains = [setting_flatness(setting, name) for name in accuracies_of(setting)]
+    return (
+        len(lengths(setting)) == 1 and bool(gains) and all(gain is not None and gain.flat for gain in gains)
+    )
+
+
+def accuracies_of(setting: Setting) -> list[Accuracy]:
+    """The accuracies that the finished runs were tested for."""
+    rows = [row for run in setting.finished for row in run.evaluations]
+    return [name for name in NAMES if any(row.get(name) is not None for row in rows)]
+
+
+def lengths(setting: Setting) -> list[int]:
+    """The numbers of rounds of the finished runs, each once."""
+    return sorted({run.rounds_done for run in setting.finished})
 
 
 def spread(setting: Setting, accuracy: Accuracy) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -112,6 +112,7 @@ def read_study(path: Path) -> Study:
     try:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         thresholds: Mapping[str, Sequence[float]] = dict(stored["thresholds"])
+        _accuracies(thresholds)
         order = tuple(_selector(entry) for entry in stored["settings"])
         return Study(
             stored["title"],
@@ -151,6 +152,14 @@ def _of_the_study(selector: Selector, order: Sequence[Selector]) -> Selector:
     return similar[0]
 
 
+def _accuracies(names: Collection[str]) -> tuple[Accuracy, ...]:
+    """The names, checked."""
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise ValueError(f"accuracy {unknown[0]!r}; known: {', '.join(NAMES)}")
+    return tuple(name for name in NAMES if name in names)
+
+
 def _claim(stored: Mapping[str, Any], order: Sequence[Selector], table: str | None) -> Claim:
     source, table = stored["source"], stored.get("paper_table", table)
     if source not in SOURCES or table not in (*TABLES, None):
@@ -161,6 +170,6 @@ def _claim(stored: Mapping[str, Any], order: Sequence[Selector], table: str | No
         source,
         _gap((stored["first"], stored["second"]), order),
         None if over is None else _gap(over, order),
-        tuple(stored.get("accuracies", NAMES)),
+        _accuracies(stored.get("accuracies", NAMES)),
         table if source == "paper" else None,
     )

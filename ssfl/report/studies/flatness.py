@@ -108,9 +108,11 @@ def main(words: Sequence[str]) -> int:
     steep = 0
     for setting in found:
         gains = {name: setting_flatness(setting, name) for name in NAMES}
-        steep += any(g is not None and not g.flat for g in gains.values())
-        text = ", ".join(f"{name} {gain}" for name, gain in gains.items() if gain is not None)
-        print(f"{setting.label}: {text or 'not finished'}")
+        known = {name: gain for name, gain in gains.items() if gain is not None}
+        steep += bool(setting.finished) and not (known and all(gain.flat for gain in known.values()))
+        text = ", ".join(f"{name} {gain}" for name, gain in known.items())
+        none = "not evaluated in both tenths (not flat)" if setting.finished else "not finished"
+        print(f"{setting.label}: {text or none}")
     return 1 if steep else 0
 
 

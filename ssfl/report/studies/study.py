@@ -20,7 +20,7 @@ from ssfl.report.runs.settings import Setting, settings
 from ssfl.report.studies.bytes_until import adverse, byte_differences_table, bytes_table, short, short_adverse
 from ssfl.report.studies.choice import read_choice
 from ssfl.report.studies.claims import RULE, claims_table, papers_claims, short_claims
-from ssfl.report.studies.complete import complete, finished, is_flat, spread
+from ssfl.report.studies.complete import accuracies_of, complete, finished, is_flat, lengths, spread
 from ssfl.report.studies.definition import NAMES, STUDY, Selector, Study, ambiguous, read_study
 from ssfl.report.studies.flatness import LIMIT, setting_flatness
 from ssfl.report.studies.length import length_notes
@@ -129,7 +129,8 @@ def _missing(study: Study, found: Sequence[Setting]) -> str:
     rising = [_rising(selector, s) for selector, s in finished(study, found) if not is_flat(s)]
     if rising:
         text += (
-            f"\n**Finished, but not flat by the rule, so not in the tables below:** {'; '.join(rising)}.\n"
+            "\n**Finished, but not flat by the rule (or of different lengths), so not in the tables below:**"
+            f" {'; '.join(rising)}.\n"
         )
     if several:
         named = [f"{selector} ({' | '.join(s.label for s in each)})" for selector, each in several.items()]
@@ -141,11 +142,14 @@ def _missing(study: Study, found: Sequence[Setting]) -> str:
 
 
 def _rising(selector: Selector, setting: Setting) -> str:
-    gains = [
-        f"{NAMES[name]} {g} points" for name in NAMES if (g := setting_flatness(setting, name)) is not None
-    ]
+    gains = []
+    for name in accuracies_of(setting):
+        gain = setting_flatness(setting, name)
+        gains.append(f"{NAMES[name]} {'not evaluated' if gain is None else f'{gain} points'}")
     values = [f"{NAMES[name]} {value} %" for name in NAMES if (value := spread(setting, name))]
-    return f"{selector} ({', '.join(values)}; last tenth {', '.join(gains)})"
+    rounds = lengths(setting)
+    several = f"; runs of {' and '.join(map(str, rounds))} rounds" if len(rounds) > 1 else ""
+    return f"{selector} ({', '.join(values)}; last tenth {', '.join(gains)}{several})"
 
 
 def _notes(study: Study, found: Sequence[Setting]) -> list[str]:

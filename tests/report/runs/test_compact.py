@@ -93,6 +93,36 @@ def test_fedavg_is_what_fedavg_ft_was_before_its_fine_tuning(sweep: Path, tmp_pa
     assert "algorithm=fedavg " in found["FedAvg"].command + " "
 
 
+def test_fine_tuning_at_an_earlier_end_is_not_counted(tmp_path: Path) -> None:
+    """Earlier versions kept it in a run that was extended afterwards."""
+    sweep = write_sweep(tmp_path / "sweep", [("fedavg_ft", 1, CURVE)])
+    (metrics,) = sweep.rglob("metrics.jsonl")
+    lines = metrics.read_text().splitlines()
+    early = json.loads(lines[-2]) | {"round": 4}
+    assert early["phase"] == "fine_tune"
+    lines[-1] = json.dumps(json.loads(lines[-1]) | {"total_downlink_bytes": 22_000, "bytes_ratio": 0.5})
+    lines.insert(5, json.dumps(early))  # after the row of round 4
+    collect([sweep], tmp_path / "once.json")
+    metrics.write_text("\n".join(lines) + "\n")
+    collect([sweep], tmp_path / "twice.json")
+    (once,), (twice,) = (
+        [c.run for c in load_compact(tmp_path / f"{n}.json") if c.run] for n in ("once", "twice")
+    )
+    assert twice.total_bytes == once.total_bytes == 8 * 2000 + 2 * 7000
+    assert twice.total("train_flops") == once.total("train_flops")
+    assert twice.finished == once.finished
+
+
+def test_one_name_for_two_settings_is_refused(sweep: Path, tmp_path: Path) -> None:
+    other = write_sweep(tmp_path / "other", [("ssfl", 1, CURVE)])
+    stored = (other / "sweep.json").read_text()
+    (other / "sweep.json").write_text(
+        stored.replace('"algorithm=ssfl"', '"algorithm=ssfl", "optimizer.momentum=0.9"')
+    )
+    with pytest.raises(RunError, match=r"ssfl_s1 stands for two settings: .* optimizer\.momentum=0\.9"):
+        collect([sweep, other], tmp_path / "runs.json")
+
+
 def test_collecting_again_keeps_up_with_fedavg_too(sweep: Path, tmp_path: Path) -> None:
     packed = tmp_path / "runs.json"
     assert collect([sweep], packed, with_fedavg=True) == 4  # SSFL twice, FedAvg-FT and FedAvg once

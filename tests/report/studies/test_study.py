@@ -33,12 +33,17 @@ CLAIMS = (
 )  # fmt: skip
 
 
+def held(curve: Sequence[float]) -> tuple[float, ...]:
+    """The curve with its last value repeated up to 20 evaluations, so that it is flat."""
+    return (*curve, *[curve[-1]] * (20 - len(curve)))
+
+
 def study(folder: Path, curves: Mapping[str, Sequence[float]] | None = None, **more: Any) -> Path:
     """An experiment with FedAvg(-FT) and SSFL finished, and a setting that was not run."""
-    runs = [("ssfl", s, (0.2, 0.3, 0.41 + 0.001 * s)) for s in SEEDS]
-    runs += [("fedavg_ft", s, (0.2, 0.3, 0.4)) for s in SEEDS]
+    runs = [("ssfl", s, held((0.2, 0.3, 0.41 + 0.001 * s))) for s in SEEDS]
+    runs += [("fedavg_ft", s, held((0.2, 0.3, 0.4))) for s in SEEDS]
     if curves:
-        runs = [(name, s, tuple(curve)) for name, curve in curves.items() for s in SEEDS]  # type: ignore[misc]
+        runs = [(name, s, held(curve)) for name, curve in curves.items() for s in SEEDS]
     folder.mkdir()
     collect([write_sweep(folder.parent / "sweep", runs)], folder / "runs.json", with_fedavg=True)
     stored = {
@@ -144,7 +149,7 @@ def test_versions_beyond_z_have_two_letters(tmp_path: Path) -> None:
 def test_a_setting_that_was_run_in_several_ways_is_named_until_the_study_chooses(tmp_path: Path) -> None:
     folder = study(tmp_path / "mine")
     again = write_sweep(
-        tmp_path / "again", [("ssfl", s, (0.2, 0.3, 0.35)) for s in SEEDS], optimizer={"lr": 0.03}
+        tmp_path / "again", [("ssfl", s, held((0.2, 0.3, 0.35))) for s in SEEDS], optimizer={"lr": 0.03}
     )
     plan = json.loads((again / "sweep.json").read_text())
     for cell in plan["cells"]:
@@ -169,13 +174,66 @@ def test_a_setting_that_still_rises_is_in_no_table(tmp_path: Path) -> None:
     folder = study(tmp_path / "mine", {"ssfl": RISING, "fedavg_ft": LEVEL})
     page = write_study(folder, pictures=False).read_text()
     line = "SSFL at 0.5 (global 39.0 ± 0.0 %, clients 49.0 ± 0.0 %; last tenth global +4.00 (not flat) points"
-    assert f"**Finished, but not flat by the rule, so not in the tables below:** {line}" in page
+    assert (
+        f"**Finished, but not flat by the rule (or of different lengths), so not in the tables below:** {line}"
+        in page
+    )
     assert "| SSFL |" not in page
     assert "| not in the tables: SSFL at 0.5 |" in page
     assert "| not finished: " not in page
     assert "| FedAvg | 1 |" in page
     assert "Single seeds that gain 1 point or more" in page
     assert "SSFL at 0.5, seed 2: global +4.00" in page
+
+
+def test_a_curve_that_the_rule_cannot_judge_and_seeds_of_two_lengths_are_in_no_table(tmp_path: Path) -> None:
+    folder = study(tmp_path / "mine")
+    stored = json.loads((folder / "runs.json").read_text())
+    for cell in stored["cells"]:
+        rows = cell["rows"]
+        if cell["name"].startswith("ssfl"):  # only the last evaluation is left
+            cell["rows"] = [rows[0], *rows[-2:]]
+        if cell["name"] == "fedavg_ft_s1":  # 30 rounds, flat as the others
+            short = [row | ({"round": 30} if row["event"] == "phase" else {}) for row in rows]
+            cell["rows"] = [row for row in short if row.get("round", 0) <= 30]
+    (folder / "runs.json").write_text(json.dumps(stored))
+    page = write_study(folder, pictures=False).read_text()
+    assert "| FedAvg | 1 |" in page
+    assert "| SSFL |" not in page
+    assert "last tenth global not evaluated, clients not evaluated)" in page
+    assert "| FedAvg-FT |" not in page
+    assert "runs of 30 and 40 rounds)" in page
+
+
+def test_a_claim_whose_settings_share_no_seed_is_said(tmp_path: Path) -> None:
+    folder = study(tmp_path / "mine", {"ssfl": LEVEL})
+    other = write_sweep(tmp_path / "other", [("fedavg_ft", s, LEVEL) for s in (4, 5)])
+    collect([folder / "runs.json", other], folder / "runs.json", with_fedavg=True)
+    page = write_study(folder, pictures=False).read_text()
+    assert "| SSFL at 0.5 − FedAvg |  | +2.25" in page
+    assert "| no seed or accuracy in common |" in page
+
+
+def test_an_accuracy_that_only_some_seeds_reach_is_said(tmp_path: Path) -> None:
+    folder = study(
+        tmp_path / "mine", thresholds={"global_accuracy": [0.412, 0.5]}
+    )  # ends at 0.411, 0.412, 0.413
+    page = write_study(folder, pictures=False).read_text()
+    assert "| SSFL at 0.5 | 0.08 | 2 of 3 seeds | not reached |" in page
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"thresholds": {"accuracy": [0.5]}},
+        {"claims": [{**CLAIMS[0], "accuracies": ["client_accuracy"]}]},
+    ],
+)
+def test_an_unknown_accuracy_in_a_study_is_refused(more: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(
+        RunError, match=r"study\.json: .*accuracy '.*'; known: global_accuracy, client_accuracy_mean"
+    ):
+        write_study(study(tmp_path / "mine", **more))
 
 
 def test_runs_that_were_extended_are_said_with_their_gain_at_first(tmp_path: Path) -> None:
