@@ -260,14 +260,15 @@ class Settings:
     """Settings of `algorithm=dispfl`."""
 
     topology: Topology = setting(
-        "random", "which clients exchange models: random ones in each round, the two next ones, or all"
+        "random",
+        "which clients exchange models: `random` ones in each round, the two next ones (`ring`), or all (`full`)",
     )
     neighbours: int = setting(
-        -1, "topology=random: number of neighbours; -1: the cohort size", at_least=1, also=(-1,)
+        -1, "`topology=random`: number of neighbours; -1: the cohort size", at_least=1, also=(-1,)
     )
     regrow: Growth = setting(
         "gradient",
-        "where a mask grows: by gradient (the paper), at random (the published scripts), or not at all",
+        "where a mask grows: by `gradient` (the paper), at `random` (the published scripts), or not at all",
     )
     different_initial: bool = setting(True, "each client draws its own first mask; false: all share one")
     fair_budget: bool = setting(

@@ -225,31 +225,34 @@ class Settings:
 
     mode: Mode = setting(
         "static",
-        "static: the mask from the clients' scores; a random mask; or SSFL's layer sizes at random places",
+        "`static`: the mask from the clients' scores; `random_*`: random masks; `ssfl_shuffled`: shuffled SSFL mask",
         published=True,
     )
     method: Score = setting(
         "ssfl",
-        "saliency: ssfl (cross-entropy, eval mode), ssfl_aux (nll on raw logits, train mode), or one not in the paper",
+        "saliency: `ssfl` (cross-entropy, eval mode), `ssfl_aux` (nll on raw logits, train mode); others: not in paper",
         published=True,
     )
     initial_mask_freq: int = setting(
-        0, "the round before which the mask is made, if warmup_rounds is 0", at_least=0, published=True
+        0,
+        "the round, from 1, before which the mask is made, if warmup_rounds is 0; 0 or 1: before training",
+        at_least=0,
+        published=True,
     )
     warmup_rounds: int = setting(
         0,
-        "the same, in the authors' counting: W - 1 dense rounds before the mask; at most training.comm_round",
+        "the same, and overrides initial_mask_freq: W - 1 dense rounds, then the mask; at most training.comm_round",
         at_least=0,
         published=True,
     )
     weighting: ScoreWeighting = setting(
         "examples",
-        "weight of a client's score: n_k / sum n (the paper's text), or equal for all (the authors' code)",
+        "weight of a client's score: `examples`: n_k / sum n (the paper's text); `uniform`: equal (the authors' code)",
     )
     saliency_fraction: float = setting(1.0, "share of all clients that score", above=0, at_most=1)
     ties: Ties = setting(
         "exact",
-        "equal scores at the threshold: keep by index, so that the count is exact, or keep all (the authors' code)",
+        "equal scores at the threshold: by index, so that the count is exact, or `keep` all (the authors' code)",
     )
     min_layer_density: float = setting(
         0.0, "minimum density of every layer; at most model.dense_ratio; 0: none", at_least=0, at_most=1

@@ -66,28 +66,29 @@ def listing(prefix: str = "") -> str:
 
 def _table(keys: Mapping[str, Setting]) -> str:
     rows = [
-        f"| `{key}`{' P' if d.published else ''} | `{_yaml_value(d.default)}` | {_meaning(d)} |"
+        f"| `{key}`{' P' if d.published else ''} | `{_yaml_value(d.default)}` | {_values(d)} | {d.about} |"
         for key, d in keys.items()
     ]
-    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows]) + "\n"
+    return "\n".join(["| key | default | values | meaning |", "|---|---|---|---|", *rows]) + "\n"
 
 
-def _meaning(declared: Setting) -> str:
-    about = declared.about[:1].upper() + declared.about[1:] if declared.about else ""
-    return f"{about}. {_allowed(declared)}" if _allowed(declared) else about
-
-
-def _allowed(declared: Setting) -> str:
-    """The allowed words or the range."""
-    if declared.words:
-        words = ", ".join(f"`{word}`" for word in declared.words)
-        return f"One of {words}" if declared.kind is str else f"A number or {words}"
-    return str(declared.range)
+def _values(declared: Setting) -> str:
+    """The allowed words, or the type and range; empty for a key that has no effect."""
+    if declared.unread:
+        return ""
+    words = ", ".join(f"`{word}`" for word in (*declared.words, *(["null"] if declared.optional else [])))
+    if declared.words and declared.kind is str:
+        return words
+    plain = {bool: "`true`, `false`", int: "whole number", float: "number", str: "text"}[declared.kind]
+    plain = f"{plain} {declared.range}".strip()
+    return f"{words}, {plain}" if words else plain
 
 
 def _remark(declared: Setting) -> str:
+    """The meaning as plain text, after the allowed words."""
+    about = declared.about.replace("`", "")
     words = " | ".join(declared.words) if declared.words and declared.kind is str else ""
-    return f"{words}: {declared.about}" if words else declared.about
+    return f"{words}: {about}" if words else about
 
 
 def _line(key: str, declared: Setting) -> str:

@@ -49,18 +49,22 @@ class ModelConfig:
         "a name in ssfl.models, or package.module:Class for a custom network",
         published=True,
     )
-    norm: str = setting("group", "group, group2 (or another number of groups), batch")
+    norm: str = setting("group", "`group`, `group2` (or another number of groups), `batch`")
     dense_ratio: float = setting(
-        0.5, "density: share of the prunable weights kept", above=0, at_most=1, published=True
+        0.5,
+        "density: share of the prunable weights kept (DisPFL: of all trained parameters)",
+        above=0,
+        at_most=1,
+        published=True,
     )
     itersnip_iteration: int = setting(
         1, "minibatches averaged into a client's score", at_least=1, published=True
     )
     anneal_factor: float = setting(
-        0.5, "dispfl: first drop rate of the cosine", at_least=0, at_most=1, published=True
+        0.5, "DisPFL: first drop rate of the cosine", at_least=0, at_most=1, published=True
     )
     cs: str = setting("v0", "not read", published=True, unread=True)
-    erk_power_scale: float = setting(1.0, "dispfl: exponent of the ERK densities", at_least=0, published=True)
+    erk_power_scale: float = setting(1.0, "DisPFL: exponent of the ERK densities", at_least=0, published=True)
 
 
 PartitionMethod = Literal["dir", "patho", "dir_unbalanced", "iid", "natural"]
@@ -77,11 +81,15 @@ class DatasetConfig:
     data_dir: str = setting("./dataset", "folder of the data sets", published=True)
     partition_method: PartitionMethod = setting(
         "dir",
-        "dir: balanced Dirichlet labels; patho: few classes per client; natural: by site",
+        "Dirichlet labels with equal sizes (`dir`) or not (`dir_unbalanced`); `patho`: few classes per client; "
+        "`iid`: equal random parts; `natural`: by site",
         published=True,
     )
     partition_alpha: float = setting(
-        0.3, "dir: concentration; patho: classes per client (2 when below 1)", above=0, published=True
+        0.3,
+        "`dir`, `dir_unbalanced`: concentration; `patho`: classes per client (2 when below 1)",
+        above=0,
+        published=True,
     )
     augment: bool = setting(True, "random crop and flip, for data sets that use them")
     min_examples: int = setting(
@@ -92,7 +100,7 @@ class DatasetConfig:
     )
     features: Literal["standardised", "unchanged"] = setting(
         "standardised",
-        "tables: mean 0 and deviation 1 by column; unchanged: as stored in the file (token numbers)",
+        "tables: `standardised`: mean 0 and deviation 1 by column; `unchanged`: as stored in the file (token numbers)",
     )
     public_portion: float = setting(0.0, "not read", published=True, unread=True)
     data_loader_max_workers: int | None = setting(None, "not read", published=True, unread=True)
@@ -111,7 +119,11 @@ class OptimizerConfig:
     )
     lr: float = setting(0.1, "initial learning rate", above=0, published=True)
     lr_decay: float = setting(
-        0.998, "scheduler=default: lr * lr_decay ** round, rounds from 1", above=0, at_most=1, published=True
+        0.998,
+        "`scheduler=default`: lr * lr_decay ** round (DisPFL: round - 1), rounds from 1",
+        above=0,
+        at_most=1,
+        published=True,
     )
     momentum: float = setting(
         0.0, "heavy-ball factor; the velocity starts at zero each round", at_least=0, below=1, published=True
@@ -119,17 +131,19 @@ class OptimizerConfig:
     wd: float = setting(5e-4, "weight decay", at_least=0, published=True)
     scheduler: Scheduler = setting(
         "default",
-        "cosine_annealing: restarts in each round; geometric: from lr to final_lr over the rounds",
+        "`default`: lr_decay; `cosine_annealing`: restarts each round; `geometric`: lr to final_lr over the rounds",
         published=True,
     )
-    final_lr: float = setting(0.01, "scheduler=geometric: the last round's learning rate", above=0)
+    final_lr: float = setting(0.01, "`scheduler=geometric`: the last round's learning rate", above=0)
     scheduler_cycle_len: int = setting(
-        10, "scheduler=cosine_annealing: cycle length in local epochs", at_least=1, published=True
+        10, "`scheduler=cosine_annealing`: cycle length in local epochs", at_least=1, published=True
     )
     fine_tune_lr: float = setting(
-        -1.0, "fedavg_ft: learning rate of fine-tuning; -1: lr, not decayed", above=0, also=(-1,)
+        -1.0, "FedAvg-FT: learning rate of fine-tuning; -1: lr, not decayed", above=0, also=(-1,)
     )
-    clip_norm: float = setting(10.0, "largest L2 norm of the masked gradient; 0: no clipping", at_least=0)
+    clip_norm: float = setting(
+        10.0, "maximum L2 norm of the gradient (SSFL: after masking); 0: no clipping", at_least=0
+    )
 
 
 @final
@@ -156,14 +170,14 @@ class TrainingConfig:
     )
     max_workers: int = setting(20, "upper limit of engine.workers", at_least=1, published=True)
     fine_tune_epochs: int = setting(
-        -1, "fedavg_ft: local epochs after the last round; -1: the value of epochs", at_least=0, also=(-1,)
+        -1, "FedAvg-FT: local epochs after the last round; -1: the value of epochs", at_least=0, also=(-1,)
     )
     missing_replies: float = setting(
         0.0, "share of each exchange's clients that do not answer, drawn from the seed", at_least=0, below=1
     )
     lone_example: Literal["join", "drop"] = setting(
         "join",
-        "BatchNorm and a last minibatch of one example: join it to the previous minibatch, or drop it",
+        "BatchNorm and a last minibatch of one example: `join` it to the previous minibatch, or `drop` it",
     )
 
 
@@ -192,17 +206,17 @@ class EngineConfig:
     executor: Auto | ExecutorName = setting("auto", "how a cohort's clients are computed")
     workers: int | Auto = setting("auto", "number of threads or processes", at_least=1, at_most=1024)
     block: int | Auto = setting(
-        "auto", "clients computed as one network, by batched or by each process", at_least=1
+        "auto", "clients computed as one network, by `batched` or by each process", at_least=1
     )
     precision: Literal["fp32", "tf32", "bf16"] = setting("fp32", "number type of matrix products")
     memory_format: Literal["auto", "contiguous", "channels_last", "mixed"] = setting(
-        "auto", "of images; mixed: channels last, except maps of at most 16 pixels"
+        "auto", "memory format of images; `mixed`: channels last, except maps of at most 16 pixels"
     )
     convolutions: Literal["auto", "direct", "winograd"] = setting(
-        "auto", "method for 3x3 convolutions; winograd needs channels_last and native kernels"
+        "auto", "method for 3x3 convolutions; `winograd` needs `channels_last` and native kernels"
     )
     kernels: Literal["auto", "native", "torch"] = setting(
-        "auto", "for norms and the operations after them on a CPU: native C kernels, or PyTorch"
+        "auto", "for norms and the operations after them on a CPU: `native` C kernels, or PyTorch"
     )
     compile: bool = setting(False, "use torch.compile for training steps; slower on every CPU measured")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device of the computation")
@@ -212,12 +226,12 @@ class EngineConfig:
     )
     state_memory_mb: int | Auto = setting(
         "auto",
-        "memory for client states, MB; the rest is stored in files; auto: a quarter of the machine's memory",
+        "memory for client states, MB; the rest is stored in files; `auto`: a quarter of the machine's memory",
         at_least=0,
     )
     rank_exchange: Literal["mean", "replies"] = setting(
         "mean",
-        "torchrun: mean: one reduction if the method allows it; replies: all replies, same bits as one process",
+        "torchrun: `mean`: one reduction if the method allows it; `replies`: all replies, same bits as one process",
     )
     rank_timeout_seconds: float = setting(1800.0, "torchrun: maximum wait for the slowest rank", above=0)
 
@@ -235,16 +249,21 @@ class CommunicationConfig:
     """How payloads become bytes (docs/communication.md); `auto`: the profile's value."""
 
     profile: Profile = setting(
-        "exact", "exact: every bit of every value; balanced: 8 bits per value, unbiased; small: fewest bytes"
+        "exact",
+        "`exact`: every bit of every value; `balanced`: 8 bits per value, unbiased; `small`: fewest bytes",
     )
     uplink: ValueCodecName | Auto = setting(
         "auto", "codec of the difference between a client's values and those it received"
     )
     uplink_step: float = setting(
-        0.5, "uplink=uniform: step, in root mean squares of a tensor's difference", at_least=1e-5, at_most=16
+        0.5,
+        "`uplink=uniform`: step, in root mean squares of a tensor's difference",
+        at_least=1e-5,
+        at_most=16,
     )
     uplink_rounding: Rounding | Auto = setting(
-        "auto", "uplink=int8, uniform: stochastic is unbiased; auto: stochastic for int8, else nearest"
+        "auto",
+        "`uplink=int8`, `uniform`: `stochastic` is unbiased; `auto`: `stochastic` for int8, else `nearest`",
     )
     error_feedback: bool = setting(
         False, "clients add the coding error of earlier replies to the next reply; kept in the client state"
@@ -252,7 +271,7 @@ class CommunicationConfig:
     downlink: ValueCodecName | Auto = setting("auto", "codec of the server's values")
     downlink_step: float = setting(
         0.05,
-        "uniform: step of the downlink and of values without a reference, in root mean squares of a tensor's values",
+        "`uniform`: step of the downlink and of values without a reference, in root mean squares of a tensor's values",
         at_least=1e-5,
         at_most=1,
     )
@@ -263,12 +282,15 @@ class CommunicationConfig:
         at_most=1000,
     )
     scores: ScoreCodec | Auto = setting(
-        "auto", "form of clients' saliency scores; votes: one bit each; factored: factors of each layer"
+        "auto",
+        "form of clients' saliency scores; `votes`: one bit each; `factored`: factors of each layer",
     )
-    mask: MaskCodec | Auto = setting("auto", "bitmap: one bit per weight; coded: the smallest of three forms")
+    mask: MaskCodec | Auto = setting(
+        "auto", "`bitmap`: one bit per weight; `coded`: the smallest of three forms"
+    )
     measure: Literal["closed_form", "exact"] = setting(
         "closed_form",
-        "bytes of messages by a formula, or from encoded messages; the numbers are the same",
+        "bytes of messages by a formula, or (`exact`) from encoded messages; the numbers are the same",
     )
     link_mbits: float = setting(
         0.0,
@@ -301,7 +323,7 @@ class TrackingConfig:
     tensorboard: bool = setting(False, "needs the extra tensorboard")
     metrics: Literal["accuracy", "imbalanced"] = setting(
         "accuracy",
-        "imbalanced: also AUC, balanced accuracy, F1, sensitivity and specificity of the global model; one more pass",
+        "`imbalanced`: also AUC, balanced accuracy, F1, sensitivity and specificity of the global model; one more pass",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ssfl.config.document import base_yaml, listing, with_tables
+from ssfl.config.document import base_yaml, listing, tables, with_tables
 from ssfl.config.keys import common_keys
 from tests.support.paths import ROOT
 
@@ -24,6 +24,25 @@ def test_every_key_has_a_meaning_and_a_line() -> None:
         assert declared.about
         assert sum(line.startswith(f"{key}=") for line in lines) == 1
     assert listing("no such beginning") == ""
+
+
+def test_a_table_shows_values_as_they_are_typed() -> None:
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables().splitlines()]
+    rows = {row[0].split("`")[1]: row[1:] for row in cells if row[0].startswith("`")}
+    assert rows["dataset.partition_method"][:2] == [
+        "`dir`",
+        "`dir`, `patho`, `dir_unbalanced`, `iid`, `natural`",
+    ]
+    assert rows["engine.workers"][:2] == ["`auto`", "`auto`, whole number at least 1 and at most 1024"]
+    assert rows["experiment.debug_mode"][1] == "`true`, `false`"
+    assert rows["optimizer.lr"][1:] == ["number above 0", "initial learning rate"]
+    assert rows["model.cs"][1] == ""
+
+
+def test_a_terminal_shows_no_markup() -> None:
+    assert "`" in tables()
+    assert "`" not in listing()
+    assert "`" not in base_yaml().partition("defaults:")[2]
 
 
 def test_docs_name_no_key_that_does_not_exist() -> None:
