@@ -34,7 +34,7 @@ HEAD = (
 )
 NOTE = f"""\
 *MB in all* is what all clients of a run sent and received. Other bytes are those of one client: in a round up and down,
-and once (scores and mask, up and down). *rounds*: dense FedAvg's
+and once (initial model, scores and mask). *rounds*: dense FedAvg's
 bytes over these, rounds alone; *with once*: the same for a client that takes part in {ROUNDS_OF_A_CLIENT} rounds,
 one-offs included. *against exact*: paired over seeds. Mean ± sample standard deviation."""
 METHODS = ("FedAvg", "SSFL", "random global mask")

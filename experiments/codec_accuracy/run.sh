@@ -3,7 +3,7 @@
 # have exact values and scores: the same preset, learning rates and seeds, so the differences are paired. Those come first.
 #   bash experiments/codec_accuracy/run.sh             whole rows (three seeds) in the order of their worth
 #   bash experiments/codec_accuracy/run.sh harvest     keep what is finished so far, and its table
-# Start it again after a stop and it continues. About ten minutes of a core a run.
+# Start it again after a stop and it continues. 17 minutes of one core a run (median).
 experiment=codec_accuracy
 . "$(dirname "$0")/../common.sh"
 converged=experiments/cifar10_converged
