@@ -10,7 +10,10 @@ JOBS=${JOBS:-1} sweep runs_others cifar10_converged 1 <<LINES
 algorithm=dispfl algorithm.params.fair_budget=true model.dense_ratio=0.5 optimizer.lr=$dispfl experiment.seed=$seeds
 algorithm=sparsyfed model.dense_ratio=0.5 optimizer.lr=$sparsyfed experiment.seed=$seeds
 LINES
-# Planned addition: density 0.05 with the rates of 0.5, for the claim that SSFL's gap grows with sparsity.
+# Planned addition: density 0.05, for the claim that SSFL's gap grows with sparsity.
+sparse() { rate "$1" lr_others_sparse.json; }
+dispfl=$(sparse "algorithm=dispfl algorithm.params.fair_budget=true model.dense_ratio=0.05")
+sparsyfed=$(sparse "algorithm=sparsyfed model.dense_ratio=0.05")
 JOBS=${JOBS:-1} sweep runs_others_more cifar10_converged 1 <<LINES
 algorithm=dispfl algorithm.params.fair_budget=true model.dense_ratio=0.05 optimizer.lr=$dispfl experiment.seed=$seeds
 algorithm=sparsyfed model.dense_ratio=0.05 optimizer.lr=$sparsyfed experiment.seed=$seeds

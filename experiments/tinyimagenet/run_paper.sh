@@ -9,6 +9,8 @@ more=${SEEDS:-110,220,330,440}
 sweep paper tinyimagenet 1 <<LINES
 algorithm=ssfl,fedavg,sparsyfed experiment.seed=550
 algorithm=dispfl algorithm.params.fair_budget=true experiment.seed=550
+algorithm=fedavg_ft experiment.seed=550
 algorithm=ssfl,fedavg,sparsyfed,fedavg_ft experiment.seed=$more
+algorithm=dispfl algorithm.params.fair_budget=true experiment.seed=$more
 LINES
 keep paper

@@ -47,7 +47,7 @@ def accuracy_against_bytes(runs: Sequence[Run]) -> Figure:
     by more than a factor of five.
     """
     figure = accuracy_curves(
-        runs, evaluated_megabytes, "sent so far, down and up (MB); ticks: one-off phases"
+        runs, evaluated_megabytes, "sent so far, in all directions (MB); ticks: one-off phases"
     )
     _mark_one_offs(figure, runs)
     totals = [run.total_bytes for run in runs if run.evaluations and run.total_bytes]
@@ -57,7 +57,7 @@ def accuracy_against_bytes(runs: Sequence[Run]) -> Figure:
             axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
             axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_xlabel("sent so far, down and up (MB, logarithmic); ticks: one-off phases")
+            axes.set_xlabel("sent so far, in all directions (MB, logarithmic); ticks: one-off phases")
     return figure
 
 

@@ -27,8 +27,9 @@ KEPT = (
     *("global_validation_accuracy", "client_validation_accuracy_mean", "client_validation_accuracy_std"),
     *("client_accuracy_mean", "client_accuracy_std", "clients_trained", "received_accuracy_mean"),
     *("global_auc", "global_balanced_accuracy", "global_f1", "global_sensitivity", "global_specificity"),
-    *("layer_density", "empty_layers", "peer_bytes"),
+    "peer_bytes",
 )
+_OF_MASK = ("layer_density", "empty_layers")
 _DIGITS = 6
 """Significant digits of numbers that are not integers."""
 
@@ -47,12 +48,13 @@ class Cell:
 
 
 def reduced_rows(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Start, evaluations, phases, masks and end of a run; the costs of other rounds are added to the next kept row.
+    """Start, evaluations, phases and end of a run; the costs and the mask of other rounds go to the next kept row.
 
     Per-client accuracies are kept for the last evaluation, and for the one before a final phase.
     """
     out: list[dict[str, Any]] = []
     carried: dict[str, float] = {}
+    mask: dict[str, Any] = {}
     last: Row | None = None
     for row in rows:
         if row["event"] in ("run_started", "run_finished", "resumed", "extended", "run_interrupted"):
@@ -60,12 +62,13 @@ def reduced_rows(rows: Iterable[Row]) -> list[dict[str, Any]]:
         elif row["event"] in ("phase", "round"):
             for name in ADDITIVE:
                 carried[name] = carried.get(name, 0) + (row.get(name) or 0)
+            mask |= {name: row[name] for name in _OF_MASK if name in row}
             last = row
-            if row["event"] == "phase" or is_evaluated(row) or "layer_density" in row:
-                out.append(_exchange(row, carried))
-                carried, last = {}, None
+            if row["event"] == "phase" or is_evaluated(row):
+                out.append(_exchange(row, carried) | mask)
+                carried, mask, last = {}, {}, None
     if last is not None:  # the run did not finish
-        out.append(_exchange(last, carried))
+        out.append(_exchange(last, carried) | mask)
     _attach_clients(out, rows)
     return [{name: _rounded(value) for name, value in row.items()} for row in out]
 

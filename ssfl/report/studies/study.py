@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ssfl.report.runs.compact import COMPACT
-from ssfl.report.runs.run import Run, RunError
+from ssfl.report.runs.run import RunError
 from ssfl.report.runs.settings import Setting, settings
 from ssfl.report.studies.bytes_until import adverse, byte_differences_table, bytes_table, short, short_adverse
 from ssfl.report.studies.choice import read_choice
 from ssfl.report.studies.claims import RULE, claims_table, papers_claims, short_claims
 from ssfl.report.studies.complete import accuracies_of, complete, finished, is_flat, lengths, spread
 from ssfl.report.studies.definition import NAMES, STUDY, Selector, Study, ambiguous, read_study
-from ssfl.report.studies.flatness import LIMIT, setting_flatness
+from ssfl.report.studies.flatness import LIMIT, late_accuracy, setting_flatness
 from ssfl.report.studies.length import length_notes
 from ssfl.report.studies.versions import Versions, versions_of
 from ssfl.report.tables.grid import draw
@@ -47,7 +47,7 @@ def write_study(folder: Path, pictures: bool = True) -> Path:
         f"## Accuracies\n\n{results_table(study, found)}",
         "\n".join(_notes(study, found)),
         _bytes(study, found),
-        _pictures(folder, found, pictures),
+        _pictures(folder, study, found, pictures),
         f"## Learning rates\n{rates_section(folder)}",
         "## Commands\n",
         "\n".join(f"- {s.label}: `{s.command}`" for s in found if s.finished and s.command) + "\n",
@@ -178,21 +178,25 @@ def _bytes(study: Study, found: Sequence[Setting]) -> str:
     return text + "".join(f"\n{table}" for table in tables if table)
 
 
-def _pictures(folder: Path, found: Sequence[Setting], pictures: bool) -> str:
+def _pictures(folder: Path, study: Study, found: Sequence[Setting], pictures: bool) -> str:
     from ssfl.report.figures import result_figures, run_figures  # matplotlib
 
-    runs = [run for setting in found if len(setting.finished) == setting.asked for run in setting.finished]
-    if not runs:
+    pairs = [(selector.method, run) for selector, s in complete(study, found) for run in s.finished]
+    if not pairs:
         return ""
-    drawn: Mapping[str, tuple[Callable[[Sequence[Run]], Any], str]] = {
-        "rounds": (run_figures.accuracy_against_rounds, "Accuracy against rounds"),
-        "bytes": (run_figures.accuracy_against_bytes, "Accuracy against bytes"),
-        "sparsity": (result_figures.accuracy_against_sparsity, "Accuracy against sparsity"),
+    names, runs = zip(*pairs)
+    drawn: Mapping[str, tuple[Callable[[], Any], str]] = {
+        "rounds": (lambda: run_figures.accuracy_against_rounds(runs), "Accuracy against rounds"),
+        "bytes": (lambda: run_figures.accuracy_against_bytes(runs), "Accuracy against bytes"),
+        "sparsity": (
+            lambda: result_figures.accuracy_against_sparsity(runs, names, late_accuracy),
+            "Accuracy against sparsity",
+        ),
     }
     text = "\n## Curves\n"
     for name, (picture, words) in drawn.items():
         if pictures:
-            picture(runs).savefig(folder / f"{name}.png", dpi=100)
+            picture().savefig(folder / f"{name}.png", dpi=100)
         text += f"\n![{words}]({name}.png)\n"
     return text
 

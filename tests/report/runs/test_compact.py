@@ -140,6 +140,15 @@ def test_costs_of_rounds_between_evaluations_are_added_up() -> None:
     assert "global_class_accuracy" not in kept[1]
 
 
+def test_a_mask_of_a_round_between_evaluations_is_in_the_next_kept_row() -> None:
+    """A method with a new mask in every round would otherwise keep every round."""
+    rows = [exchange("round", "train", n, 100) | {"layer_density": {"a": n / 10}} for n in (1, 2, 3, 4)]
+    del rows[3]["layer_density"]
+    rows[3] |= evaluation(0.5)
+    kept = reduced_rows([{"event": "run_started"}, *rows])
+    assert [(r.get("round"), r.get("layer_density")) for r in kept] == [(None, None), (4, {"a": 0.3})]
+
+
 def test_a_file_that_is_none_is_neither_read_nor_replaced(sweep: Path, tmp_path: Path) -> None:
     other = tmp_path / "thesis.json"
     for text in ("", "[]", '{"format": 99}', '{"format": 1}', '{"format": 1, "cells": [{}]}'):
