@@ -167,10 +167,11 @@ class FleetExchange:
         deadline = start + settings.deadline_seconds
         patience = start + max(settings.patience_seconds, settings.deadline_seconds)
         while True:
-            self._send(state, max(1.0, deadline - self._now()))
+            if self._now() < deadline:
+                self._send(state, max(1.0, deadline - self._now()))
             changed = self._handle_outcomes(state)
-            late = self._now() >= deadline
-            unreachable = all(map(self._is_unreachable, state.waiting))
+            late = self._now() >= deadline and not self.registry.working  # answers may wait to be received
+            unreachable = not changed and all(map(self._is_unreachable, state.waiting))
             enough = state.accepted >= quorum
             if not state.waiting or (enough and (late or unreachable)):
                 self._give_up(state, LATE if late else "not connected")

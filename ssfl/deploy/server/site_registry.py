@@ -32,6 +32,8 @@ FINISH_POLL_SECONDS = 0.05
 """Seconds between two queries of the answers to a Finish."""
 PING_SECONDS = 600.0
 """Time to live of a ping or a join, in seconds: a busy site answers when it has finished its work."""
+SILENT_SECONDS = 30.0
+"""After so long without any answer, one that has missed its deadline is given up although the port has not said so."""
 JoinOf = Callable[[int], messages.Join]
 Check = Callable[[int, messages.Joined], str | None]
 
@@ -64,6 +66,7 @@ class SiteRegistry:
         self._sites: dict[int, Site] = {}
         self._pending: dict[str, PendingMessage] = {}
         self._started_at, self._updated_at = now(), float("-inf")
+        self._answered_at = now()
         self._lost: list[WorkOutcome] = []
 
     # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -163,6 +166,7 @@ class SiteRegistry:
         outcomes, answered = [], dict[str, Site]()
         for found in self.port.receive(tuple(self._pending), self.max_body_bytes):
             pending = self._pending.pop(found.ticket, None)
+            self._answered_at = self.now()
             if pending is not None:
                 answered[found.ticket] = pending.site
                 outcomes += self._handle_answer(pending, found)
@@ -302,7 +306,11 @@ class SiteRegistry:
         self.log.warning("answer_refused", text, **self.fields, client=site.client, node=site.node)
 
     def _expired(self) -> list[WorkOutcome]:
-        expired = [ticket for ticket, pending in self._pending.items() if self.now() > pending.expires]
+        """Messages that the port should have ended: answers may have arrived in time, and wait to be received."""
+        over = self.now() - SILENT_SECONDS
+        expired = [
+            t for t, pending in self._pending.items() if over > max(pending.expires, self._answered_at)
+        ]
         outcomes = []
         for ticket in expired:
             pending = self._pending.pop(ticket)

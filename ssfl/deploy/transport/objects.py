@@ -29,6 +29,10 @@ class TooLargeError(ValueError):
     """More objects or bytes than the receiver allows."""
 
 
+class IncompleteError(flower.ObjectPullError):
+    """An object has not reached the SuperLink in time; it may arrive later."""
+
+
 def bounded_pull(
     object_ids: list[str],
     pull: Callable[[str], bytes],
@@ -36,11 +40,14 @@ def bounded_pull(
     *,
     at_once: int | None = None,
     within_seconds: float | None = None,
+    contents: dict[str, bytes] | None = None,
 ) -> dict[str, bytes]:
     """The contents of an object tree, `at_once` requests at a time; None: Flower's number.
 
+    contents: what has been pulled before; what is pulled now is added to it, also if the pull fails.
+
     Raises TooLargeError after the object that exceeds the limit: flwr splits arrays into chunks of 5 MiB; each object
-    is one request, so the count is checked before the first one. Raises ObjectPullError for an object that has not
+    is one request, so the count is checked before the first one. Raises IncompleteError for an object that has not
     reached the SuperLink `within_seconds` (None: PULL_MAX_TIME): the transfer of
     available objects has no limit of time.
     """
@@ -48,9 +55,11 @@ def bounded_pull(
     most = 16 + max_bytes // (1 << 20)
     if len(object_ids) > most:
         raise TooLargeError(f"{len(object_ids)} objects; at most {most} are accepted")
-    total, lock, stop, end = 0, threading.Lock(), threading.Event(), time.monotonic() + within_seconds
+    found = {} if contents is None else contents
+    total, end = sum(map(len, found.values())), time.monotonic() + within_seconds
+    lock, stop = threading.Lock(), threading.Event()
 
-    def one(object_id: str) -> bytes:
+    def one(object_id: str) -> None:
         nonlocal total
         try:
             raw = _available(object_id, pull, stop, end)
@@ -58,19 +67,28 @@ def bounded_pull(
                 total += len(raw)
                 if total > max_bytes + (1 << 20):
                     raise TooLargeError(f"more than {max_bytes} bytes")
+                if not stop.is_set():  # a request that is left behind must not change `contents` later
+                    found[object_id] = raw
+        except IncompleteError:
+            raise
         except BaseException:
             stop.set()
             raise
-        return raw
 
+    missing = [object_id for object_id in dict.fromkeys(object_ids) if object_id not in found]
     executor = ThreadPoolExecutor(
         at_once or flower.get_num_workers(flower.FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PULLS)
     )
     try:
-        running = {executor.submit(one, object_id): object_id for object_id in object_ids}
-        return {running[done]: done.result() for done in as_completed(running)}
+        for done in as_completed([executor.submit(one, object_id) for object_id in missing]):
+            done.result()
+        return found
+    except IncompleteError:  # all waits end now; an object that is under way need not be pulled again
+        executor.shutdown(cancel_futures=True)
+        raise
     finally:
-        stop.set()
+        with lock:
+            stop.set()
         executor.shutdown(wait=False, cancel_futures=True)
 
 
@@ -82,7 +100,7 @@ def _available(object_id: str, pull: Callable[[str], bytes], stop: threading.Eve
             return pull(object_id)
         except flower.ObjectUnavailableError:
             if time.monotonic() >= end:
-                raise flower.ObjectPullError(object_id, "it was not sent completely") from None
+                raise IncompleteError(object_id, "it was not sent completely") from None
             stop.wait(pause * random.uniform(0.8, 1.2))
             pause = min(2 * pause, BACKOFF_CAP_SECONDS)
     return b""

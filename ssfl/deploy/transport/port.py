@@ -82,7 +82,11 @@ class ServerPort(Protocol):
         ...
 
     def receive(self, tickets: Sequence[str], max_body_bytes: int) -> tuple[Answer | Failure, ...]:
-        """The new answers to these tickets; each is returned once. At most `max_body_bytes` of a body are read."""
+        """The new answers to these tickets; each is returned once. At most `max_body_bytes` of a body are read.
+
+        Waits a few seconds at most, and for no particular site. Every ticket ends with an answer or a failure soon
+        after its deadline; an answer that has arrived by then is returned however many others are before it.
+        """
         ...
 
 
