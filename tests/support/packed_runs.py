@@ -9,6 +9,10 @@ from typing import Any
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "ssfl": {"algorithm": {"name": "ssfl", "params": {"mode": "static"}}, "model": {"dense_ratio": 0.5}},
+    "random": {
+        "algorithm": {"name": "ssfl", "params": {"mode": "random_global"}},
+        "model": {"dense_ratio": 0.5},
+    },
     "fedavg_ft": {
         "algorithm": {"name": "fedavg_ft", "params": {"mode": "static"}},
         "model": {"dense_ratio": 0.5},
@@ -16,6 +20,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 }
 STARTED: Mapping[str, Mapping[str, Any]] = {
     "ssfl": {"method": "SSFL", "unread_keys": []},
+    "random": {"method": "random global mask", "unread_keys": []},
     "fedavg_ft": {"method": "FedAvg-FT", "unread_keys": ["model.dense_ratio"]},
 }
 """The fields of a method in the first event of a run."""

@@ -99,17 +99,24 @@ def adverse(study: Study, found: Sequence[Setting]) -> list[str]:
             f"**Against {pair.first.method}:** {pair.second} reached each of these accuracies with fewer bytes than"
             f" {pair.first} (means): {', '.join(parts)}. The interval of the difference excludes 0 in {excluding} of"
             f" {len(cases)} cases. One-off scoring and mask: {_mean_megabytes_once(done[pair.first])} MB against"
-            f" {_mean_megabytes_once(done[pair.second])} MB.{also}"
+            f" {_mean_megabytes_once(done[pair.second])} MB.{_only(study, pair, done)}{also}"
         )
     return lines
 
 
 def short_adverse(study: Study, found: Sequence[Setting]) -> str:
-    """The pairs of `adverse` in one sentence; "" if there is none."""
-    pairs = [
-        f"{pair.second} needed fewer bytes than {pair.first}" for pair in _fewer_everywhere(study, found)
+    """The pairs of `adverse` in one sentence, those of the same two methods together; "" if there is none."""
+    densities: dict[tuple[str, str], list[str]] = {}
+    for first, second in ((pair.first, pair.second) for pair in _fewer_everywhere(study, found)):
+        if first.density == second.density and not first.keys and not second.keys:
+            densities.setdefault((second.method, first.method), []).append(f"{first.density:g}")
+        else:
+            densities[str(second), str(first)] = []
+    parts = [
+        f"{second} needed fewer bytes than {first}" + (f" (density {', '.join(at)})" if at else "")
+        for (second, first), at in densities.items()
     ]
-    return f"To every accuracy that both reached, {' and '.join(pairs)} (means)." if pairs else ""
+    return f"To every accuracy that both reached, {'; '.join(parts)}. These are means." if parts else ""
 
 
 def _fewer_everywhere(
@@ -125,6 +132,17 @@ def _fewer_everywhere(
 def _against(pair: Gap, done: dict[Selector, Setting], name: Accuracy, level: float) -> str:
     ours, theirs = (_mean(by_seed_until(done[s], level, name)) for s in (pair.second, pair.first))
     return f"{100 * level:g} % {NAMES[name]} {ours} against {theirs} MB"
+
+
+def _only(study: Study, pair: Gap, done: dict[Selector, Setting]) -> str:
+    """The thresholds that only the first setting reaches with all seeds, as a sentence; "" if there is none."""
+    levels = [
+        f"{100 * level:g} % {NAMES[name]}"
+        for name, levels in study.thresholds.items()
+        for level in levels
+        if by_seed_until(done[pair.first], level, name) and not by_seed_until(done[pair.second], level, name)
+    ]
+    return f" Only {pair.first} reached {', '.join(levels)} with all seeds." if levels else ""
 
 
 def _differences(study: Study, found: Sequence[Setting]) -> Iterator[tuple[Gap, Accuracy, float, Difference]]:

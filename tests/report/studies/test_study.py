@@ -116,7 +116,26 @@ def test_fewer_bytes_of_the_other_setting_are_said(tmp_path: Path) -> None:
     assert "30 % global 0.008 against 0.088 MB, 40 % clients 0.008 against 0.088 MB" in line
     assert "One-off scoring and mask: 0.08 MB against 0 MB" in line
     short = short_adverse(read_study(folder / "study.json"), settings([folder / "runs.json"]))
-    assert short == "To every accuracy that both reached, FedAvg needed fewer bytes than SSFL at 0.5 (means)."
+    assert (
+        short
+        == "To every accuracy that both reached, FedAvg needed fewer bytes than SSFL at 0.5. These are means."
+    )
+
+
+def test_accuracies_that_the_setting_with_more_bytes_reached_alone_are_said(tmp_path: Path) -> None:
+    """A random mask costs no scoring, and ends lower."""
+    random = ["random global mask", 0.5]
+    curves = {"ssfl": (0.2, 0.3, 0.4, 0.9), "random": (0.2, 0.3, 0.4)}
+    only: dict[str, Any] = {"settings": [SSFL, random], "claims": [], "bytes_between": [[SSFL, random]]}
+    folder = study(tmp_path / "mine", curves, **only)
+    page = write_study(folder, pictures=False).read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith("**Against SSFL:**")]
+    assert "Only SSFL at 0.5 reached 90 % global with all seeds." in line
+    found = settings([folder / "runs.json"])
+    assert short_adverse(read_study(folder / "study.json"), found) == (
+        "To every accuracy that both reached, random global mask needed fewer bytes than SSFL (density 0.5). "
+        "These are means."
+    )
 
 
 def test_a_row_of_several_versions_and_pairs_across_versions_are_marked(tmp_path: Path) -> None:
