@@ -25,7 +25,7 @@ from ssfl.deploy.transport import internals as flower
 from ssfl.deploy.transport.fleet import Credentials, FleetPort
 from ssfl.deploy.transport.grid import GridPort
 from ssfl.deploy.transport.held_requests import App, HeldRequests, Receive, Scope, Send
-from ssfl.deploy.transport.port import Delivery, LinkError, Message
+from ssfl.deploy.transport.port import Answer, Delivery, Failure, LinkError, Message
 
 UNAVAILABLE = flower.PullObjectResponse(object_found=True).SerializeToString()
 Which = Callable[[str, bytes], bool]
@@ -171,9 +171,21 @@ def delivered(site: FleetPort, max_bytes: int = 100_000_000) -> Delivery:
     return found[0]
 
 
-def sent(here: Here, server: GridPort, sites: Sequence[FleetPort], seconds: float) -> list[str]:
+def received(server: GridPort, tickets: Sequence[str], most: int) -> list[Answer | Failure]:
+    """The first answers to these tickets."""
+    found: list[Answer | Failure] = []
+
+    def receive() -> bool:
+        found.extend(server.receive(tickets, most))
+        return bool(found)
+
+    until(receive)
+    return found
+
+
+def sent(server: GridPort, sites: Sequence[FleetPort], seconds: float, body: bytes = b"work") -> list[str]:
     """Send a message to each of these sites; the tickets."""
-    to = [(site._node.node_id, Message(b"{}", b"work")) for site in sites]
+    to = [(site._node.node_id, Message(b"{}", body)) for site in sites]
     tickets = server.send(to, seconds)
     assert all(tickets)
     return [ticket for ticket in tickets if ticket]

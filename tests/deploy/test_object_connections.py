@@ -14,7 +14,8 @@ from flwr.app.message.arraychunk import ArrayChunk
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from ssfl.deploy.transport import fleet
-from ssfl.deploy.transport.fleet import Credentials, FleetPort, push_places
+from ssfl.deploy.transport.answer_upload import push_places
+from ssfl.deploy.transport.fleet import Credentials, FleetPort
 from ssfl.deploy.transport.object_connections import ObjectConnections
 from ssfl.deploy.transport.port import INLINE_BODY_BYTES, LinkError
 from tests.deploy.flower_messages import flower_message

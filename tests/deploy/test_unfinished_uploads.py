@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
 
 import pytest
 
 pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
 
 from ssfl.deploy.transport import announced_answers
-from ssfl.deploy.transport.grid import ONE_BY_ONE_BYTES, GridPort
+from ssfl.deploy.transport.grid import ONE_BY_ONE_BYTES
 from ssfl.deploy.transport.port import Answer, Failure, Message
-from tests.deploy.superlink_here import answered, delivered, sent, superlink, until
+from tests.deploy.superlink_here import answered, delivered, received, sent, superlink, until
 
 SMALL, LARGE = 1_000, 100_000_000
 CHUNK = 5 << 20
 PULL, PUSH = "/v1/runtime/pull-object", "/v1/fleet/push-object"
 
 
-def received(server: GridPort, tickets: Sequence[str], most: int = LARGE) -> list[Answer | Failure]:
-    """The first answers to these tickets."""
-    found: list[Answer | Failure] = []
-
-    def receive() -> bool:
-        found.extend(server.receive(tickets, most))
-        return bool(found)
-
-    until(receive)
-    return found
-
-
 @pytest.mark.parametrize("most", [SMALL, LARGE])
 def test_an_upload_that_stops_does_not_keep_the_answers_of_others(most: int) -> None:
     with superlink() as here:
         server, dead, alive = here.server(), here.site(), here.site()
-        tickets = sent(here, server, [dead, alive], 60.0)
+        tickets = sent(server, [dead, alive], 60.0)
         here.cut = lambda path, body: path == PUSH
         answered(dead, delivered(dead), Message(b"{}", b"dead"))
         until(lambda: "/v1/fleet/push-messages" in here.asked)
@@ -53,11 +41,11 @@ def test_an_upload_that_stops_expires_at_its_own_deadline_and_leaves_nothing(
     monkeypatch.setattr(announced_answers, "STALLED_SECONDS", 0.0)
     with superlink() as here:
         server, dead, alive = here.server(), here.site(), here.site()
-        (longer,) = sent(here, server, [alive], 60.0)
-        (ticket,) = sent(here, server, [dead], 2.0)
+        (longer,) = sent(server, [alive], 60.0)
+        (ticket,) = sent(server, [dead], 2.0)
         here.cut = lambda path, body: path == PUSH
         answered(dead, delivered(dead), Message(b"{}", b"dead"))
-        (failure,) = received(server, [ticket, longer])
+        (failure,) = received(server, [ticket, longer], LARGE)
         assert isinstance(failure, Failure)
         assert (failure.ticket, failure.kind) == (ticket, "expired")
         assert server.receive([], LARGE) == ()
@@ -68,7 +56,7 @@ def test_answers_that_have_arrived_before_the_deadline_are_received_after_it() -
     """As with many large answers near the deadline, each of which takes a second."""
     with superlink() as here:
         server, sites = here.server(), [here.site() for _ in range(3)]
-        tickets = sent(here, server, sites, 3.0)
+        tickets = sent(server, sites, 3.0)
         for site in sites:
             site.answer(delivered(site), Message(b"{}", b"in time"))
         found = list(server.receive(tickets, LARGE))
@@ -83,7 +71,7 @@ def test_answers_that_have_arrived_before_the_deadline_are_received_after_it() -
 def test_an_answer_that_arrives_slowly_is_pulled_as_it_arrives_and_each_object_once() -> None:
     with superlink() as here:
         server, site = here.server(), here.site()
-        (ticket,) = sent(here, server, [site], 60.0)
+        (ticket,) = sent(server, [site], 60.0)
         delivery = delivered(site)
         body = b"".join(bytes([n]) * CHUNK for n in range(4))
         times: list[float] = []
@@ -97,16 +85,41 @@ def test_an_answer_that_arrives_slowly_is_pulled_as_it_arrives_and_each_object_o
         here.cut = slow
         answered(site, delivery, Message(b"{}", body))
         until(lambda: "/v1/fleet/push-messages" in here.asked)
-        assert received(server, [ticket]) == [Answer(ticket, Message(b"{}", body))]
+        assert received(server, [ticket], LARGE) == [Answer(ticket, Message(b"{}", body))]
         assert time.monotonic() - times[-1] < 1.0
         assert here.served[PULL] == 4 + 5
+
+
+def test_an_answer_that_others_interrupt_is_pulled_at_most_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(announced_answers, "STALLED_SECONDS", 0.0)
+    with superlink(hold_seconds=0.1) as here:
+        server, slow, dead = here.server(), here.site(), here.site()
+        tickets = sent(server, [slow, dead], 60.0)
+        arrived = threading.Event()
+        chunks: list[int] = []
+
+        def cut(path: str, body: bytes) -> bool:
+            if path != PUSH or len(body) < CHUNK:
+                return path == PUSH and b"dead" in body
+            chunks.append(1)
+            return len(chunks) > 2 and not arrived.is_set()
+
+        here.cut = cut
+        body = b"".join(bytes([n]) * CHUNK for n in range(4))
+        answered(dead, delivered(dead), Message(b"{}", b"dead"))
+        answered(slow, delivered(slow), Message(b"{}", body), again=True)
+        for _ in range(10):
+            assert server.receive(tickets, LARGE) == ()
+        arrived.set()
+        assert received(server, tickets, LARGE) == [Answer(tickets[0], Message(b"{}", body))]
+        assert here.served[PULL] <= 2 * (4 + 5) + 5
 
 
 def test_nothing_stays_of_messages_without_an_answer() -> None:
     """One that a site never fetched, one whose answer is too large, and one whose answer is no longer expected."""
     with superlink() as here:
         server, sites = here.server(), [here.site() for _ in range(3)]
-        tickets = sent(here, server, sites, 60.0)
+        tickets = sent(server, sites, 60.0)
         sites[1].answer(delivered(sites[1]), Message(b"{}", bytes(3_000_000)))
         (failure,) = received(server, tickets, SMALL)
         assert isinstance(failure, Failure)

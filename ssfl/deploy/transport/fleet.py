@@ -11,8 +11,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -23,10 +22,10 @@ from flwr.app import Message as FlowerMessage
 from ssfl.deploy.errors import DeployError
 from ssfl.deploy.federation.keys import read_authority
 from ssfl.deploy.transport import internals as flower
-from ssfl.deploy.transport.early_push import EarlyPush
+from ssfl.deploy.transport.answer_upload import AnswerUpload
 from ssfl.deploy.transport.fleet_client import fleet_client
 from ssfl.deploy.transport.object_connections import ObjectConnections
-from ssfl.deploy.transport.objects import bounded_pull, bounded_push, inflate
+from ssfl.deploy.transport.objects import bounded_pull, inflate
 from ssfl.deploy.transport.port import Delivery, LinkError, Message
 from ssfl.deploy.transport.records import RecordsError, from_records, to_records
 
@@ -71,6 +70,7 @@ class FleetPort:
         self._node_file = node_file
         self._registered = False
         self._node: Any = None
+        self._incoming: _Incoming | None = None
         self._beats: _Heartbeat | None = None
 
     # ── SitePort ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -82,21 +82,47 @@ class FleetPort:
         if self._self_registered and not self._registered:
             self._call(self._client.RegisterNode, flower.RegisterNodeFleetRequest(public_key=self._public))
             self._registered = True
-        self._node = flower.Node(node_id=self._activate())
+        before, self._node = self._node, flower.Node(node_id=self._activate())
+        if before != self._node:  # another SuperLink, which does not know the message
+            self._incoming = None
         self._remember(self._node.node_id)
         self._beats = _Heartbeat(self._beat)
         self._beats.start()
 
     def receive(self, max_body_bytes: int) -> Delivery | None:
-        """Pull one message with its objects. It is confirmed in the background, while it is worked on."""
+        """Pull one message with its objects. It is confirmed in the background, while it is worked on.
+
+        After a LinkError, the next call continues with the objects that are missing.
+        """
         self._check_beats()
-        response = self._call(self._client.PullMessages, flower.PullMessagesRequest(node=self._node))
-        if not response.messages_list:
+        if self._incoming is None:
+            response = self._call(self._client.PullMessages, flower.PullMessagesRequest(node=self._node))
+            if not response.messages_list:
+                return None
+            tree = flower.iterate_object_tree(response.message_object_trees[0])
+            head = flower.message_from_proto(response.messages_list[0])
+            self._incoming = _Incoming(head, [node.object_id for node in tree])
+        incoming = self._incoming
+        try:
+            received = self._pulled(incoming, max_body_bytes)
+        except LinkError as error:
+            if not error.again or error.too_late or incoming.seconds_left <= 0:
+                self._end_incoming()
+            raise
+        except (RecordsError, ValueError, KeyError, TypeError) as error:
+            self._end_incoming()
+            self._refuse(incoming.head, str(error))
             return None
-        head = flower.message_from_proto(response.messages_list[0])
-        run, number = head.metadata.run_id, head.metadata.message_id
-        ids = [tree.object_id for tree in flower.iterate_object_tree(response.message_object_trees[0])]
-        places = {object_id: place for place, object_id in enumerate(ids)}
+        self._end_incoming()
+        if received is None:
+            return None
+        address = _Address(incoming.head)  # the message would keep its body in memory
+        return Delivery(address, str(incoming.head.metadata.run_id), received, incoming.seconds_left)
+
+    def _pulled(self, incoming: _Incoming, max_body_bytes: int) -> Message | None:
+        """The message; None if there is nothing to answer: it expired or was not sent completely."""
+        number, run = incoming.head.metadata.message_id, incoming.head.metadata.run_id
+        places = {object_id: place for place, object_id in enumerate(incoming.ids)}
 
         def pull(object_id: str) -> bytes:
             with self._objects.take(places[object_id]) as client:
@@ -105,29 +131,37 @@ class FleetPort:
 
         with self._link_errors():
             try:
-                contents = bounded_pull(ids, pull, max_body_bytes, at_once=REQUESTS_AT_ONCE)
-                message = inflate(number, contents, max_body_bytes)
-                message.metadata.__dict__["_message_id"] = number
-                received = from_records(message.content)
-            except (RecordsError, ValueError, KeyError, TypeError) as error:
-                self._refuse(head, str(error))
-                return None
+                contents = bounded_pull(
+                    incoming.ids, pull, max_body_bytes, at_once=REQUESTS_AT_ONCE, contents=incoming.contents
+                )
             except flower.ObjectPullError:
-                return None  # the message expired or was not sent completely: there is nothing to answer
-            finally:
-                # A daemon thread: the process may end while the link is dead.
-                arguments = (self._node, run, number)
-                threading.Thread(target=self._confirm, args=arguments, name="confirm", daemon=True).start()
-        left = head.metadata.created_at + head.metadata.ttl - time.time()
-        return Delivery(head, str(run), received, max(0.0, left))  # the message would keep its body in memory
+                return None
+        message = inflate(number, contents, max_body_bytes)
+        message.metadata.__dict__["_message_id"] = number
+        return from_records(message.content)
+
+    def _end_incoming(self) -> None:
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None:
+            metadata = incoming.head.metadata
+            arguments = (self._node, metadata.run_id, metadata.message_id)
+            # A daemon thread: the process may end while the link is dead.
+            threading.Thread(target=self._confirm, args=arguments, name="confirm", daemon=True).start()
 
     def answer(self, delivery: Delivery, message: Message | str) -> None:
-        """Push the answer and its objects. Raises LinkError, with `too_late` if the SuperLink dropped the message."""
-        request: Any = delivery.address
-        if isinstance(message, str):
-            self._refuse(request, message)
-        else:
-            self._push(FlowerMessage(to_records(message), reply_to=request))
+        """Push the answer and its objects; a repeated call continues what the first one began.
+
+        Raises LinkError, with `too_late` if the SuperLink does not accept the answer any longer.
+        """
+        address = delivery.address
+        assert isinstance(address, _Address)
+        if address.upload is None:
+            if isinstance(message, str):
+                reply = _refusal(address.head, message)
+            else:
+                reply = FlowerMessage(to_records(message), reply_to=address.head)
+            address.upload = AnswerUpload(reply, REQUESTS_AT_ONCE)
+        self._push(address.upload)
 
     def close(self) -> None:
         """Stop the heartbeat and deactivate the node, so that the server knows at once."""
@@ -170,32 +204,11 @@ class FleetPort:
                 self._node_file.write_text(f"{node}\n")
 
     def _refuse(self, request: Any, reason: str) -> None:
-        code = flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-        self._push(FlowerMessage(flower.Error(code=code, reason=reason[:500]), reply_to=request))
+        self._push(AnswerUpload(_refusal(request, reason), REQUESTS_AT_ONCE))
 
-    def _push(self, reply: Any, seconds: float = 0.0) -> None:
-        run = reply.metadata.run_id
-        reply.metadata.__dict__["_message_id"] = reply.object_id
-        with flower.no_object_id_recompute(), self._link_errors():
-            tree = flower.get_object_tree(reply)
-            objects = flower.get_all_nested_objects(reply)
-            head = flower.remove_content_from_message(reply) if reply.has_content() else reply
-            request = flower.PushMessagesRequest(
-                node=self._node,
-                messages_list=[flower.message_to_proto(head)],
-                message_object_trees=[tree],
-                clientapp_runtime_list=[seconds],
-            )
-            places = push_places(objects)
-            with ThreadPoolExecutor(1) as executor:
-                announced = executor.submit(self._client.PushMessages, request)
-                early = EarlyPush(self._node, run, announced)
-
-                def push(object_id: str, raw: bytes) -> None:
-                    with self._objects.take(places[object_id]) as client:
-                        early.push(client, object_id, raw)
-
-                bounded_push(objects, push, at_once=REQUESTS_AT_ONCE)
+    def _push(self, upload: AnswerUpload) -> None:
+        with self._link_errors():
+            upload.send(self._node, self._client, self._objects)
 
     @contextlib.contextmanager
     def _link_errors(self) -> Iterator[None]:
@@ -241,12 +254,26 @@ class FleetPort:
             self._beats = None
 
 
-def push_places(objects: dict[str, Any]) -> dict[str, int]:
-    """A place for each object (`ObjectConnections`). Chunks of a body share the first few connections."""
-    return {
-        object_id: 0 if isinstance(item, flower.ArrayChunk) else 2 + number
-        for number, (object_id, item) in enumerate(objects.items())
-    }
+@dataclass
+class _Incoming:
+    """A message that is being pulled."""
+
+    head: Any
+    ids: list[str]
+    contents: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def seconds_left(self) -> float:
+        """How long its answer is accepted."""
+        return max(0.0, float(self.head.metadata.created_at + self.head.metadata.ttl - time.time()))
+
+
+@dataclass
+class _Address:
+    """Of a delivery: the message to answer, without its content, and its answer when it is being sent."""
+
+    head: Any
+    upload: AnswerUpload | None = None
 
 
 @final
@@ -281,6 +308,12 @@ class _Heartbeat:
                 return
 
 
+def _refusal(request: Any, reason: str) -> Any:
+    """An answer that is an error."""
+    code = flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    return FlowerMessage(flower.Error(code=code, reason=reason[:500]), reply_to=request)
+
+
 @contextlib.contextmanager
 def _link_errors() -> Iterator[None]:
     """Turns connection errors into LinkError."""
@@ -304,8 +337,8 @@ def _of_status(error: httpx.HTTPStatusError) -> LinkError:
     text = f"[{cause.code}] {cause.message}" if cause is not None else f"HTTP {code}"
     if code == httpx.codes.UNAUTHORIZED:
         return LinkError(
-            "the SuperLink does not know this site's key: the server is starting, or the key must be registered there "
-            "(ssfl deploy register)",
+            "the SuperLink does not accept this site's key: the server is starting, the key must be registered there "
+            "(ssfl deploy register), or this machine's clock differs from the server's",
             again=False,
         )
     if cause is not None and cause.code == flower.NODE_NOT_ACTIVATED:
@@ -313,7 +346,8 @@ def _of_status(error: httpx.HTTPStatusError) -> LinkError:
             f"the SuperLink does not accept this site yet ({text}): its key is not registered, "
             "or an earlier process under the same key still counts as online (up to 60 s)"
         )
-    return LinkError(f"the SuperLink refused a request: {text}")
+    too_late = cause is not None and cause.code == flower.RUN_NOT_ACTIVE
+    return LinkError(f"the SuperLink refused a request: {text}", too_late=too_late)
 
 
 def _keys(path: Path | None) -> tuple[Any, Any]:

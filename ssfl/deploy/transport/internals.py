@@ -66,6 +66,7 @@ try:
     from flwr.supercore.constant import (
         FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PULLS,
         FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES,
+        OBJECT_PUSH_SESSION_TTL_SECONDS,
         PULL_MAX_TIME,
     )
     from flwr.supercore.error import ApiErrorCode, FlowerError
@@ -157,6 +158,7 @@ def control_names() -> Any:
 HEARTBEAT_SECONDS = 10
 """Heartbeat interval of a site (the minimum of flwr); a site counts as lost after twice that."""
 NODE_NOT_ACTIVATED = ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED
+RUN_NOT_ACTIVE = ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED
 
 
 __all__ = [
@@ -177,6 +179,7 @@ __all__ = [
     "NODE_NOT_ACTIVATED",
     "Node",
     "NodeAuthHttpInterceptor",
+    "OBJECT_PUSH_SESSION_TTL_SECONDS",
     "ObjectPullError",
     "ObjectPushError",
     "ObjectTree",
@@ -188,6 +191,7 @@ __all__ = [
     "PullObjectResponse",
     "PushMessagesRequest",
     "PushObjectRequest",
+    "RUN_NOT_ACTIVE",
     "RegisterNodeFleetRequest",
     "RuntimeHttpClient",
     "RuntimeTokenHttpInterceptor",
