@@ -25,6 +25,7 @@ from ssfl.deploy.transport import internals as flower
 from ssfl.deploy.transport.fleet import Credentials, FleetPort
 from ssfl.deploy.transport.grid import GridPort
 from ssfl.deploy.transport.held_requests import App, HeldRequests, Receive, Scope, Send
+from ssfl.deploy.transport.object_trees import patch_object_trees
 from ssfl.deploy.transport.port import Answer, Delivery, Failure, LinkError, Message
 
 UNAVAILABLE = flower.PullObjectResponse(object_found=True).SerializeToString()
@@ -79,6 +80,7 @@ class Here:
 @contextlib.contextmanager
 def superlink(hold_seconds: float = 0.5) -> Iterator[Here]:
     """A SuperLink that has one running run and no sites."""
+    patch_object_trees()
     app = create_app()
     state = app.state.linkstate_factory.state()
     run = state.create_run("fab", "1", "hash", {}, NOOP_FEDERATION_ID, None, None, TaskType.SERVER_APP)

@@ -109,12 +109,17 @@ PATCHED = {
     "grid": ("flwr.superlink.grid.http_grid", "push_objects", "HttpGrid._runtime_client"),
     "superlink": ("flwr.superlink.cli.flower_superlink", "uvicorn"),
     "middleware": ("starlette.middleware.base", "BaseHTTPMiddleware"),
+    "objects": (
+        "flwr.supercore.object_store.in_memory_object_store",
+        "InMemoryObjectStore.get_object_tree",
+        "NoObjectInStoreError",
+    ),
     "executor": ("flwr.supernode.runtime.run_clientapp", "pull_and_inflate_object_from_tree"),
 }
 """Modules in which attributes are replaced, and what the replacements use, by their user; a site imports none."""
 
 
-def patched_module(user: Literal["grid", "superlink", "middleware", "executor"]) -> Any:
+def patched_module(user: Literal["grid", "superlink", "middleware", "objects", "executor"]) -> Any:
     """The module to patch. Raises FlowerVersionError if it lacks an attribute: a patch would silently do nothing."""
     name, *attributes = PATCHED[user]
     try:

@@ -24,6 +24,7 @@ from ssfl.deploy.federation.addresses import network_of
 from ssfl.deploy.transport import internals as flower
 from ssfl.deploy.transport.held_requests import App, HeldRequests, Receive, Scope, Send
 from ssfl.deploy.transport.lean_middleware import patch_middleware
+from ssfl.deploy.transport.object_trees import patch_object_trees
 
 OPEN_TO_ALL = ("/v1/fleet/",)
 MAX_BODY_BYTES = 64_000_000
@@ -106,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         threading.Thread(target=_end_with, args=(arguments.parent_pid,), daemon=True).start()
     allow_files()
     patch_middleware()
+    patch_object_trees()
     module = flower.patched_module("superlink")
     real = module.uvicorn
 
