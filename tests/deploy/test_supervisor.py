@@ -19,6 +19,8 @@ import pytest
 pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
 
 from ssfl.deploy.commands import status
+from ssfl.deploy.errors import DeployError
+from ssfl.deploy.federation.roster import Member
 from ssfl.deploy.processes.process_group import ProcessGroup
 from ssfl.deploy.server import supervisor
 from ssfl.deploy.server.run_record import RunRecord, load_records, save_record
@@ -203,3 +205,55 @@ def test_a_run_that_a_user_stopped_stays_stopped(server: Server, monkeypatch: py
     server.check_processes()
     assert configs == []
     assert load_records(server.options.folder)[0].status == "stopped"
+
+
+class Registering(FakeControl):
+    """A SuperLink that cannot be reached at first, and then registers keys."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__({})
+        self.failures = failures
+        self.names: list[str] = []
+
+    def register(self, public_key: Path, name: str) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise DeployError("cannot be reached")
+        self.names.append(name)
+
+    def unregister_others(self, keys: set[str]) -> tuple[()]:
+        return ()
+
+
+def test_sites_are_registered_until_it_succeeds(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The restart of a SuperLink may fail after its process has started: then nothing else is started again."""
+    control = Registering(failures=2)
+    roster = [Member(0, "a", "key of a")]
+    monkeypatch.setattr(supervisor, "load_roster", lambda folder: roster)
+    monkeypatch.setattr(server, "control", lambda: control)
+    server.options = replace(server.options, secure=True)
+    for _ in range(2):
+        with pytest.raises(DeployError, match="cannot be reached"):
+            server.check_processes()
+    for _ in range(2):
+        server.check_processes()
+    assert control.names == ["a"]
+
+
+def test_a_new_superlink_has_no_keys(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    control = Registering(failures=0)
+    monkeypatch.setattr(supervisor, "load_roster", lambda folder: [Member(0, "a", "key of a")])
+    monkeypatch.setattr(server, "control", lambda: control)
+    server.options = replace(server.options, secure=True)
+    server.check_processes()
+
+    def silent(*about: Any) -> None:
+        raise DeployError("the SuperLink does not answer")
+
+    monkeypatch.setattr(server.processes, "start", lambda *about: Alive())
+    monkeypatch.setattr(supervisor, "check_address", lambda host, port: None)
+    monkeypatch.setattr(supervisor, "wait_for_port", silent)
+    with pytest.raises(DeployError, match="does not answer"):
+        server.start()
+    server.check_processes()
+    assert control.names == ["a", "a"]

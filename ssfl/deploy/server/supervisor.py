@@ -105,6 +105,8 @@ class Server:
         self.app = write_app(options.folder / "app")
         self.superlink: subprocess.Popen[bytes] | None = None
         self.superexec: subprocess.Popen[bytes] | None = None
+        self._registered = False
+        """Whether the SuperLink has the keys of the roster since it was started."""
         self._tries: dict[str, tuple[int, int]] = {}
         self._next_try: dict[str, float] = {}
 
@@ -125,6 +127,7 @@ class Server:
         write_flower_config(options.folder / "flwr", options.local_address, options.root_certificates)
         if not options.secure and not (options.folder / keys.EXECUTOR_SECRET).is_file():
             keys.make_executor_secret(options.folder)
+        self._registered = False
         self.superlink = self.processes.start(
             "superlink", self._superlink_words(), self.logs / "superlink.log", RETURN_LARGE_BLOCKS
         )
@@ -175,6 +178,7 @@ class Server:
     def register_all(self) -> None:
         """Register every key of the roster and unregister all others. Raises DeployError."""
         if not self.options.secure:
+            self._registered = True
             return
         members = load_roster(self.options.folder)
         control = self.control()
@@ -183,6 +187,7 @@ class Server:
                 control.register(self.options.folder / "keys" / f"{member.name}.pub", member.name)
             for node in control.unregister_others({member.key for member in members}):
                 self.log.info("unregistered", f"{node.name or node.node} is no longer on the roster")
+            self._registered = True
         finally:
             control.close()
 
@@ -218,6 +223,8 @@ class Server:
             if self.superexec is not None:
                 self.processes.forget(self.superexec)
             self._start_superexec()
+        if not self._registered:  # a restart failed after the SuperLink's process had started
+            self.register_all()
         for record in load_records(self.options.folder):
             if record.active and not self._alive(record):
                 self._resume(record)
