@@ -27,6 +27,7 @@ from ssfl.deploy.transport.grid import GridPort
 from ssfl.deploy.transport.held_requests import App, HeldRequests, Receive, Scope, Send
 from ssfl.deploy.transport.object_trees import patch_object_trees
 from ssfl.deploy.transport.port import Answer, Delivery, Failure, LinkError, Message
+from ssfl.deploy.transport.superlink import UVICORN, Guard
 
 UNAVAILABLE = flower.PullObjectResponse(object_found=True).SerializeToString()
 Which = Callable[[str, bytes], bool]
@@ -89,9 +90,8 @@ def superlink(hold_seconds: float = 0.5) -> Iterator[Here]:
     assert state.activate_task(info.primary_task_id)
     number = free_port()
     here = Here(f"127.0.0.1:{number}", state, run, info.primary_task_id, token)
-    config = uvicorn.Config(
-        faulty(HeldRequests(app, hold_seconds), here), port=number, ws="none", log_level="critical"
-    )
+    guarded = Guard(faulty(HeldRequests(app, hold_seconds), here))
+    config = uvicorn.Config(guarded, port=number, ws="none", log_level="critical", **UVICORN)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -89,9 +89,17 @@ def test_a_declared_length_over_the_limit_is_refused_unread() -> None:
 
 def test_an_undeclared_body_is_cut_off_at_the_limit() -> None:
     app = Seen()
-    status(Guard(app, max_body_bytes=100), "/v1/fleet/push-object", "203.0.113.9", body=[b"x" * 60] * 10)
-    assert app.body is not None
-    assert len(app.body) <= 100
+    guard = Guard(app, max_body_bytes=100)
+    assert status(guard, "/v1/fleet/push-object", "203.0.113.9", body=[b"x" * 60] * 10) == 413
+    assert app.body is None
+
+
+def test_a_body_in_pieces_reaches_the_application() -> None:
+    app = Seen()
+    assert (
+        status(Guard(app, max_body_bytes=100), "/v1/fleet/push-object", "203.0.113.9", body=[b"x"] * 9) == 200
+    )
+    assert app.body == b"x" * 9
 
 
 def test_an_invalid_network_is_refused() -> None:

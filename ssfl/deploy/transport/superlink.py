@@ -9,6 +9,7 @@ names, and refuses bodies over a limit before they are read.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import ipaddress
 import os
@@ -17,20 +18,41 @@ import sys
 import threading
 import time
 import types
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
 from ssfl.deploy.federation.addresses import network_of
 from ssfl.deploy.transport import internals as flower
-from ssfl.deploy.transport.held_requests import App, HeldRequests, Receive, Scope, Send
+from ssfl.deploy.transport.held_requests import App, HeldRequests, Receive, Scope, Send, replay
 from ssfl.deploy.transport.lean_middleware import patch_middleware
 from ssfl.deploy.transport.object_trees import patch_object_trees
 
 OPEN_TO_ALL = ("/v1/fleet/",)
 MAX_BODY_BYTES = 64_000_000
-"""Flower splits arrays into chunks of 5 MiB, so a site's requests are short messages or single chunks."""
+OPEN_BODY_BYTES = 8_000_000
+"""Of requests that anyone may send. Flower splits arrays into chunks of 5 MiB, so a site's requests are short messages
+or single chunks. A body is in memory before the site is authenticated."""
+STALLED_SECONDS = 60.0
+"""How long a body may take in addition to its bytes at the least rate; an early push waits for its announcement."""
+LEAST_BYTES_A_SECOND = 10_000
+"""A third of what one of two objects has on the slowest link that Flower's time limit of an upload allows."""
 KEEP_ALIVE_SECONDS = 960
 """How long an idle connection is kept: longer than a site keeps it, which otherwise could send into a closed one."""
+UVICORN: dict[str, Any] = {
+    "access_log": False,
+    "timeout_keep_alive": KEEP_ALIVE_SECONDS,  # a new connection would cost a TLS handshake for each poll
+    "limit_concurrency": 10_000,  # connections; a site has up to ten
+    "proxy_headers": False,  # the guard decides by the address of the peer, not by what the peer writes
+}
+"""Options of the HTTP server."""
+
+
+class _RefusedError(Exception):
+    """A body that is not read to its end."""
+
+    def __init__(self, status: int, text: bytes) -> None:
+        super().__init__(text)
+        self.status, self.text = status, text
 
 
 @final
@@ -43,15 +65,24 @@ class Guard:
         self._most = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 403 or 413."""
+        """Pass the request on with its body, or answer 403, 408 or 413."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif not self.admits(scope["path"], scope.get("client"), scope.get("server")):
+            return
+        path = scope["path"]
+        most = min(self._most, OPEN_BODY_BYTES) if path.startswith(OPEN_TO_ALL) else self._most
+        if not self.admits(path, scope.get("client"), scope.get("server")):
             await _refuse(send, 403, b"not from this address")
-        elif _declared(scope) > self._most:
+        elif _declared(scope) > most:
             await _refuse(send, 413, b"too large")
         else:
-            await self._app(scope, self._counted(receive), send)
+            try:
+                body = await _body(receive, most)
+            except _RefusedError as error:
+                await _refuse(send, error.status, error.text, [(b"connection", b"close")])
+                return
+            if body is not None:
+                await self._app(scope, replay(body, receive), send)
 
     def admits(self, path: str, client: Sequence[Any] | None, server: Sequence[Any] | None) -> bool:
         """Whether a peer at `client` (host, port) may use this path of `server` (host, port)."""
@@ -66,19 +97,25 @@ class Guard:
         own = server is not None and str(client[0]) == str(server[0])
         return peer.is_loopback or own or any(peer in network for network in self._networks)
 
-    def _counted(self, receive: Receive) -> Receive:
-        """Ends a body without a declared length at the limit."""
-        seen = 0
 
-        async def bounded() -> MutableMapping[str, Any]:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._most:
-                return {"type": "http.disconnect"}
-            return message
-
-        return bounded
+async def _body(receive: Receive, most: int) -> bytes | None:
+    """The whole body; None if the client has closed the connection. Raises _RefusedError at a limit."""
+    end = asyncio.get_running_loop().time() + STALLED_SECONDS
+    pieces, seen = list[bytes](), 0
+    while True:
+        try:
+            async with asyncio.timeout_at(end + seen / LEAST_BYTES_A_SECOND):
+                event = await receive()
+        except TimeoutError:
+            raise _RefusedError(408, b"too slow") from None
+        if event["type"] == "http.disconnect":
+            return None
+        pieces.append(event.get("body", b""))
+        seen += len(pieces[-1])
+        if seen > most:
+            raise _RefusedError(413, b"too large")
+        if not event.get("more_body"):
+            return b"".join(pieces)
 
 
 def _declared(scope: Scope) -> int:
@@ -88,10 +125,9 @@ def _declared(scope: Scope) -> int:
     return 0
 
 
-async def _refuse(send: Send, status: int, text: bytes) -> None:
-    await send(
-        {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]}
-    )
+async def _refuse(send: Send, status: int, text: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    about = [(b"content-type", b"text/plain"), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": about})
     await send({"type": "http.response.body", "body": text})
 
 
@@ -113,9 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def run(app: App, **options: Any) -> None:
         guarded = Guard(HeldRequests(app), arguments.control_from, arguments.max_body_bytes)
-        # Polls keep their connection: a new one would cost a TLS handshake each.
-        options |= {"access_log": False, "timeout_keep_alive": KEEP_ALIVE_SECONDS}
-        real.run(app=guarded, **options)
+        real.run(app=guarded, **(options | UVICORN))
 
     module.uvicorn = types.SimpleNamespace(run=run)
     rest = arguments.rest[1:] if arguments.rest[:1] == ["--"] else arguments.rest
