@@ -18,6 +18,7 @@ from ssfl.deploy.protocol import message_bytes, messages
 from ssfl.deploy.protocol.payloads import _all_summable, from_bytes
 from ssfl.deploy.server import exchange, outgoing_work, pending_replies
 from ssfl.deploy.server.published import Published
+from ssfl.deploy.server.registered_site import Site
 from ssfl.deploy.transport.port import Answer, Failure, Message
 from tests.contract.table import SIZES, new_rig
 from tests.deploy.fake_fleet import FakeFleet, Fault, make_bench, weights_by_exchange
@@ -90,6 +91,25 @@ def test_messages_are_kept_as_bytes_only_until_all_are_sent(
     make_bench(name).run(2)
     assert seen
     assert set(seen) == {0}
+
+
+def test_sites_that_lack_a_mask_are_sent_one_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the server believes of every site that it has no mask."""
+    monkeypatch.setattr(
+        Site, "holds", property(lambda site: set[str](), lambda site, holds: None), raising=False
+    )
+    sent: list[list[int]] = []
+    send = FakeFleet.send
+
+    def counted(fleet: FakeFleet, outgoing: Any, seconds: float) -> tuple[str | None, ...]:
+        works = [(message_bytes.unpack(message), message.body) for _, message in outgoing]
+        sent.append([id(body) for work, body in works if isinstance(work, messages.Work) and work.missed])
+        return send(fleet, outgoing, seconds)
+
+    monkeypatch.setattr(FakeFleet, "send", counted)
+    make_bench("ssfl").run(2)
+    assert max(map(len, sent)) > 1
+    assert all(len(set(bodies)) <= 1 for bodies in sent)
 
 
 @pytest.mark.parametrize(("name", "uploads"), [("fedavg", 1), ("dispfl", len(SIZES))])

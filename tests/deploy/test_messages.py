@@ -79,6 +79,16 @@ def test_the_bodies_of_a_broadcast_are_equal_bytes() -> None:
     assert len({message_bytes.pack(w).head for w in works}) == 3
 
 
+def test_messages_with_the_same_payloads_share_one_body() -> None:
+    """As those to sites that lack a mask, so that the server's memory does not grow with their number."""
+    model, mask = b"x" * 100, messages.HeldBroadcast("ef" * 8, "store_mask", 1, (b"mask",))
+    works = [messages.Work("r", c, 7, "train", 2, 9, (model,), False, ("ef" * 8,), (mask,)) for c in range(3)]
+    bodies: dict[tuple[int, ...], bytes] = {}
+    packed = [message_bytes.pack(work, bodies) for work in works]
+    assert len({id(message.body) for message in packed}) == 1
+    assert [message_bytes.unpack(message) for message in packed] == works
+
+
 def changed(message: messages.AnyMessage, **fields: Any) -> Message:
     packed = message_bytes.pack(message)
     head = json.loads(packed.head)

@@ -39,8 +39,11 @@ MAX_BLOBS = 4096
 
 
 # ── to bytes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-def pack(message: AnyMessage) -> Message:
-    """Serialise a message. The body is the inbox, then missed broadcasts, so equal inboxes give equal bodies."""
+def pack(message: AnyMessage, bodies: dict[tuple[int, ...], bytes] | None = None) -> Message:
+    """Serialise a message. The body is the inbox, then missed broadcasts, so equal inboxes give equal bodies.
+
+    bodies: of messages that exist, by the ids of their payloads: messages with the same payloads share one body.
+    """
     blobs: tuple[bytes, ...] = ()
     if isinstance(message, Join):
         head = _head("join", message) | {
@@ -61,7 +64,14 @@ def pack(message: AnyMessage) -> Message:
         head = _head(type(message).__name__.lower(), message)
     head["sizes"] = [len(blob) for blob in blobs]
     raw = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
-    return Message(raw, blobs[0] if len(blobs) == 1 else b"".join(blobs))
+    return Message(raw, blobs[0] if len(blobs) == 1 else _joined(blobs, {} if bodies is None else bodies))
+
+
+def _joined(blobs: tuple[bytes, ...], bodies: dict[tuple[int, ...], bytes]) -> bytes:
+    key = tuple(map(id, blobs))
+    if key not in bodies:
+        bodies[key] = b"".join(blobs)
+    return bodies[key]
 
 
 def _head(kind: str, message: AnyMessage, *left_out: str) -> dict[str, Any]:

@@ -51,16 +51,18 @@ class OutgoingWork:
         """
         works: list[messages.Work] = []
         traffic: WorkTraffic = {}
-        sizes: dict[int, int] = {}
+        sizes: dict[tuple[int, ...], int] = {}
         for client in to:
             blobs, counted = self.blobs(client)
-            new = {id(b): len(b) for b in blobs if id(b) not in sizes}  # equal messages are uploaded once
-            if works and new and sum(sizes.values()) + sum(new.values()) > SENT_TOGETHER_BYTES:
+            work = self._work(client, blobs)
+            parts = (*blobs, *(blob for missed in work.missed for blob in missed.blobs))
+            body, size = tuple(map(id, parts)), sum(map(len, parts))  # equal messages are uploaded once
+            if works and body not in sizes and sum(sizes.values()) + size > SENT_TOGETHER_BYTES:
                 yield works, traffic
                 works, traffic, sizes = [], {}, {}
-            sizes |= new
-            works.append(self._work(client, blobs))
-            again = [from_bytes(blob, self._layout) for missed in works[-1].missed for blob in missed.blobs]
+            sizes[body] = size
+            works.append(work)
+            again = [from_bytes(blob, self._layout) for missed in work.missed for blob in missed.blobs]
             traffic[client] = counted + [(SERVER, Traffic.of(payload)) for payload in again]
         if works:
             yield works, traffic

@@ -147,7 +147,8 @@ class SiteRegistry:
     ) -> list[Site]:
         if not outgoing:
             return []
-        tickets = self.port.send([(s.node, message_bytes.pack(m)) for s, m in outgoing], seconds)
+        bodies: dict[tuple[int, ...], bytes] = {}
+        tickets = self.port.send([(s.node, message_bytes.pack(m, bodies)) for s, m in outgoing], seconds)
         failed = []
         for (site, _), ticket in zip(outgoing, tickets, strict=True):
             if ticket is None:
