@@ -38,7 +38,8 @@ Which = Callable[[str, bytes], bool]
 class Here:
     """A SuperLink with one run.
 
-    cut: the requests that are lost, with their connection. cut_answers: those whose answer is lost.
+    cut: the requests that are lost, with their connection. cut_answers: those whose answer is lost. broken: those that
+    are answered with status 500.
     """
 
     address: str
@@ -48,6 +49,7 @@ class Here:
     token: str
     cut: Which = lambda path, body: False
     cut_answers: Which = lambda path, body: False
+    broken: Which = lambda path, body: False
     asked: list[str] = field(default_factory=list)
     """The path of every request."""
     served: Counter[str] = field(default_factory=Counter)
@@ -103,7 +105,7 @@ def superlink(hold_seconds: float = 0.5) -> Iterator[Here]:
         yield here
     finally:
         task._task_id, task._run_id, task._node_id = before
-        here.cut = here.cut_answers = lambda path, body: False
+        here.cut = here.cut_answers = here.broken = lambda path, body: False
         for port in here.opened:
             port.close()
         server.should_exit = True
@@ -137,6 +139,9 @@ def faulty(app: App, here: Here) -> App:
 
         if here.cut(scope["path"], body):
             await cut(send)
+        elif here.broken(scope["path"], body):
+            await send({"type": "http.response.start", "status": 500, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
         elif here.cut_answers(scope["path"], body):
             await app(scope, replayed, nowhere)
             await cut(send)

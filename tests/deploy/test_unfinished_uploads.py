@@ -130,3 +130,23 @@ def test_nothing_stays_of_messages_without_an_answer() -> None:
         assert server.receive([tickets[0]], SMALL) == ()
         assert server.receive([], SMALL) == ()
         assert here.objects == 0
+
+
+def test_a_fault_of_the_superlink_is_no_refused_answer() -> None:
+    with superlink() as here:
+        server, site = here.server(), here.site()
+        (ticket,) = sent(server, [site], 5.0)
+        site.answer(delivered(site), Message(b"{}", b"answer"))
+        here.broken = lambda path, body: path == PULL
+        (failure,) = received(server, [ticket], LARGE)
+        assert isinstance(failure, Failure)
+        assert (failure.ticket, failure.kind) == (ticket, "expired")
+
+
+def test_an_answer_counts_although_the_superlink_does_not_delete_it() -> None:
+    with superlink() as here:
+        server, site = here.server(), here.site()
+        (ticket,) = sent(server, [site], 60.0)
+        site.answer(delivered(site), Message(b"{}", b"answer"))
+        here.broken = lambda path, body: path == "/v1/runtime/confirm-message-received"
+        assert received(server, [ticket], LARGE) == [Answer(ticket, Message(b"{}", b"answer"))]
