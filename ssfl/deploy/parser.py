@@ -13,13 +13,13 @@ EXAMPLES = """\
 on the server:
   ssfl deploy init federation --sites 3 --address fl.example.org:8000   certificates, keys, a folder for each site
   ssfl deploy server --folder federation/server                         start the SuperLink with TLS and node keys
-  ssfl deploy run --folder federation/server preset=digits deploy.sites=3   start a run, with the keys of main.py
+  ssfl deploy run --folder federation/server preset=digits training.frac=1.0   start a run, with the keys of main.py
   ssfl deploy register NAME site.pub --folder federation/server         a site that made its key itself, or a new key
 at each site:
   ssfl deploy key my_site                                               make a private key at the site
   ssfl deploy site --folder federation/sites/site-0 --data my_data.npz  join with local data
 everything on this machine, with embedded data:
-  ssfl deploy local --sites 3 preset=digits
+  ssfl deploy local --sites 3 preset=digits training.frac=1.0
 
 Guide, faults and threat model: docs/deployment.md.
 """

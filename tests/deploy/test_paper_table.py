@@ -1,4 +1,4 @@
-"""The table beside the paper's deployment claim (docs/deployment.md) says what was measured."""
+"""The table beside the paper's deployment claim (docs/deployment-performance.md) says what was measured."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def measured() -> dict[str, tuple[float, float | None]]:
 
 def documented() -> dict[str, list[str]]:
     """Link -> the other columns of its row."""
-    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "deployment-performance.md").read_text(encoding="utf-8")
     section = page.partition("## Comparison with the paper")[2].partition("\n## ")[0]
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line
