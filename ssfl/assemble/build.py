@@ -28,7 +28,7 @@ from ssfl.data.preprocess import UNCHANGED, default_preprocess
 from ssfl.data.sources import KNOWN, load_arrays, missing_file, without_pixels
 from ssfl.engine.client.data_source import input_dtype
 from ssfl.models import build_model, check_model_name
-from ssfl.models.trained import Inputs
+from ssfl.models.description import INPUT_TYPES, Inputs
 from ssfl.settings import SettingError
 from ssfl.wire.stack import WireStack
 
@@ -258,7 +258,7 @@ def inputs_of(federation: Federation) -> Inputs:
     arrays, scaling = federation.arrays, federation.preprocess
     pixels = arrays.train_x.dtype == torch.uint8
     return Inputs(
-        input_dtype=str(arrays.train_x.dtype).removeprefix("torch."),
+        input_dtype=INPUT_TYPES[arrays.train_x.dtype],
         divisor=255.0 if pixels else 1.0,
         mean=scaling.mean,
         std=scaling.std,

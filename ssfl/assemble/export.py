@@ -17,7 +17,8 @@ from ssfl.core.tensor_roles import state_under
 from ssfl.engine.client.memory import ClientMemories
 from ssfl.engine.state.progress import Progress
 from ssfl.engine.state.tensor_file import header, pieces, write_pieces
-from ssfl.models.trained import METADATA_KEY, client_prefix, inputs_as_json
+from ssfl.models.description import METADATA_KEY, inputs_as_json
+from ssfl.models.trained import client_prefix
 from ssfl.output import whole_file
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
 import logging
 import shlex
 import warnings
@@ -22,7 +21,8 @@ from ssfl import run_folder
 from ssfl.config import read_config
 from ssfl.errors import UserError
 from ssfl.models import build_model
-from ssfl.models.trained import METADATA_KEY, TrainedFile, TrainedNetwork, read_trained
+from ssfl.models.description import METADATA_KEY
+from ssfl.models.trained import TrainedFile, TrainedNetwork, read_trained
 from ssfl.output import output, whole_file
 
 Format = Literal["pt2", "onnx", "safetensors"]
@@ -63,7 +63,10 @@ def export_file(folder: Path, form: Format, out: Path | None = None, client: int
 def _network(folder: Path, file: TrainedFile) -> TrainedNetwork:
     """The network from the run's configuration, which may name a custom network: the folder is the user's own."""
     model = read_config(folder / run_folder.CONFIG).model
-    return file.into(build_model(model.name, file.about["num_classes"], file.input_shape, model.norm))
+    about = file.about
+    return file.into(
+        build_model(model.name, about.num_classes, about.input_shape, model.norm, file.input_dtype)
+    )
 
 
 @contextmanager
@@ -113,7 +116,7 @@ WRITERS: Mapping[Format, Callable[[TrainedFile, TrainedNetwork, Path], None]] = 
 
 
 def _example(file: TrainedFile) -> Tensor:
-    return torch.zeros(EXAMPLES, *file.input_shape, dtype=getattr(torch, file.inputs.input_dtype))
+    return torch.zeros(EXAMPLES, *file.about.input_shape, dtype=getattr(torch, file.inputs.input_dtype))
 
 
 def _free_batch() -> dict[str, dict[int, object]]:
@@ -121,7 +124,7 @@ def _free_batch() -> dict[str, dict[int, object]]:
 
 
 def _metadata(file: TrainedFile) -> dict[str, str]:
-    return {METADATA_KEY: json.dumps(dict(file.about), sort_keys=True)}
+    return {METADATA_KEY: file.metadata}
 
 
 @contextmanager

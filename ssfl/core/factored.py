@@ -49,8 +49,9 @@ def scores_of(factors: Tensor, weights: Tensor, layout: Layout) -> Tensor:
         rows, columns, positions = torch.split(own, list(size.shape))
         at += sum(size.shape)
         mean = rows.mean()
-        scale = torch.where(mean > 0, 1 / mean**2, 0.0)
-        found.append((size * rows[:, None, None] * columns[:, None] * positions * scale).reshape(-1))
+        # Divided before they are multiplied: the product of three small means is 0 in float32, and 1 / mean² infinite.
+        columns, positions = (torch.where(mean > 0, part / mean, 0.0) for part in (columns, positions))
+        found.append((size * rows[:, None, None] * columns[:, None] * positions).reshape(-1))
     return torch.cat(found) if found else weights.new_zeros(0)
 
 

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ssfl.models import MODEL_NAMES, build_model
+from ssfl.models.description import METADATA_KEY, Description, Inputs, description_of
 from ssfl.models.errors import ModelError
 
-METADATA_KEY = "ssfl"
-"""Key of a safetensors file's metadata: one JSON object, because the order of several keys changes at each write."""
-
-
-@final
-@dataclass(frozen=True)
-class Inputs:
-    """The type of raw rows, and how they become the network's input: (x / divisor - mean) / std in float32.
-
-    input_dtype: "uint8" for pixels (divisor 255), "float32" for features (divisor 1), "int64" for token numbers, which
-    the network receives unchanged. mean, std: one entry for all, one per channel of images [B, C, H, W], or one per
-    feature of tables [B, F]. class_names: the classes of the logits, in their order.
-    """
-
-    input_dtype: str
-    divisor: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    class_names: tuple[str, ...]
+_CLIENTS_TENSOR = re.compile(r"client(\d{5,})/.+", re.DOTALL)
+"""Name of a client's tensor; a network's own names may contain a slash too."""
 
 
 @final
@@ -62,33 +46,28 @@ class TrainedNetwork(nn.Module):
 @final
 @dataclass(frozen=True)
 class TrainedFile:
-    """One network of a file that a run wrote: its state_dict, and its metadata."""
+    """One network of a file that a run wrote: its state_dict, its description, and the metadata as it is stored."""
 
     path: Path
-    about: Mapping[str, Any]
+    metadata: str
+    about: Description
     tensors: Mapping[str, Tensor]
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """One example: (C, H, W) or (F,)."""
-        return tuple(self.about["input_shape"])
 
     @property
     def inputs(self) -> Inputs:
         """The preprocessing. Raises ModelError if the file does not contain it."""
-        inputs = self.about.get("inputs")
-        if inputs is None:
+        if self.about.inputs is None:
             raise ModelError(
                 f"{self.path}: contains no preprocessing (sites that scale their own rows have no common one; older "
                 "files lack it); load the weights with safetensors.torch.load_file"
             )
-        return Inputs(
-            inputs["input_dtype"],
-            inputs["divisor"],
-            tuple(inputs["mean"]),
-            tuple(inputs["std"]),
-            tuple(inputs["class_names"]),
-        )
+        return self.about.inputs
+
+    @property
+    def input_dtype(self) -> torch.dtype | None:
+        """For `build_model`: the type of the network's inputs if it is not a float."""
+        inputs = self.about.inputs
+        return torch.int64 if inputs is not None and inputs.input_dtype == "int64" else None
 
     def into(self, network: nn.Module) -> TrainedNetwork:
         """The network with these weights and the preprocessing, in eval mode. Raises ModelError if they do not fit."""
@@ -98,7 +77,7 @@ class TrainedFile:
             raise ModelError(
                 f"{self.path}: does not fit the network: {' '.join(str(error).split())}"
             ) from None
-        return TrainedNetwork(network, self.inputs, len(self.input_shape)).eval()
+        return TrainedNetwork(network, self.inputs, len(self.about.input_shape)).eval()
 
 
 def load_trained(
@@ -115,21 +94,35 @@ def load_trained(
         ModelError: no such file or client, `network` is missing, or weights that do not fit; one line.
     """
     file = read_trained(Path(path), client)
-    name = file.about["model"]
-    if network is None and name not in MODEL_NAMES:
+    about = file.about
+    if network is not None:
+        return file.into(network)
+    if about.model not in MODEL_NAMES:
         raise ModelError(
-            f"{path}: contains weights of the custom network {name}; give it as network={name.split(':')[-1]}(...)"
+            f"{path}: contains weights of the custom network {about.model}; "
+            f"give it as network={about.model.split(':')[-1]}(...)"
         )
-    if network is None:
-        network = build_model(name, file.about["num_classes"], file.input_shape, file.about["norm"])
-    return file.into(network)
+    with torch.device("meta"):  # sizes that the file only claims must not allocate memory
+        shapes = {name: t.shape for name, t in _build(about).state_dict().items()}
+    if shapes != {name: t.shape for name, t in file.tensors.items()}:
+        raise ModelError(
+            f"{path}: does not fit the network: {about.model} has tensors of other names or shapes"
+        )
+    return file.into(_build(about))
+
+
+def _build(about: Description) -> nn.Module:
+    return build_model(about.model, about.num_classes, about.input_shape, about.norm)
 
 
 def read_trained(path: Path, client: int | None = None) -> TrainedFile:
-    """The network of a run's file, or that of one client. Raises ModelError if there is no such file or client."""
+    """The network of a run's file, or that of one client.
+
+    Raises ModelError if there is no such file or client, or if the file does not describe its network.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
+            metadata = (file.metadata() or {}).get(METADATA_KEY, "")
             names = list(file.keys())
             prefix = _prefix(path, names, client)
             tensors = {n.removeprefix(prefix): file.get_tensor(n) for n in names if n.startswith(prefix)}
@@ -137,15 +130,9 @@ def read_trained(path: Path, client: int | None = None) -> TrainedFile:
         raise ModelError(
             f"{path}: no such file; a finished run's folder contains model.safetensors"
         ) from None
-    except (OSError, SafetensorError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
+    except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read as safetensors ({error})") from None
-    if not isinstance(about, dict):
-        raise ModelError(
-            f"{path}: does not describe its network; only files written by a run of ssfl can be used"
-        )
-    return TrainedFile(path, about, tensors)
+    return TrainedFile(path, metadata, description_of(path, metadata), tensors)
 
 
 def client_prefix(client: int) -> str:
@@ -154,7 +141,8 @@ def client_prefix(client: int) -> str:
 
 
 def _prefix(path: Path, names: list[str], client: int | None) -> str:
-    clients = sorted({int(n.partition("/")[0].removeprefix("client")) for n in names if "/" in n})
+    found = [_CLIENTS_TENSOR.fullmatch(name) for name in names]
+    clients = sorted({int(one[1]) for one in found if one}) if all(found) else []
     if client is None and clients:
         raise ModelError(
             f"{path}: contains one network per client; choose one with client={clients[0]}..{clients[-1]}"
@@ -167,8 +155,3 @@ def _prefix(path: Path, names: list[str], client: int | None) -> str:
         )
         raise ModelError(f"{path}: no network of client {client}; it contains {held}")
     return client_prefix(client)
-
-
-def inputs_as_json(inputs: Inputs | None) -> dict[str, Any] | None:
-    """The preprocessing as in the files' metadata."""
-    return None if inputs is None else asdict(inputs)

@@ -216,6 +216,8 @@ def _decoded(name: str, part: Part, hop: Hop) -> Part:
 def _decode_difference(part: CodedValues | CodedSparse, known: Known) -> Part:
     if isinstance(part, CodedSparse):
         bits = part.support()
+        if not isinstance(known.part, (DenseValues, SparseValues)):
+            raise WireError("coordinates refer to values on a mask")
         whole = dense_values(known.part)
         if whole.shape != bits.shape:
             raise WireError(f"{len(bits)} coordinates refer to {len(whole)}")

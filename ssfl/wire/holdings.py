@@ -54,8 +54,9 @@ def values_at(part: Part, known: Part) -> Tensor | None:
     Values on a mask match values on the same mask; sparse values are taken from a dense or sparse vector by support.
     """
     if isinstance(part, MaskedValues):
-        fits = isinstance(known, MaskedValues) and known.support == part.support
-        return known.values if fits and isinstance(known, MaskedValues) else None
+        if not isinstance(known, MaskedValues) or known.support != part.support:
+            return None
+        return known.values if known.values.shape == part.values.shape else None
     if not isinstance(known, (DenseValues, SparseValues)):
         return None
     whole = dense_values(known)

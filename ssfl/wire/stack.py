@@ -289,7 +289,9 @@ class WireStack:
             lost = None if known is None else self._lost_of(known)
             if lost is not None and isinstance(part, VALUES):
                 change = values_at(part, lost)
-                parts[name] = part if change is None else replace(part, values=part.values + change)
+                # Values of another type stay as they are, so that the reply is refused.
+                if change is not None and change.dtype == part.values.dtype:
+                    parts[name] = replace(part, values=part.values + change)
         return replace(payload, parts=parts)
 
     def _lost_of(self, known: Known) -> Part | None:

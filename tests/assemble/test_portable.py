@@ -168,6 +168,33 @@ def test_a_network_that_cannot_be_traced_is_one_line_and_leaves_nothing(
     )
 
 
+class Tokens(torch.nn.Module):
+    """Takes token numbers."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.embedding, self.head = torch.nn.Embedding(20, 8), torch.nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.embedding(x).mean(1))
+
+
+def test_a_network_of_token_numbers_is_exported(tmp_path: Path) -> None:
+    x = np.random.default_rng(5).integers(0, 20, (90, 6))
+    y = x[:, 0] % 3
+    np.savez(tmp_path / "own.npz", train_x=x[:60], train_y=y[:60], test_x=x[60:], test_y=y[60:])
+    name = f"model.name={Tokens.__module__}:{Tokens.__name__}"
+    folder, _ = finished(tmp_path, tmp_path / "own.npz", name, "dataset.features=unchanged")
+    rows = torch.from_numpy(x)
+    expected = load_trained(folder / "model.safetensors", network=Tokens(3))(rows)
+    assert torch.allclose(torch.export.load(export_file(folder, "pt2")).module()(rows), expected, atol=1e-6)
+    again = load_trained(export_file(folder, "safetensors"), network=Tokens(3))
+    assert again(rows).equal(expected)
+    pytest.importorskip("onnxscript")
+    evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator(str(export_file(folder, "onnx")))
+    assert np.allclose(evaluator.run(None, {"rows": x})[0], expected.detach().numpy(), atol=1e-5)
+
+
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a run folder"):
         export_file(tmp_path, "pt2")

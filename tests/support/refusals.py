@@ -7,11 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from ssfl.core.reading import WireError
+from ssfl.errors import UserError
 
 
-def refusal(read: Callable[[], object]) -> str:
+def refusal(read: Callable[[], object], kind: type[UserError] = WireError) -> str:
     """The one line with which a reader refuses."""
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(kind) as caught:
         read()
     assert "\n" not in str(caught.value)
     return str(caught.value)

@@ -21,9 +21,10 @@ from ssfl.core.payloads import MaskedValues, Part, Payload, Support, dense_value
 from ssfl.deploy.protocol.payloads import ExpectedReply, from_bytes
 from ssfl.wire.coding import Coding
 from ssfl.wire.entropy import squeezed
+from ssfl.wire.half import Half
 from ssfl.wire.int8 import Int8
 from ssfl.wire.log import Log
-from ssfl.wire.stack import Received, WireStack
+from ssfl.wire.stack import WireStack
 from ssfl.wire.uniform import Uniform
 from tests.wire.attacks import HEAD, HELD, LAYOUT, NONE, N, P, message, part
 
@@ -32,6 +33,8 @@ ON_MASK = SUPPORT.pack(HELD.values)
 KEPT, FACTORS = len(ON_MASK.values), factored_size(LAYOUT)
 CODED = WireStack(LAYOUT, 7, up=[Coding(Uniform(0.05), Int8(), Log(), "coded")])
 PLAIN = WireStack(LAYOUT, 7)
+LOSSY = WireStack(LAYOUT, 7, down=[Coding(Uniform(0.5))], up=[Coding(Half())])
+"""What a client receives differs from what the server sent, so the server corrects replies."""
 OTHER_MASK = bytes(range(8))
 """A digest that is not SUPPORT's."""
 
@@ -51,13 +54,17 @@ FORMS: tuple[tuple[Mapping[str, ReplyPart] | None, Part, WireStack], ...] = (
     ({}, HELD, CODED),
     (None, HELD, CODED),
     (None, ON_MASK, PLAIN),
+    ({"w": ReplyPart("on_sent_mask")}, ON_MASK, LOSSY),
 )
 """Declared parts, the part "w" that the client was sent, the run's transforms."""
 EXPECTED = tuple(
     ExpectedReply(0, MappingProxyType({"w": sent}), replace(TASK, reply_parts=declared), True, LAYOUT)
     for declared, sent, _ in FORMS
 )
-RECEIVED = tuple(Received([Payload({"w": sent})], lambda payload: payload) for _, sent, _ in FORMS)
+RECEIVED = tuple(
+    stack.received_by([stack.send_to(Payload({"w": sent}), 0, "train", 1)], 0, "train", 1)
+    for _, sent, stack in FORMS
+)
 FLOAT16 = 133
 """A kind of dense values with the value type 2, for `_part`."""
 NAMES = (b"w", b"scores", b"factors", b"mask", b"x")
