@@ -47,6 +47,7 @@ from ssfl.core.evolve import (
 )
 from ssfl.core.gossip import overlap_mean
 from ssfl.core.layout import Layout
+from ssfl.core.masks import kept_count
 from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.core.payloads import SERVER, Payload, SparseValues, dense_values, pack_sparse
 from ssfl.core.rng import stream
@@ -277,7 +278,10 @@ class Settings:
 
 
 def build(settings: Settings, recipe: Recipe) -> DisPFL:
-    """DisPFL from its settings and the recipe (`algorithm=dispfl`)."""
+    """DisPFL from its settings and the recipe (`algorithm=dispfl`). Raises SettingError if it keeps no weight."""
+    recipe.check_keeps(
+        kept_count(recipe.layout.trained_size, recipe.density), recipe.layout.trained_size, "weights"
+    )
     fit = recipe.fit
     if isinstance(fit.schedule, ExponentialDecay):  # DisPFL's authors count rounds from 0
         fit = replace(fit, schedule=replace(fit.schedule, first_exponent=0))

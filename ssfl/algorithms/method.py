@@ -11,7 +11,7 @@ from dataclasses import dataclass, make_dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, final, get_type_hints
 
 from ssfl.errors import UserError
-from ssfl.settings import Setting, settings_of
+from ssfl.settings import Setting, SettingError, settings_of
 
 if TYPE_CHECKING:
     from ssfl.algorithms.base import Algorithm
@@ -51,6 +51,13 @@ class Recipe:
     score_form: ScoreForm = "full"
     """Whether clients send all scores or their factors; `communication.scores`."""
 
+    def check_keeps(self, kept: int, size: int, of: str = "prunable weights") -> None:
+        """Raises SettingError if `kept`, of `size` weights at this density, is 0: nothing would be trained."""
+        if kept == 0:
+            raise SettingError(
+                "model.dense_ratio", self.density, f"at least {1 / size:.2g}, one of the {size} {of}"
+            )
+
 
 KEYS = {
     "fine_tune": ("training.fine_tune_epochs", "optimizer.fine_tune_lr"),
@@ -67,6 +74,11 @@ KEYS = {
 @dataclass(frozen=True)
 class NoSettings:
     """Settings of a method that has none."""
+
+
+def _all_read(settings: Any) -> tuple[str, ...]:
+    """Every setting has an effect."""
+    return ()
 
 
 def _no_check(settings: Any, density: float, rounds: int) -> None:
@@ -88,6 +100,8 @@ class Method:
     """The fields of `KEYS` that the method reads; the others have no effect on it."""
     check: Callable[[Any, float, int], None] = _no_check
     """(settings, density, rounds) -> None. Raises SettingError for combinations that are impossible for any network."""
+    unread: Callable[[Any], tuple[str, ...]] = _all_read
+    """settings -> the configuration keys without effect with these settings, besides those that `reads` excludes."""
 
     def __post_init__(self) -> None:
         unknown = set(self.reads) - set(KEYS)
@@ -102,10 +116,10 @@ class Method:
                 f"the field {undeclared} is no setting", where=_name(self.settings), remedy=remedy
             )
 
-    @property
-    def unread_keys(self) -> tuple[str, ...]:
-        """Keys of the configuration without effect on this method."""
-        return tuple(key for name, keys in KEYS.items() if name not in self.reads for key in keys)
+    def unread_keys(self, settings: Any) -> tuple[str, ...]:
+        """Keys of the configuration without effect on this method with these settings."""
+        never = (key for name, keys in KEYS.items() if name not in self.reads for key in keys)
+        return tuple(dict.fromkeys((*never, *self.unread(settings))))
 
     @property
     def reads_density(self) -> bool:

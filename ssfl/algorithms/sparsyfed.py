@@ -199,7 +199,9 @@ class Settings:
 
 
 def build(settings: Settings, recipe: Recipe) -> SparsyFed:
-    """SparsyFed from its settings and the recipe (`algorithm=sparsyfed`)."""
+    """SparsyFed from its settings and the recipe (`algorithm=sparsyfed`). Raises SettingError if it keeps no weight."""
+    size = recipe.layout.prunable_size
+    recipe.check_keeps(round(recipe.density * size), size)
     return SparsyFed(
         recipe.fit,
         recipe.per_round,

@@ -8,7 +8,7 @@ indices. Where the authors' code and text differ, `docs/algorithms/ssfl.md` says
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -48,7 +48,7 @@ from ssfl.algorithms.masked import (
     masked_training,
     store_mask,
 )
-from ssfl.algorithms.method import Method, Recipe, ScoreForm
+from ssfl.algorithms.method import KEYS, Method, Recipe, ScoreForm
 from ssfl.algorithms.random_masks import ClientwiseRandomMask, SharedRandomMask
 from ssfl.core.aggregate import weighted_mean
 from ssfl.core.factored import factors_of, scores_of
@@ -273,6 +273,13 @@ def check(settings: Settings, density: float, rounds: int) -> None:
 
 def build(settings: Settings, recipe: Recipe) -> Algorithm[Any]:
     """SSFL, or the random mask that `mode` names. Raises SettingError if density or minima do not fit the network."""
+    layout, density = recipe.layout, recipe.density
+    if settings.mode in ("random_clientwise", "random_layerwise"):
+        sizes = [b - a for _, a, b in layout.prunable_segments]
+        kept = sum(kept_count(size, density) for size in sizes)
+        recipe.check_keeps(kept, max(sizes, default=1), "weights of the largest layer")
+    else:
+        recipe.check_keeps(kept_count(layout.prunable_size, density), layout.prunable_size)
     if settings.mode == "random_clientwise":
         return ClientwiseRandomMask(recipe.fit, recipe.per_round, recipe.density)
     if settings.mode in ("random_global", "random_layerwise"):
@@ -283,12 +290,9 @@ def build(settings: Settings, recipe: Recipe) -> Algorithm[Any]:
 
 
 def discovery_of(settings: Settings, recipe: Recipe) -> Discovery:
-    """Phase 1 for these settings. Raises SettingError if density or minima do not fit the network."""
+    """Phase 1 for these settings. Raises SettingError if minima do not fit the network."""
     layout, density = recipe.layout, recipe.density
     keep = kept_count(layout.prunable_size, density)
-    if keep == 0:
-        least = f"at least {1 / layout.prunable_size:.2g}, one of the {layout.prunable_size} prunable weights"
-        raise SettingError("model.dense_ratio", density, least)
     floor = settings.min_layer_density
     if floor > 0:
         floors = sum(max(1, kept_count(b - a, floor)) for _, a, b in layout.prunable_segments)
@@ -316,4 +320,14 @@ def label(settings: Settings) -> str:
     return "SSFL" if settings.mode == "static" else f"{settings.mode.replace('_', ' ')} mask"
 
 
-METHOD = Method(build, label, Settings, reads=("density", "probe_batches", "score_form"), check=check)
+def unread(settings: Settings) -> tuple[str, ...]:
+    """A random mask needs no scores and no warm-up; warmup_rounds overrides initial_mask_freq."""
+    if settings.mode.startswith("random_"):
+        own = (f"algorithm.params.{one.name}" for one in fields(Settings) if one.name != "mode")
+        return (*own, *KEYS["probe_batches"], *KEYS["score_form"])
+    return ("algorithm.params.initial_mask_freq",) if settings.warmup_rounds else ()
+
+
+METHOD = Method(
+    build, label, Settings, reads=("density", "probe_batches", "score_form"), check=check, unread=unread
+)

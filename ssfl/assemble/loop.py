@@ -20,7 +20,7 @@ from ssfl.engine.coded_exchange import CodedExchange
 from ssfl.engine.executors.distributed.link import Link, first_decides
 from ssfl.engine.executors.executor import Executor
 from ssfl.engine.loop import Emit, RoundLoop, Save
-from ssfl.engine.simulator import Absence, Simulator, all_answer, seeded_absence
+from ssfl.engine.simulator import Absence, SeededAbsence, Simulator, all_answer
 from ssfl.engine.state.checkpoint import COMMON_RECORDS
 from ssfl.engine.state.client_store import ClientStore
 from ssfl.engine.state.progress import Progress
@@ -68,7 +68,7 @@ def simulator_of(setup: RunSetup, executor: Executor, store: ClientStore | None 
 def absence_of(config: Config) -> Absence:
     """Which clients do not answer: `training.missing_replies` of each exchange, drawn from the seed."""
     share = config.training.missing_replies
-    return seeded_absence(config.experiment.seed, share) if share else all_answer
+    return SeededAbsence(config.experiment.seed, share) if share else all_answer
 
 
 def first_progress(loop: RoundLoop, setup: RunSetup, saved: Progress | None, link: Link) -> Progress:

@@ -53,7 +53,7 @@ def unread_keys(config: Config) -> tuple[str, ...]:
     not read."""
     leftovers = [key for key, declared in common_keys().items() if declared.unread]
     counted = ("training.client_num_in_total",) if config.dataset.partition_method == "natural" else ()
-    return (*leftovers, *counted, *config.algorithm.method.unread_keys, *codecs_ignore(config))
+    return (*leftovers, *counted, *config.algorithm.unread_keys, *codecs_ignore(config))
 
 
 def value_of(config: Config, key: str) -> Any:

@@ -310,11 +310,14 @@ def _to_config(tree: DictConfig, name: str, method: Method, known: Mapping[str, 
 def _warn_unread(config: Config, keys: Sequence[str]) -> None:
     name = config.algorithm.name
     leftovers = {key for key, declared in common_keys().items() if declared.unread}
-    ignored = {*config.algorithm.method.unread_keys, *other_methods_keys(name)}
+    ignored = {*config.algorithm.unread_keys, *other_methods_keys(name)}
+    by_settings = {*config.algorithm.method.unread(config.algorithm.params)}
     by_codecs = codecs_ignore(config)
     for key in keys:
         if key in leftovers:
             text = f"{key} has no effect: it is a leftover of the published configuration that is not read"
+        elif key in by_settings:
+            text = f"{key} has no effect with the other settings of algorithm={name}"
         elif key in ignored:
             text = f"{key} has no effect: algorithm={name} does not read it"
         elif key in by_codecs:

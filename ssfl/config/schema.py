@@ -38,6 +38,11 @@ class AlgorithmConfig:
         """The method with this name."""
         return find_method(self.name)
 
+    @property
+    def unread_keys(self) -> tuple[str, ...]:
+        """Keys of the configuration without effect on this method with these settings."""
+        return self.method.unread_keys(self.params)
+
 
 @final
 @dataclass(frozen=True)

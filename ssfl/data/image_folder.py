@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ssfl.data.arrays import Arrays
 from ssfl.data.errors import DataError, unreadable
 from ssfl.data.npz import to_arrays, with_test_part
+from ssfl.data.preprocess import own_name
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 _GREY_MODES = frozenset({"1", "L", "LA"})
@@ -57,7 +58,7 @@ def _arrays(root: Path) -> Arrays:
     else:
         columns = with_test_part(columns, str(root))
     reader.warn(root)
-    return to_arrays(root.name, names, columns, str(root))
+    return to_arrays(own_name(root.name), names, columns, str(root))
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

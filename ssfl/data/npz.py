@@ -122,6 +122,8 @@ def to_arrays(name: str, class_names: tuple[str, ...], columns: Mapping[str, NDA
 
 
 def _check_rows(path: Path, columns: Mapping[str, NDArray]) -> None:
+    if "test_site" in columns and "test_x" not in columns:
+        raise DataError(f"{path}: test_site without test_x and test_y; add them, or omit test_site")
     for key, values in columns.items():
         part = key.partition("_")[0]
         if part in ("train", "test") and len(values) != len(columns[f"{part}_x"]):

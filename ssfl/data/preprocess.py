@@ -22,6 +22,12 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 """Mean and deviation per channel of pixels in 0..1. CIFAR: the authors' constants; Tiny-ImageNet: those of
 the earlier code (SalientGrads); the two 28x28 sets: the usual published ones."""
 
+
+def own_name(name: str) -> str:
+    """The name of a user's data set: a file or folder "mnist" is not MNIST, whose constants must not be used."""
+    return f"own_{name}" if name in NORMALISATION else name
+
+
 CROP_PADDING = 4
 _CROPPED_AND_FLIPPED = frozenset({"cifar10", "cifar100", "tinyimagenet"})
 

@@ -18,6 +18,7 @@ from ssfl.data.arrays import Arrays
 from ssfl.data.errors import DataError
 from ssfl.data.image_folder import arrays_from_folder
 from ssfl.data.npz import arrays_from_npz, hold_out, to_arrays
+from ssfl.data.preprocess import own_name
 
 FOLDER_PREFIX = "imagefolder:"
 
@@ -120,9 +121,7 @@ def without_pixels(name: str) -> Arrays:
 
 
 def _own(path: Path, whole: bool) -> Arrays:
-    # The user's file "mnist.npz" is not MNIST: the known set's constants and augmentation must not be used.
-    name = path.stem if path.stem not in KNOWN else f"own_{path.stem}"
-    return arrays_from_npz(path, name, whole=whole)
+    return arrays_from_npz(path, own_name(path.stem), whole=whole)
 
 
 def _digits() -> Arrays:

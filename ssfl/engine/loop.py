@@ -123,7 +123,7 @@ class RoundLoop:
         clock = replace(progress.clock, round=progress.clock.round + plan.timed)
         theta = self.algorithm.weights_to_evaluate(state, self.context)
         _check_finite(theta, plan)
-        event = exchange_fields(plan, meter, self.link) | self._mask_fields(progress.state, state, theta)
+        event = exchange_fields(plan, meter, self.link) | self._mask_fields(progress, state, theta)
         self._warn_of_missing(meter, plan)
         following, fault = self._attempted_plan(state, clock)
         closing = following is None and fault is None
@@ -197,8 +197,11 @@ class RoundLoop:
             fields |= held.validation_fields()
         return fields | global_fields(None if theta is None else self.examiner.examine(theta))
 
-    def _mask_fields(self, before: Any, after: Any, theta: Tensor | None) -> dict[str, Any]:
-        """The density of the mask or of the global model, and the density of each layer if the mask is new."""
+    def _mask_fields(self, before: Progress, after: Any, theta: Tensor | None) -> dict[str, Any]:
+        """The density of the mask or of the global model, and the density of each layer if the mask is new.
+
+        A mask that the method starts with is new in the first exchange.
+        """
         mask = self.algorithm.global_mask(after, self.context)
         layout = self.context.layout
         if mask is None:
@@ -206,7 +209,8 @@ class RoundLoop:
                 return {"density": None}
             return {"density": layout.count_prunable(theta) / max(layout.prunable_size, 1)}
         fields: dict[str, Any] = {}
-        old = self.algorithm.global_mask(before, self.context)
+        first = before.ledger == Ledger()
+        old = None if first else self.algorithm.global_mask(before.state, self.context)
         if old is not mask and (old is None or not bool(old.equal(mask))):
             bits = layout.take_prunable(mask)
             empty = empty_layers(bits, layout.prunable_segments)

@@ -19,7 +19,7 @@ from ssfl.engine.state.client_store import ClientStore
 from ssfl.wire.message import decode, encode
 
 Absence = Callable[[RoundPlan], Collection[int]]
-"""Plan -> the clients that do not answer."""
+"""Plan -> the clients that do not answer; called once for every attempt of a plan."""
 
 
 def all_answer(plan: RoundPlan) -> Collection[int]:
@@ -27,17 +27,28 @@ def all_answer(plan: RoundPlan) -> Collection[int]:
     return ()
 
 
-def seeded_absence(seed: int, share: float) -> Absence:
-    """Each client of an exchange is absent with probability `share` (0-1); a resumed run repeats the same draws."""
+@final
+class SeededAbsence:
+    """Each client of an exchange is absent with probability `share` (0-1); a resumed run repeats the same draws.
 
-    def absent(plan: RoundPlan) -> Collection[int]:
-        return {i.client for i in plan.instructions if _draw(plan, i.client) < share}
+    An exchange that is repeated at once has draws of its own, so that it can succeed.
+    """
 
-    def _draw(plan: RoundPlan, client: int) -> float:
-        generator = stream(seed, "absent", plan.phase, plan.clock.round, client)
+    def __init__(self, seed: int, share: float) -> None:
+        self._seed, self._share = seed, share
+        self._last, self._attempt = ("", 0), 0
+
+    def __call__(self, plan: RoundPlan) -> Collection[int]:
+        """The absent clients."""
+        this = plan.phase, plan.clock.round
+        self._attempt = self._attempt + 1 if this == self._last else 0
+        self._last = this
+        return {i.client for i in plan.instructions if self._draw(plan, i.client) < self._share}
+
+    def _draw(self, plan: RoundPlan, client: int) -> float:
+        again = (self._attempt,) if self._attempt else ()
+        generator = stream(self._seed, "absent", plan.phase, plan.clock.round, client, *again)
         return float(torch.rand((), generator=generator))
-
-    return absent
 
 
 @final
@@ -61,10 +72,12 @@ class Simulator:
         self.absent = absent
         self._jobs: list[ClientJob] = []
         self._sent: dict[int, tuple[Payload, Payload]] = {}
+        self._peers: dict[int, Payload] = {}
 
     def __call__(self, plan: RoundPlan, meter: Meter) -> Iterator[ClientReply]:
         """Yields the replies, sorted by client, each as soon as it and all earlier ones are ready."""
         self._sent.clear()
+        self._peers.clear()
         instructions = sorted(plan.instructions, key=lambda i: i.client)
         self._count_messages(plan, instructions, meter)
         absent = self.absent(plan)
@@ -105,7 +118,7 @@ class Simulator:
         )
         if not self.wire:
             return job
-        return replace(job, inbox=tuple(map(self._delivered, job.received())), peers={})
+        return replace(job, inbox=tuple(self._delivered(job, message) for message in job.inbox), peers={})
 
     def _store_state(self, job: ClientJob, outcome: Outcome, published: Payload | None) -> None:
         if outcome.state is None and published is None:
@@ -131,11 +144,16 @@ class Simulator:
                         sizes[id(message)] = Traffic.of(message)
                     meter.sent(message.sender, instruction.client, sizes[id(message)])
 
-    def _delivered(self, payload: Payload) -> Payload:
-        """A message as its client receives it; one for many clients is encoded once."""
-        if id(payload) not in self._sent:
-            self._sent[id(payload)] = payload, self._crossed(payload)
-        return self._sent[id(payload)][1]
+    def _delivered(self, job: ClientJob, message: Payload | PeerModel) -> Payload:
+        """A message as its client receives it; one for many clients is encoded and held once."""
+        if isinstance(message, PeerModel):
+            peer = message.client
+            if peer not in self._peers:
+                self._peers[peer] = self._crossed(published_by(peer, job.peers, job.initial_model))
+            return replace(self._peers[peer], sender=message.sender)
+        if id(message) not in self._sent:
+            self._sent[id(message)] = message, self._crossed(message)
+        return self._sent[id(message)][1]
 
     def _crossed(self, payload: Payload) -> Payload:
         layout = self.executor.layout

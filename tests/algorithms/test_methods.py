@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from torch import Tensor
@@ -17,8 +17,18 @@ from ssfl import cli
 from ssfl.algorithms.base import Algorithm
 from ssfl.algorithms.fedavg import FedAvg
 from ssfl.algorithms.method import KEYS, Method, MethodError, Recipe, method_of_class
+from ssfl.algorithms.ssfl import Mode
 from ssfl.algorithms.table import METHODS, find_method
-from ssfl.config import ConfigError, config_digest, config_from_yaml, config_to_yaml, load_config
+from ssfl.assemble.build import setup_of
+from ssfl.config import (
+    ConfigError,
+    ConfigWarning,
+    config_digest,
+    config_from_yaml,
+    config_to_yaml,
+    load_config,
+    unread_keys,
+)
 from ssfl.core.layout import Layout
 from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.engine.simulate import simulate
@@ -57,7 +67,40 @@ def test_every_entry_is_a_method(name: str) -> None:
     assert method.label(method.settings())
     assert set(method.reads) <= set(KEYS)
     read = {key for name in method.reads for key in KEYS[name]}
-    assert {*method.unread_keys, *read} == {key for keys in KEYS.values() for key in keys}
+    assert {*method.unread_keys(method.settings()), *read} == {key for keys in KEYS.values() for key in keys}
+
+
+@pytest.mark.parametrize("mode", ["random_global", "random_layerwise", "random_clientwise"])
+def test_settings_of_scores_have_no_effect_on_random_masks(mode: str) -> None:
+    """A run says so, and a sweep over one of them is told that its runs are equal."""
+    words = [*WORDS, f"algorithm.params.mode={mode}"]
+    without_effect = {"algorithm.params.warmup_rounds", "algorithm.params.method", "model.itersnip_iteration"}
+    assert without_effect <= set(unread_keys(load_config(words)))
+    with pytest.warns(
+        ConfigWarning, match=r"warmup_rounds has no effect with the other settings of algorithm=ssfl"
+    ):
+        load_config([*words, "algorithm.params.warmup_rounds=1"])
+    assert not without_effect & set(unread_keys(load_config(WORDS)))
+
+
+def test_warmup_rounds_override_initial_mask_freq() -> None:
+    overridden = "algorithm.params.initial_mask_freq"
+    assert overridden in unread_keys(load_config([*WORDS, "algorithm.params.warmup_rounds=2"]))
+    assert overridden not in unread_keys(load_config(WORDS))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["algorithm=dispfl"],
+        ["algorithm=sparsyfed"],
+        *([f"algorithm.params.mode={mode}"] for mode in get_args(Mode)),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_density_that_keeps_no_weight_is_refused(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"model\.dense_ratio=1e-06: .*at least"):
+        setup_of(load_config([*WORDS, *words, "model.dense_ratio=1e-6"]))
 
 
 def test_unknown_names_are_refused() -> None:

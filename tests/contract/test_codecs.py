@@ -16,7 +16,7 @@ from ssfl.core.layout import Layout
 from ssfl.core.payloads import Payload, nbytes
 from ssfl.engine.client.errors import DivergedError
 from ssfl.engine.executors.processes.executor import ProcessExecutor
-from ssfl.engine.simulator import Absence, all_answer, seeded_absence
+from ssfl.engine.simulator import Absence, SeededAbsence, all_answer
 from ssfl.wire.coding import Coding, Votes
 from ssfl.wire.half import Half
 from ssfl.wire.holdings import State
@@ -214,7 +214,7 @@ def test_resuming_anywhere_is_never_having_stopped(name: str, stack: str, tmp_pa
 @every_row
 def test_missing_replies_end_no_run(name: str, stack: str) -> None:
     """30 % of the replies of every phase missing: whole values again for those of whom nothing is known."""
-    rigs = [new_rig(name, stack, wire=w, absent=seeded_absence(3, 0.3)) for w in (False, True)]
+    rigs = [new_rig(name, stack, wire=w, absent=SeededAbsence(3, 0.3)) for w in (False, True)]
     one, wired = map(_ended, rigs)
     assert one.models.equal(wired.models)
     assert bool(one.models.isfinite().all())

@@ -16,7 +16,7 @@ from torch import Tensor
 from ssfl.core.layout import Layout
 from ssfl.core.payloads import SERVER, dense_values
 from ssfl.engine.executors.executor import Executor
-from ssfl.engine.simulator import Absence, seeded_absence
+from ssfl.engine.simulator import Absence, SeededAbsence
 from ssfl.wire.message import encode
 from tests.contract.exchanged import Exchanged, to_the_end
 from tests.contract.reading import (
@@ -64,7 +64,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 def missing_rig(
     name: str, kind: Kind, executor: str | Executor = REFERENCE, wire: bool = False, share: float = SHARE
 ) -> Rig:
-    missing: Mapping[str, Absence] = {kind: seeded_absence(SEED, share)}
+    missing: Mapping[str, Absence] = {kind: SeededAbsence(SEED, share)}
     return new_rig(name, NET, executor, wire, **missing)  # type: ignore[arg-type]
 
 
@@ -107,7 +107,7 @@ def test_every_phase_lacks_replies_and_the_run_has_all_its_exchanges(name: str, 
 @every_kind
 def test_who_is_missing_is_told(name: str, kind: Kind) -> None:
     run = with_missing(name, kind)
-    absent = seeded_absence(SEED, SHARE)
+    absent = SeededAbsence(SEED, SHARE)
     for exchange in run:
         asked = {i.client for i in exchange.plan.instructions}
         assert answered(exchange) == asked - set(absent(exchange.plan))
@@ -291,7 +291,7 @@ def test_a_resume_from_any_checkpoint_ends_in_the_same_bits(name: str, kind: Kin
 @every_row
 @every_kind
 def test_with_nothing_missing_nothing_differs(name: str, kind: Kind) -> None:
-    """`seeded_absence` of nobody, and an exchange that could drop replies, against neither of them."""
+    """`SeededAbsence` of nobody, and an exchange that could drop replies, against neither of them."""
     rig, whole = missing_rig(name, kind, share=0.0), finished(name, NET)
     assert run_to_end(rig).equal(whole.models)
     assert timeless(rig.events) == timeless(whole.rig.events)

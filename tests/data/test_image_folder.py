@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ssfl.data.errors import DataError
+from ssfl.data.preprocess import default_preprocess
 from ssfl.data.sources import load_arrays
 
 image = pytest.importorskip("PIL.Image", reason="image folders need Pillow (the images extra)")
@@ -50,6 +51,18 @@ def test_one_level_of_classes_is_split(tmp_path: Path) -> None:
     assert arrays.test_y.tolist() == [0, 0, 1, 1]
     values = np.concatenate([arrays.train_x[:, 0, 0, 0], arrays.test_x[:, 0, 0, 0]])
     assert sorted(values.tolist()) == [*range(10), *range(100, 110)]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist", "mine"])
+def test_a_folder_named_like_a_published_set_has_constants_of_its_own(tmp_path: Path, name: str) -> None:
+    for label in ("a", "b"):
+        for index in range(10):
+            _paint(tmp_path / name / label / f"{index}.png", 20 * index, mode="L")
+    found = default_preprocess(load_arrays(f"imagefolder:{tmp_path / name}", tmp_path))
+    assert len(found.mean) == 1
+    assert not found.augments
+    assert found.mean[0] == pytest.approx(90 / 255, abs=0.06)
+    assert found.mean[0] != pytest.approx(0.1307, abs=1e-3)
 
 
 def test_other_sizes_are_resized_and_said(tmp_path: Path) -> None:

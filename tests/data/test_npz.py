@@ -104,6 +104,13 @@ def test_sites_are_numbered_alike_in_both_parts(tmp_path: Path) -> None:
     assert arrays.test_site.tolist() == [1] * 5 + [2]
 
 
+def test_sites_of_a_test_part_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    x, y = np.zeros((4, 2), np.float32), np.array([0, 1, 0, 1])
+    np.savez(tmp_path / "own.npz", train_x=x, train_y=y, train_site=y, test_site=y)
+    with pytest.raises(DataError, match=r"own\.npz: test_site without test_x and test_y"):
+        load_arrays(str(tmp_path / "own.npz"), tmp_path)
+
+
 def test_large_site_numbers_of_two_types_stay_apart(tmp_path: Path) -> None:
     """numpy joins uint64 and int64 as float64, in which 2^60 and 2^60 + 1 are equal."""
     columns = _images(4) | {

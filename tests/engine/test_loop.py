@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from ssfl.algorithms.base import (
     TrainLoss,
 )
 from ssfl.algorithms.fedavg import FedAvg
+from ssfl.algorithms.random_masks import SharedRandomMask
 from ssfl.algorithms.ssfl import SSFL, Discovery
 from ssfl.core.layout import Layout
 from ssfl.core.metrics import Tally
@@ -229,6 +230,22 @@ def test_an_emptied_layer_is_warned_of_once() -> None:
     event = next(e for e in rig.events if "layer_density" in e)
     assert event["empty_layers"] == ["3.weight"]
     assert event["layer_density"]["3.weight"] == 0.0
+
+
+@pytest.mark.parametrize("scope", ["global", "layerwise"])
+def test_a_mask_from_the_start_is_reported_once_with_its_empty_layers(
+    scope: Literal["global", "layerwise"],
+) -> None:
+    """Density 0.01 keeps no weight of a layer of fewer than 100."""
+    rig = make_rig(SharedRandomMask(FIT, 2, 0.01, scope), float_data(), tiny_net("none"))
+    rig.run(2)
+    assert ["layer_density" in e for e in rig.events if e["event"] != "warning"] == [True, False, False]
+    (event,) = [e for e in rig.events if "layer_density" in e]
+    bits = rig.context.layout.take_prunable(mask_of(rig.loop.progress))
+    spans = {name: bits[a:b] for name, a, b in rig.context.layout.prunable_segments}
+    assert event["empty_layers"] == [name for name, own in spans.items() if not bool(own.any())] != []
+    (warning,) = [e["message"] for e in rig.events if e["event"] == "warning"]
+    assert all(name in warning for name in event["empty_layers"])
 
 
 def test_flops_count_kept_weights_three_forwards_and_epochs() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
-from ssfl.algorithms.base import Probe, RoundPlan
+from ssfl.algorithms.base import Clock, Instruction, Probe, RoundPlan
 from ssfl.algorithms.dispfl import DisPFL
 from ssfl.algorithms.fedavg import FedAvg
 from ssfl.algorithms.local_training import LocalTraining
@@ -16,6 +16,7 @@ from ssfl.algorithms.ssfl import SSFL, Discovery
 from ssfl.core.optim import ExponentialDecay, FitSpec
 from ssfl.core.saliency import SNIP
 from ssfl.engine.loop import ATTEMPTS, NoReplyError
+from ssfl.engine.simulator import SeededAbsence
 from ssfl.wire.message import encode
 from tests.support.memories import same_memory, same_value
 from tests.support.rigs import Rig, float_data, make_rig, payload_in, tiny_net
@@ -165,3 +166,18 @@ def test_a_silent_phase_can_be_resumed_from() -> None:
     whole = make_rig(method_of("ssfl"), float_data(SIZES), tiny_net("batch"))
     ended = rig.loop.run(rig.loop.progress)
     assert same_value(ended.state, whole.loop.run(whole.loop.start(whole.theta, 3)).state)
+
+
+def test_a_phase_is_attempted_with_other_draws_and_a_resume_repeats_them() -> None:
+    """With half of the clients absent, three clients are all absent in one of eight attempts."""
+    plan = RoundPlan("score", tuple(Instruction(c, ()) for c in range(3)), Clock(1, 2), timed=False)
+    found: list[list[frozenset[int]]] = []
+    for _ in range(2):
+        absent = SeededAbsence(4, 0.5)
+        found.append([frozenset(absent(plan)) for _ in range(40)])
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 8, "every subset of the clients"
+    absent = SeededAbsence(4, 0.5)
+    first = absent(plan)
+    absent(replace(plan, phase="store_mask"))
+    assert absent(plan) == first, "another exchange came between: it is a first attempt"

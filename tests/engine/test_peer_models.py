@@ -395,3 +395,21 @@ def test_first_masks_cost_a_bit_a_coordinate_until_their_clients_have_published(
         assert set(masks) == set(range(12)) - set(progress.state.joined)
         progress = rig.step(progress)
     assert set(progress.state.joined) == set(rig.recorder.client_memories())
+
+
+def test_a_model_that_crosses_the_wire_for_many_clients_is_held_once() -> None:
+    """With exact measuring, the simulator decodes messages before the first job begins."""
+    held: list[list[ClientJob]] = []
+
+    class Watched(SequentialExecutor):
+        def run(self, jobs: Sequence[ClientJob]) -> Iterator[Outcome]:
+            held.append(list(jobs))
+            return super().run(jobs)
+
+    data, module = float_data(), tiny_net("batch")
+    rig = rig_with(Watched(make_runner(data, module, method().tasks)), wire=True)
+    end_of(rig)
+    for jobs in held[1:]:
+        messages = [message for job in jobs for message in job.received()]
+        parts = {id(message.parts["w"]) for message in messages}
+        assert len(parts) <= data.num_clients < len(messages)

@@ -49,7 +49,7 @@ def test_a_good_file_is_the_network_behind_its_preprocessing(tmp_path: Path) -> 
 
 
 FIELDS = (*(name for name in ABOUT if name != "inputs"), *(f"inputs.{name}" for name in INPUTS))
-BAD = ("missing", None, [], {}, "x", -1, float("nan"), [None], 10**400, True)
+BAD: tuple[Any, ...] = ("missing", None, [], {}, "x", -1, float("nan"), [None], 10**400, True)
 CASES = [(name, bad) for name in FIELDS for bad in BAD if bad != "x" or name not in ("model", "norm")]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
 from ssfl.algorithms.base import ClientContext, TrainLoss
@@ -86,6 +87,12 @@ def check_finite(place: Place, loss: TrainLoss | None) -> None:
     """Raises DivergedError if a client's mean loss is not finite; None: the client had no minibatch."""
     if loss is not None and not math.isfinite(loss.all_epochs):
         raise DivergedError(place, f"the training loss is {loss.all_epochs}")
+
+
+def check_finite_scores(place: Place, scores: Tensor | None) -> None:
+    """Raises DivergedError if a saliency score [T] is not finite; None: the task has no probe."""
+    if scores is not None and not bool(torch.stack(torch.aminmax(scores)).isfinite().all()):
+        raise DivergedError(place, "a saliency score is not finite")
 
 
 def place_of(context: ClientContext, phase: str) -> Place:

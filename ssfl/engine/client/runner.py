@@ -25,7 +25,7 @@ from ssfl.core.rng import stream
 from ssfl.core.tensor_roles import cast_floats
 from ssfl.engine.client.batch_order import BatchOrder, SeededOrder
 from ssfl.engine.client.data_source import DataSource, input_dtype
-from ssfl.engine.client.errors import check_finite, errors_named, place_of
+from ssfl.engine.client.errors import check_finite, check_finite_scores, errors_named, place_of
 from ssfl.engine.client.job import ClientJob, Outcome
 from ssfl.engine.client.own_loss import own_loss_gradient
 from ssfl.engine.client.step import local_step_, sgd
@@ -160,6 +160,7 @@ class ClientRunner:
             check_finite(place_of(context, job.phase), loss)
         tallies |= self.tallies(task, "trained", work, context)
         probed = self.probe(task, task.probe, work, context).cpu() if task.probe is not None else None
+        check_finite_scores(place_of(context, job.phase), probed)
         flops = self.flops(task, work, context)
         computed = Computed(work, probed, loss, tallies)
         return end_visit(visit, computed, flops, time.perf_counter() - start)

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ssfl.algorithms.base import ClientContext, Clock, Work
+from ssfl.algorithms.base import ClientContext, Clock, Probe, Work
 from ssfl.algorithms.dense import dense_training
 from ssfl.algorithms.fedavg import FedAvg
 from ssfl.algorithms.masked import SupportMemo, masked_training
+from ssfl.algorithms.ssfl import SSFL, Discovery
 from ssfl.core.optim import ExponentialDecay, FitSpec, sgd_step_
+from ssfl.core.saliency import SNIP
 from ssfl.data import federation as federation_module
 from ssfl.data.arrays import Arrays
 from ssfl.data.federation import Federation
@@ -204,6 +206,19 @@ def test_a_loss_that_is_not_finite_names_its_client() -> None:
         FedAvg(wild, 2), data, tiny_net(norm="none"), executor=BatchedExecutor(runner, 2, static=True)
     )
     with pytest.raises(DivergedError, match="client 0, phase train, round 1"):
+        rig.run(2)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_score_that_is_not_finite_names_its_client(size: int) -> None:
+    data = float_data((13, 8))
+    x, y = data.train[1]
+    data = replace(data, train=(data.train[0], (x * 3e38, y)))
+    algorithm = SSFL(FitSpec(1, 8, ExponentialDecay(0.1, 1.0)), 2, Discovery(Probe(SNIP, 1, 8), 0.3))
+    runner = make_runner(data, tiny_net(norm="none"), algorithm.tasks, dtype=torch.float32)
+    executor = SequentialExecutor(runner) if size == 1 else BatchedExecutor(runner, size)
+    rig = make_rig(algorithm, data, tiny_net(norm="none"), dtype=torch.float32, executor=executor)
+    with pytest.raises(DivergedError, match="client 1, phase score, round 1: a saliency score is not finite"):
         rig.run(2)
 
 

@@ -20,7 +20,7 @@ from ssfl.core.layout import Layout
 from ssfl.core.metrics import Tally
 from ssfl.core.net import Batch
 from ssfl.core.optim import FitSpec
-from ssfl.engine.client.errors import Place, check_finite, errors_named, place_of
+from ssfl.engine.client.errors import Place, check_finite, check_finite_scores, errors_named, place_of
 from ssfl.engine.client.job import ClientJob, Outcome
 from ssfl.engine.client.runner import ClientRunner
 from ssfl.engine.client.step import Update, local_step_, sgd
@@ -94,6 +94,8 @@ class BatchedExecutor:
                 check_finite(place_of(context, jobs[0].phase), loss)
         tested = self._tallies(task, "trained", stack, contexts)
         probed = self._probed(task, stack, contexts)
+        for scores, context in zip(probed or (), contexts):
+            check_finite_scores(place_of(context, jobs[0].phase), scores)
         seconds = (time.perf_counter() - start) / len(jobs)
         for k in sorted(range(len(jobs)), key=at.__getitem__):
             visit = visits[k]

@@ -41,7 +41,7 @@ from ssfl.engine.executors.distributed.link import (
 )
 from ssfl.engine.executors.distributed.means import UnequalRepliesError, outlines, same
 from ssfl.engine.executors.sequential import SequentialExecutor
-from ssfl.engine.simulator import Absence, all_answer, seeded_absence
+from ssfl.engine.simulator import Absence, SeededAbsence, all_answer
 from ssfl.engine.state.checkpoint import COMMON_RECORDS
 from ssfl.engine.state.progress import Progress
 from ssfl.engine.state.serialization import Packer
@@ -136,13 +136,12 @@ def test_shares_by_hand() -> None:
 @pytest.mark.parametrize(("size", "missing"), [(2, 0.0), (3, 0.0), (2, 0.3)])
 def test_every_rank_ends_with_the_bits_of_one_process(method: str, size: int, missing: float) -> None:
     """Also if some clients do not answer: every rank draws the same clients."""
-    absent = seeded_absence(2, missing)
-    alone = ranked_rig(Alone(), method, absent=absent)
+    alone = ranked_rig(Alone(), method, absent=SeededAbsence(2, missing))
     wanted = bits(finished(alone))
     assert any("missing_replies" in e for e in alone.events) == (missing > 0)
 
     def work(link: Link) -> tuple[bytes, list[dict[str, Any]]]:
-        rig = ranked_rig(link, method, absent=absent)
+        rig = ranked_rig(link, method, absent=SeededAbsence(2, missing))
         return bits(finished(rig)), numbers(rig)
 
     for result in on_ranks(size, work):
@@ -252,12 +251,11 @@ def test_means_are_of_decoded_replies_and_bytes_of_coded_ones(method: str) -> No
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 def test_a_mean_over_ranks_is_the_mean_of_one_process(method: str, norm: str, missing: float) -> None:
     """Models are equal to rounding; bytes and counts of every client are equal."""
-    absent = seeded_absence(2, missing)
-    alone = ranked_rig(Alone(), method, norm, absent=absent)
+    alone = ranked_rig(Alone(), method, norm, absent=SeededAbsence(2, missing))
     wanted = finished(alone)
 
     def work(link: Link) -> tuple[Progress, list[dict[str, Any]]]:
-        rig = ranked_rig(link, method, norm, by_mean=True, absent=absent)
+        rig = ranked_rig(link, method, norm, by_mean=True, absent=SeededAbsence(2, missing))
         return finished(rig), numbers(rig)
 
     for result in on_ranks(3, work):
