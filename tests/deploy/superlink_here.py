@@ -106,6 +106,9 @@ def superlink(hold_seconds: float = 0.5) -> Iterator[Here]:
     finally:
         task._task_id, task._run_id, task._node_id = before
         here.cut = here.cut_answers = here.broken = lambda path, body: False
+        for other in threading.enumerate():
+            if other.name == "confirm":  # else it may open a connection after its client is closed
+                other.join(20)
         for port in here.opened:
             port.close()
         server.should_exit = True

@@ -1,8 +1,12 @@
-"""What somebody without a key can send to the SuperLink: no large bodies, no slow ones, no address of their own."""
+"""What somebody without a key can send to the SuperLink: no large bodies, no slow ones, no address of their own.
+
+A site whose clock is wrong counts as one without a key, and says so.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import socket
 import time
 from collections.abc import Iterator
@@ -12,7 +16,11 @@ import pytest
 
 pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
 
+from flwr.supernode import node_auth_http_interceptor
+
 from ssfl.deploy.transport import superlink as module
+from ssfl.deploy.transport.fleet import Credentials, FleetPort
+from ssfl.deploy.transport.port import LinkError
 from tests.deploy.superlink_here import Here, superlink
 
 PUSH = "/v1/fleet/push-object"
@@ -71,3 +79,13 @@ def test_a_peer_does_not_choose_its_address() -> None:
         url = f"http://{here.address}/v1/control/list-runs"
         forwarded = httpx.post(url, headers={"X-Forwarded-For": "203.0.113.9"})
         assert forwarded.status_code == httpx.post(url).status_code != 403
+
+
+def test_a_site_with_a_wrong_clock_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = datetime.datetime.now(tz=datetime.UTC) + datetime.timedelta(hours=1)
+    monkeypatch.setattr(node_auth_http_interceptor, "now", lambda: late)
+    with superlink() as here:
+        site = FleetPort(Credentials(here.address))
+        here.opened.append(site)
+        with pytest.raises(LinkError, match=r"registered there .* clock"):
+            site.connect()
