@@ -11,7 +11,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -24,10 +24,10 @@ from ssfl.deploy.federation.keys import read_authority
 from ssfl.deploy.transport import internals as flower
 from ssfl.deploy.transport.answer_upload import AnswerUpload
 from ssfl.deploy.transport.fleet_client import fleet_client
+from ssfl.deploy.transport.message_download import MessageDownload
 from ssfl.deploy.transport.object_connections import ObjectConnections
-from ssfl.deploy.transport.objects import bounded_pull, inflate
 from ssfl.deploy.transport.port import Delivery, LinkError, Message
-from ssfl.deploy.transport.records import RecordsError, from_records, to_records
+from ssfl.deploy.transport.records import RecordsError, to_records
 
 REQUESTS_AT_ONCE = 8
 """Objects of a message that are pulled or pushed at a time, so that small objects do not take a round trip each."""
@@ -70,7 +70,7 @@ class FleetPort:
         self._node_file = node_file
         self._registered = False
         self._node: Any = None
-        self._incoming: _Incoming | None = None
+        self._incoming: MessageDownload | None = None
         self._beats: _Heartbeat | None = None
 
     # ── SitePort ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -99,12 +99,11 @@ class FleetPort:
             response = self._call(self._client.PullMessages, flower.PullMessagesRequest(node=self._node))
             if not response.messages_list:
                 return None
-            tree = flower.iterate_object_tree(response.message_object_trees[0])
-            head = flower.message_from_proto(response.messages_list[0])
-            self._incoming = _Incoming(head, [node.object_id for node in tree])
+            self._incoming = MessageDownload(response, REQUESTS_AT_ONCE)
         incoming = self._incoming
         try:
-            received = self._pulled(incoming, max_body_bytes)
+            with self._link_errors():
+                received = incoming.receive(self._node, self._objects, max_body_bytes)
         except LinkError as error:
             if not error.again or error.too_late or incoming.seconds_left <= 0:
                 self._end_incoming()
@@ -117,34 +116,12 @@ class FleetPort:
         if received is None:
             return None
         address = _Address(incoming.head)  # the message would keep its body in memory
-        return Delivery(address, str(incoming.head.metadata.run_id), received, incoming.seconds_left)
-
-    def _pulled(self, incoming: _Incoming, max_body_bytes: int) -> Message | None:
-        """The message; None if there is nothing to answer: it expired or was not sent completely."""
-        number, run = incoming.head.metadata.message_id, incoming.head.metadata.run_id
-        places = {object_id: place for place, object_id in enumerate(incoming.ids)}
-
-        def pull(object_id: str) -> bytes:
-            with self._objects.take(places[object_id]) as client:
-                one = flower.make_pull_object_fn_protobuf(client.PullObject, self._node, run)
-                return bytes(one(object_id))
-
-        with self._link_errors():
-            try:
-                contents = bounded_pull(
-                    incoming.ids, pull, max_body_bytes, at_once=REQUESTS_AT_ONCE, contents=incoming.contents
-                )
-            except flower.ObjectPullError:
-                return None
-        message = inflate(number, contents, max_body_bytes)
-        message.metadata.__dict__["_message_id"] = number
-        return from_records(message.content)
+        return Delivery(address, str(incoming.run), received, incoming.seconds_left)
 
     def _end_incoming(self) -> None:
         incoming, self._incoming = self._incoming, None
         if incoming is not None:
-            metadata = incoming.head.metadata
-            arguments = (self._node, metadata.run_id, metadata.message_id)
+            arguments = (self._node, incoming.run, incoming.number)
             # A daemon thread: the process may end while the link is dead.
             threading.Thread(target=self._confirm, args=arguments, name="confirm", daemon=True).start()
 
@@ -252,20 +229,6 @@ class FleetPort:
         if self._beats is not None:
             self._beats.stop()
             self._beats = None
-
-
-@dataclass
-class _Incoming:
-    """A message that is being pulled."""
-
-    head: Any
-    ids: list[str]
-    contents: dict[str, bytes] = field(default_factory=dict)
-
-    @property
-    def seconds_left(self) -> float:
-        """How long its answer is accepted."""
-        return max(0.0, float(self.head.metadata.created_at + self.head.metadata.ttl - time.time()))
 
 
 @dataclass
