@@ -8,7 +8,7 @@ from typing import Literal, final
 
 from ssfl.report.paper.published import Published, find
 from ssfl.report.runs.settings import Setting
-from ssfl.report.studies.complete import complete
+from ssfl.report.studies.complete import complete, flat_accuracies
 from ssfl.report.studies.definition import (
     NAMES,
     SOURCES,
@@ -33,7 +33,7 @@ compared. A method without a global model has only *clients*; `?` marks an accur
 differ in*: learning rates, and letters of code and machine, which the study's results.md explains.
 """
 """How conclusions are drawn; part of every study's page."""
-NOTHING_SHARED = "no seed or accuracy in common"
+NOTHING_SHARED = "no seed or flat accuracy in common"
 
 
 @final
@@ -82,7 +82,8 @@ def _of_claim(claim: Claim, done: dict[Selector, Setting], versions: Versions) -
         yield Finding(claim, None, None, missing, "")
         return
     compared, shared = [done[selector] for selector in claim.selectors], False
-    for accuracy in claim.accuracies:
+    flat = set(NAMES).intersection(*(flat_accuracies(setting) for setting in compared))
+    for accuracy in (name for name in claim.accuracies if name in flat):
         by_gap = [_gap_by_seed(gap, done, accuracy) for gap in claim.gaps]
         found = difference(by_gap[0], by_gap[1] if claim.over else dict.fromkeys(by_gap[0], 0.0))
         if found is not None:

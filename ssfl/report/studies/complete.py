@@ -1,4 +1,4 @@
-"""Which settings of a study are in its tables: all seeds finished, and every curve flat at its end."""
+"""Which results of a study are in its tables: of settings whose seeds all finished, the accuracies that are flat."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ def finished(study: Study, found: Sequence[Setting]) -> list[tuple[Selector, Set
 
 
 def complete(study: Study, found: Sequence[Setting]) -> list[tuple[Selector, Setting]]:
-    """The finished settings whose curves are flat; only these are in the tables."""
-    return [(selector, setting) for selector, setting in finished(study, found) if is_flat(setting)]
+    """The finished settings with a flat curve; only these are in the tables, with the accuracies that are flat."""
+    return [(selector, setting) for selector, setting in finished(study, found) if flat_accuracies(setting)]
 
 
-def is_flat(setting: Setting) -> bool:
-    """Whether all seeds have the same length, and the curves of all accuracies that the method has are flat.
+def flat_accuracies(setting: Setting) -> list[Accuracy]:
+    """The accuracies whose curve is flat; none if seeds differ in length.
 
-    A curve without evaluations in one of its last two tenths is not: the rule cannot be applied to it.
+    A curve without evaluations in one of its last two tenths is not flat: the rule cannot be applied to it.
     """
-    gains = [setting_flatness(setting, name) for name in accuracies_of(setting)]
-    return (
-        len(lengths(setting)) == 1 and bool(gains) and all(gain is not None and gain.flat for gain in gains)
-    )
+    gains = {name: setting_flatness(setting, name) for name in accuracies_of(setting)}
+    same = len(lengths(setting)) == 1
+    return [name for name, gain in gains.items() if same and gain is not None and gain.flat]
 
 
 def accuracies_of(setting: Setting) -> list[Accuracy]:
@@ -51,3 +50,10 @@ def spread(setting: Setting, accuracy: Accuracy) -> str:
     return f"{statistics.fmean(values):.1f}" + (
         f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     )
+
+
+def shown(setting: Setting, accuracy: Accuracy) -> str:
+    """The cell of a table: `spread` of a flat curve, "not flat", or "none" for a method without this accuracy."""
+    if accuracy not in accuracies_of(setting):
+        return "none"
+    return spread(setting, accuracy) if accuracy in flat_accuracies(setting) else "not flat"

@@ -20,7 +20,15 @@ from ssfl.report.runs.settings import Setting, settings
 from ssfl.report.studies.bytes_until import adverse, byte_differences_table, bytes_table, short, short_adverse
 from ssfl.report.studies.choice import read_choice
 from ssfl.report.studies.claims import RULE, claims_table, papers_claims, short_claims
-from ssfl.report.studies.complete import accuracies_of, complete, finished, is_flat, lengths, spread
+from ssfl.report.studies.complete import (
+    accuracies_of,
+    complete,
+    finished,
+    flat_accuracies,
+    lengths,
+    shown,
+    spread,
+)
 from ssfl.report.studies.definition import NAMES, STUDY, Selector, Study, ambiguous, read_study
 from ssfl.report.studies.flatness import LIMIT, late_accuracy, setting_flatness
 from ssfl.report.studies.length import length_notes
@@ -113,8 +121,7 @@ def _row(selector: Selector, setting: Setting, versions: Versions) -> list[str]:
         f"{selector.density:g}",
         str(runs[0].setting("optimizer.lr", "")),
         str(len(runs)),
-        spread(setting, "global_accuracy") or "none",
-        spread(setting, "client_accuracy_mean"),
+        *(shown(setting, name) for name in NAMES),
         " / ".join(str(gain) for gain in gains if gain is not None) or "–",
         short(statistics.fmean(run.total_bytes for run in runs) / 1e6),
         short(statistics.fmean(run.total("train_flops") for run in runs) / 1e12),
@@ -126,7 +133,7 @@ def _missing(study: Study, found: Sequence[Setting]) -> str:
     done, several = {selector for selector, _ in finished(study, found)}, ambiguous(study, found)
     absent = [str(selector) for selector in study.order if selector not in done and selector not in several]
     text = f"**Not finished yet, so not in the tables below:** {'; '.join(absent)}.\n" if absent else ""
-    rising = [_rising(selector, s) for selector, s in finished(study, found) if not is_flat(s)]
+    rising = [line for selector, s in finished(study, found) if (line := _rising(selector, s))]
     if rising:
         text += (
             "\n**Finished, but not flat by the rule (or of different lengths), so not in the tables below:**"
@@ -142,14 +149,16 @@ def _missing(study: Study, found: Sequence[Setting]) -> str:
 
 
 def _rising(selector: Selector, setting: Setting) -> str:
-    gains = []
+    """The accuracies of a finished setting that are not flat; "" if there is none."""
+    flat, parts = flat_accuracies(setting), []
     for name in accuracies_of(setting):
-        gain = setting_flatness(setting, name)
-        gains.append(f"{NAMES[name]} {'not evaluated' if gain is None else f'{gain} points'}")
-    values = [f"{NAMES[name]} {value} %" for name in NAMES if (value := spread(setting, name))]
+        if name not in flat:
+            gain, value = setting_flatness(setting, name), spread(setting, name)
+            said = "not evaluated" if gain is None else f"{100 * gain.gain:+.2f} points"
+            parts.append(f"{NAMES[name]} {value} %, last tenth {said}")
     rounds = lengths(setting)
     several = f"; runs of {' and '.join(map(str, rounds))} rounds" if len(rounds) > 1 else ""
-    return f"{selector} ({', '.join(values)}; last tenth {', '.join(gains)}{several})"
+    return f"{selector} ({', '.join(parts)}{several})" if parts else ""
 
 
 def _notes(study: Study, found: Sequence[Setting]) -> list[str]:
@@ -158,7 +167,8 @@ def _notes(study: Study, found: Sequence[Setting]) -> list[str]:
         " fine-tuning). Mean ± sample standard deviation over seeds. *MB sent*: down, up and between clients, including"
         " one-off scoring and masks.",
         "*last tenth*: the gain of the mean curve in the last tenth of the rounds over the tenth before, in points,"
-        f" global / clients. A curve is flat if it is less than {100 * LIMIT:g}; other settings are in no table.",
+        f" global / clients. A curve is flat if it is less than {100 * LIMIT:g}; an accuracy that is not flat is in no"
+        " table or claim.",
         *length_notes(study, found),
         "*code*: the code and the machine that made the runs. A row with several letters averages over them, and a"
         " difference between rows of different letters may be a difference of code or machine. Minutes are wall time,"

@@ -192,7 +192,7 @@ def test_a_setting_that_was_run_in_several_ways_is_named_until_the_study_chooses
 def test_a_setting_that_still_rises_is_in_no_table(tmp_path: Path) -> None:
     folder = study(tmp_path / "mine", {"ssfl": RISING, "fedavg_ft": LEVEL})
     page = write_study(folder, pictures=False).read_text()
-    line = "SSFL at 0.5 (global 39.0 ± 0.0 %, clients 49.0 ± 0.0 %; last tenth global +4.00 (not flat) points"
+    line = "SSFL at 0.5 (global 39.0 ± 0.0 %, last tenth +4.00 points, clients 49.0 ± 0.0 %, last tenth +4.00 points"
     assert (
         f"**Finished, but not flat by the rule (or of different lengths), so not in the tables below:** {line}"
         in page
@@ -203,6 +203,22 @@ def test_a_setting_that_still_rises_is_in_no_table(tmp_path: Path) -> None:
     assert "| FedAvg | 1 |" in page
     assert "Single seeds that gain 1 point or more" in page
     assert "SSFL at 0.5, seed 2: global +4.00" in page
+
+
+def test_of_a_setting_with_one_flat_accuracy_only_this_one_is_in_tables_and_claims(tmp_path: Path) -> None:
+    folder = study(tmp_path / "mine", {"ssfl": RISING, "fedavg_ft": LEVEL})
+    stored = json.loads((folder / "runs.json").read_text())
+    for cell in stored["cells"]:
+        for row in cell["rows"]:
+            if cell["name"].startswith("ssfl") and row.get("client_accuracy_mean") is not None:
+                row["client_accuracy_mean"] = 0.6
+    (folder / "runs.json").write_text(json.dumps(stored))
+    page = write_study(folder, pictures=False).read_text()
+    assert "SSFL at 0.5 (global 39.0 ± 0.0 %, last tenth +4.00 points)." in page
+    assert "| SSFL | 0.5 |  | 3 | not flat | 60.0 ± 0.0 | +4.00 (not flat) / +0.00 |" in page
+    (claim,) = [line for line in page.splitlines() if line.startswith("| SSFL >= FedAvg |")]
+    assert "| clients |" in claim
+    assert "| holds |" in claim
 
 
 def test_a_curve_that_the_rule_cannot_judge_and_seeds_of_two_lengths_are_in_no_table(tmp_path: Path) -> None:
@@ -219,7 +235,10 @@ def test_a_curve_that_the_rule_cannot_judge_and_seeds_of_two_lengths_are_in_no_t
     page = write_study(folder, pictures=False).read_text()
     assert "| FedAvg | 1 |" in page
     assert "| SSFL |" not in page
-    assert "last tenth global not evaluated, clients not evaluated)" in page
+    assert re.search(
+        r"\(global \S+ ± \S+ %, last tenth not evaluated, clients \S+ ± \S+ %, last tenth not evaluated\)",
+        page,
+    )
     assert "| FedAvg-FT |" not in page
     assert "runs of 30 and 40 rounds)" in page
 
@@ -230,7 +249,7 @@ def test_a_claim_whose_settings_share_no_seed_is_said(tmp_path: Path) -> None:
     collect([folder / "runs.json", other], folder / "runs.json", with_fedavg=True)
     page = write_study(folder, pictures=False).read_text()
     assert "| SSFL at 0.5 − FedAvg |  | +2.25" in page
-    assert "| no seed or accuracy in common |" in page
+    assert "| no seed or flat accuracy in common |" in page
 
 
 def test_an_accuracy_that_only_some_seeds_reach_is_said(tmp_path: Path) -> None:
