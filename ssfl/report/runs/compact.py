@@ -103,9 +103,12 @@ def _rounded(value: Any) -> Any:
 
 
 def dumps(cells: Sequence[Cell]) -> str:
-    """The file's text; common configuration values and equal environments are written once."""
+    """The file's text; common configuration values and equal environments are written once.
+
+    Keys are sorted, so that collecting a file again keeps its bytes.
+    """
     runs = [cell.run for cell in cells if cell.run is not None]
-    flats = [flat(run.config) for run in runs]
+    flats = [dict(sorted(flat(run.config).items())) for run in runs]
     common = {k: v for k, v in flats[0].items() if all(k in f and f[k] == v for f in flats)} if flats else {}
     environments: list[Mapping[str, Any]] = []
     lines = []
@@ -115,7 +118,7 @@ def dumps(cells: Sequence[Cell]) -> str:
             environment = {k: v for k, v in cell.run.environment.items() if k != "command"}
             if environment not in environments:
                 environments.append(environment)
-            own = {k: v for k, v in flat(cell.run.config).items() if common.get(k, _ABSENT) != v}
+            own = {k: v for k, v in sorted(flat(cell.run.config).items()) if common.get(k, _ABSENT) != v}
             entry |= {
                 "config": own,
                 "environment": environments.index(environment),

@@ -129,6 +129,9 @@ def test_collecting_again_keeps_up_with_fedavg_too(sweep: Path, tmp_path: Path) 
     later = write_sweep(tmp_path / "later", [("fedavg_ft", 2, CURVE)])
     assert collect([packed, later], packed, with_fedavg=True) == 6
     assert {s.label: len(s.finished) for s in settings([packed])}["FedAvg"] == 2
+    before = packed.read_bytes()
+    collect([packed], packed, with_fedavg=True)
+    assert packed.read_bytes() == before
 
 
 def test_costs_of_rounds_between_evaluations_are_added_up() -> None:
