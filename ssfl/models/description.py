@@ -6,6 +6,7 @@ Files may come from others, so every field is checked before it is used.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def description_of(path: Path, text: str | None) -> Description:
         raise ModelError(
             f"{path}: does not describe its network; only files written by a run of ssfl can be used"
         )
-    shape = _field(path, about, "input_shape", "a list of positive integers", _is_shape)
+    shape = _field(path, about, "input_shape", "positive integers, whose product is below 2^31", _is_shape)
     return Description(
         _field(path, about, "model", "a text", _is_text),
         _field(path, about, "norm", "a text", _is_text),
@@ -118,7 +119,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= 8 and all(map(_is_count, value))
+    counts = isinstance(value, list) and 0 < len(value) <= 8 and all(map(_is_count, value))
+    return counts and _is_count(math.prod(value))
 
 
 def _are_texts(value: Any) -> bool:

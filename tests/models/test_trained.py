@@ -80,6 +80,13 @@ def test_claimed_sizes_allocate_nothing(tmp_path: Path, claimed: Mapping[str, An
     assert "other names or shapes" in refusal(lambda: load_trained(path), ModelError)
 
 
+@pytest.mark.parametrize("shape", [[2**31 - 1] * 3, [3, 2**31 - 1, 2**31 - 1], [2] * 8 + [1], [2**16, 2**15]])
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_examples_too_large_for_any_network_are_refused(tmp_path: Path, model: str, shape: list[int]) -> None:
+    path = written(tmp_path, {**ABOUT, "model": model, "input_shape": shape, "inputs": None})
+    assert "input_shape=[" in refusal(lambda: load_trained(path), ModelError)
+
+
 def test_names_with_a_slash_are_not_clients(tmp_path: Path) -> None:
     """PyTorch allows them in names of modules."""
     path = written(tmp_path, ABOUT, {"block/a.weight": torch.ones(2), "client7/x": torch.zeros(1)})
