@@ -23,7 +23,16 @@ from typing import Any, final
 
 from ssfl.deploy.federation.addresses import network_of
 from ssfl.deploy.transport import internals as flower
-from ssfl.deploy.transport.held_requests import App, HeldRequests, Receive, Scope, Send, replay
+from ssfl.deploy.transport.held_requests import (
+    App,
+    Event,
+    HeldRequests,
+    Receive,
+    Scope,
+    Send,
+    read_body,
+    replay,
+)
 from ssfl.deploy.transport.lean_middleware import patch_middleware
 from ssfl.deploy.transport.object_trees import patch_object_trees
 
@@ -77,7 +86,7 @@ class Guard:
             await _refuse(send, 413, b"too large")
         else:
             try:
-                body = await _body(receive, most)
+                body = await read_body(_limited(receive, most))
             except _RefusedError as error:
                 await _refuse(send, error.status, error.text, [(b"connection", b"close")])
                 return
@@ -98,24 +107,23 @@ class Guard:
         return peer.is_loopback or own or any(peer in network for network in self._networks)
 
 
-async def _body(receive: Receive, most: int) -> bytes | None:
-    """The whole body; None if the client has closed the connection. Raises _RefusedError at a limit."""
-    end = asyncio.get_running_loop().time() + STALLED_SECONDS
-    pieces, seen = list[bytes](), 0
-    while True:
+def _limited(receive: Receive, most: int) -> Receive:
+    """Raises _RefusedError where a body is over the limit, or arrives too slowly."""
+    end, seen = asyncio.get_running_loop().time() + STALLED_SECONDS, 0
+
+    async def limited() -> Event:
+        nonlocal seen
         try:
             async with asyncio.timeout_at(end + seen / LEAST_BYTES_A_SECOND):
                 event = await receive()
         except TimeoutError:
             raise _RefusedError(408, b"too slow") from None
-        if event["type"] == "http.disconnect":
-            return None
-        pieces.append(event.get("body", b""))
-        seen += len(pieces[-1])
+        seen += len(event.get("body", b""))
         if seen > most:
             raise _RefusedError(413, b"too large")
-        if not event.get("more_body"):
-            return b"".join(pieces)
+        return event
+
+    return limited
 
 
 def _declared(scope: Scope) -> int:
