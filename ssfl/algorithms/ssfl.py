@@ -260,7 +260,12 @@ class Settings:
 
 
 def check(settings: Settings, density: float, rounds: int) -> None:
-    """Raises SettingError if the mask is made after the last round, or the layers' minimum exceeds the density."""
+    """Raises SettingError if the mask is made after the last round, or the layers' minimum exceeds the density.
+
+    A random mask reads none of these settings.
+    """
+    if settings.mode.startswith("random_"):
+        return
     for name in ("warmup_rounds", "initial_mask_freq"):
         value = getattr(settings, name)
         if value > rounds:
