@@ -167,8 +167,8 @@ def _notes(study: Study, found: Sequence[Setting]) -> list[str]:
         " fine-tuning). Mean ± sample standard deviation over seeds. *MB sent*: down, up and between clients, including"
         " one-off scoring and masks.",
         "*last tenth*: the gain of the mean curve in the last tenth of the rounds over the tenth before, in points,"
-        f" global / clients. A curve is flat if it is less than {100 * LIMIT:g}; an accuracy that is not flat is in no"
-        " table or claim.",
+        f" global / clients. A curve is flat if it is less than {100 * LIMIT:g}; an accuracy that is not flat is not"
+        " given, and in no claim.",
         *length_notes(study, found),
         "*code*: the code and the machine that made the runs. A row with several letters averages over them, and a"
         " difference between rows of different letters may be a difference of code or machine. Minutes are wall time,"
