@@ -29,6 +29,7 @@ from ssfl.engine.executors.distributed.torchrun import local_ranks, started_by_t
 from ssfl.engine.executors.executor import Executor
 from ssfl.engine.executors.step_times import Form
 from ssfl.engine.executors.trial import UntrainableError, check_step
+from ssfl.machine_memory import memory_bytes
 from ssfl.native import available
 from ssfl.native.winograd import serves
 
@@ -288,10 +289,10 @@ def runner_of(setup: RunSetup) -> ClientRunner:
 
 
 def state_memory_bytes(config: Config) -> int:
-    """Maximum memory of client states in bytes: as configured, or a quarter of the machine's memory."""
+    """Maximum memory of client states in bytes: as configured, or a quarter of the memory that it may use."""
     asked = config.engine.state_memory_mb
     if asked == "auto":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+        return memory_bytes() // 4
     return int(asked) * 1_000_000
 
 

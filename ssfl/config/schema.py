@@ -231,7 +231,7 @@ class EngineConfig:
     )
     state_memory_mb: int | Auto = setting(
         "auto",
-        "memory for client states, MB; the rest is stored in files; `auto`: a quarter of the machine's memory",
+        "memory for client states, MB; the rest is stored in files; `auto`: a quarter of what this process may use",
         at_least=0,
     )
     rank_exchange: Literal["mean", "replies"] = setting(

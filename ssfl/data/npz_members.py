@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ssfl.data.errors import DataError, unreadable
+from ssfl.machine_memory import memory_bytes
 
 MOST_EXPANSION = 1032
 """Maximum number of bytes that one byte of a deflated stream can expand to (the format's limit)."""
@@ -124,8 +124,3 @@ def _declared(where: str, stream: IO[bytes]) -> _Declared:
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray:
     with archive.open(member) as stream:
         return npy.read_array(stream, allow_pickle=False, max_header_size=MOST_HEADER)
-
-
-def memory_bytes() -> int:
-    """This machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -24,10 +24,11 @@ from ssfl.deploy.processes.process_group import free_port
 from ssfl.deploy.transport import internals as flower
 from ssfl.deploy.transport.fleet import Credentials, FleetPort
 from ssfl.deploy.transport.grid import GridPort
+from ssfl.deploy.transport.guard import Guard
 from ssfl.deploy.transport.held_requests import App, HeldRequests, Receive, Scope, Send
 from ssfl.deploy.transport.object_trees import patch_object_trees
 from ssfl.deploy.transport.port import Answer, Delivery, Failure, LinkError, Message
-from ssfl.deploy.transport.superlink import UVICORN, Guard
+from ssfl.deploy.transport.superlink import UVICORN
 
 UNAVAILABLE = flower.PullObjectResponse(object_found=True).SerializeToString()
 Which = Callable[[str, bytes], bool]

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
 
 from ssfl.deploy.errors import DeployError
-from ssfl.deploy.transport.superlink import Guard
+from ssfl.deploy.transport.guard import Guard
 
 
 class Seen:
@@ -100,6 +100,48 @@ def test_a_body_in_pieces_reaches_the_application() -> None:
         status(Guard(app, max_body_bytes=100), "/v1/fleet/push-object", "203.0.113.9", body=[b"x"] * 9) == 200
     )
     assert app.body == b"x" * 9
+
+
+class Slow:
+    """A request whose body arrives in pieces, when the test says so."""
+
+    def __init__(self, guard: Guard, path: str) -> None:
+        self.pieces: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
+        self.sent: list[MutableMapping[str, Any]] = []
+        scope = {"type": "http", "path": path, "client": ("127.0.0.1", 5), "server": ("10.0.0.1", 8000)}
+        self.task = asyncio.ensure_future(guard(scope, self.pieces.get, self._keep))
+
+    async def _keep(self, event: MutableMapping[str, Any]) -> None:
+        self.sent.append(event)
+
+    async def piece(self, size: int, last: bool) -> None:
+        self.pieces.put_nowait({"type": "http.request", "body": b"x" * size, "more_body": not last})
+        for _ in range(20):  # until the guard waits for the next piece
+            await asyncio.sleep(0)
+
+    async def status(self) -> int:
+        await self.task
+        return int(self.sent[0]["status"])
+
+
+def test_open_bodies_that_are_in_memory_together_are_limited() -> None:
+    async def requests() -> None:
+        guard = Guard(Seen(), open_bytes=100)
+        first, second = Slow(guard, "/v1/fleet/push-object"), Slow(guard, "/v1/fleet/push-object")
+        await first.piece(60, last=False)
+        await second.piece(40, last=False)
+        local = Slow(guard, "/v1/runtime/push-object")
+        await local.piece(1_000, last=True)
+        assert await local.status() == 200  # the operator's own requests have no such limit
+        await second.piece(1, last=False)
+        assert await second.status() == 503
+        await first.piece(40, last=True)  # the refused one's memory is free again
+        assert await first.status() == 200
+        third = Slow(guard, "/v1/fleet/push-object")
+        await third.piece(100, last=True)
+        assert await third.status() == 200
+
+    asyncio.run(requests())
 
 
 def test_an_invalid_network_is_refused() -> None:

@@ -18,9 +18,10 @@ pytest.importorskip("flwr", reason="needs Flower: bash setup.sh --deploy")
 
 from flwr.supernode import node_auth_http_interceptor
 
-from ssfl.deploy.transport import superlink as module
+from ssfl.deploy.transport import guard
 from ssfl.deploy.transport.fleet import Credentials, FleetPort
 from ssfl.deploy.transport.port import LinkError
+from ssfl.deploy.transport.superlink import UVICORN
 from tests.deploy.superlink_here import Here, superlink
 
 PUSH = "/v1/fleet/push-object"
@@ -41,12 +42,12 @@ def answer(to: socket.socket, path: str, length: int, body: bytes = b"") -> str:
 
 def test_a_long_body_is_refused_before_it_is_read() -> None:
     with superlink() as here, connected(here) as one:
-        assert "413" in answer(one, PUSH, module.OPEN_BODY_BYTES + 1)
+        assert "413" in answer(one, PUSH, guard.OPEN_BODY_BYTES + 1)
         assert here.asked == []
 
 
 def test_a_body_that_stops_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STALLED_SECONDS", 0.5)
+    monkeypatch.setattr(guard, "STALLED_SECONDS", 0.5)
     with superlink() as here, connected(here) as one:
         assert "408" in answer(one, PUSH, 1_000, b"begun")
         assert one.recv(4096) == b""
@@ -54,8 +55,8 @@ def test_a_body_that_stops_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_slow_body_is_read_as_long_as_its_bytes_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STALLED_SECONDS", 2.0)
-    monkeypatch.setattr(module, "LEAST_BYTES_A_SECOND", 10)
+    monkeypatch.setattr(guard, "STALLED_SECONDS", 2.0)
+    monkeypatch.setattr(guard, "LEAST_BYTES_A_SECOND", 10)
     with superlink() as here, connected(here) as one:
         one.sendall(f"POST {PUSH} HTTP/1.1\r\nHost: here\r\nContent-Length: 200\r\n\r\n".encode())
         for _ in range(4):
@@ -66,7 +67,7 @@ def test_a_slow_body_is_read_as_long_as_its_bytes_arrive(monkeypatch: pytest.Mon
 
 
 def test_connections_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.UVICORN, "limit_concurrency", 2)
+    monkeypatch.setitem(UVICORN, "limit_concurrency", 2)
     with superlink() as here, connected(here) as one:
         assert "503" not in answer(one, "/v1/fleet/", 0)
         with connected(here) as two:
