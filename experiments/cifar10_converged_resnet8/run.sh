@@ -4,12 +4,11 @@
 experiment=cifar10_converged_resnet8
 . "$(dirname "$0")/../common.sh"
 seeds=${SEEDS:-550,110,220}
-lr() { rate "$1" lr.json; }
-dense=$(lr algorithm=fedavg)
-half=$(lr "algorithm=ssfl model.dense_ratio=0.5")
+dense=$(rate algorithm=fedavg lr_dense.json)
+half=$(rate "algorithm=ssfl model.dense_ratio=0.5" lr_dense.json)
 # Density 0.05 was not searched; it uses the rate of density 0.1.
-tenth=$(lr "algorithm=ssfl model.dense_ratio=0.1")
-random=$(lr "algorithm.params.mode=random_global model.dense_ratio=0.1")
+tenth=$(rate "algorithm=ssfl model.dense_ratio=0.1" lr_sparse.json)
+random=$(rate "algorithm.params.mode=random_global model.dense_ratio=0.1" lr_sparse.json)
 JOBS=${JOBS:-1} sweep runs cifar10_converged_resnet8 1 <<LINES
 algorithm=ssfl model.dense_ratio=0.1 optimizer.lr=$tenth experiment.seed=$seeds
 algorithm.params.mode=random_global model.dense_ratio=0.1 optimizer.lr=$random experiment.seed=$seeds

@@ -19,7 +19,7 @@ from ssfl.report.runs.settings import Setting, settings
 from ssfl.report.studies.definition import NAMES
 
 LIMIT = 0.01
-"""One point (accuracies are shares, 0-1). 360 rounds tested every 10, or 240 every 6: four evaluations in a tenth."""
+"""One point (accuracies are shares, 0-1). 360 rounds tested every 10, or 200 every 5: four evaluations in a tenth."""
 SHARE = 0.1
 """Share of the rounds at the end that are compared with as many rounds before them."""
 
