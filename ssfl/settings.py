@@ -18,6 +18,11 @@ from ssfl.errors import UserError
 _SETTING = "setting"
 
 
+def is_small(value: float) -> bool:
+    """Whether a number is a float, or a whole number with fewer than 64 bits, which fits one."""
+    return not isinstance(value, int) or abs(value) < 1 << 64
+
+
 @final
 class Range(NamedTuple):
     """Allowed numbers; `above` and `below` exclude the ends."""
@@ -84,6 +89,8 @@ class Setting:
         )
         if wrong_type or (self.words and self.kind is str):
             return f"must be {self.allowed}"
+        if self.kind in (int, float) and not is_small(value):
+            return "must be below 2**64"
         if self.kind in (int, float) and not self.range.holds(value):
             finite = "" if math.isfinite(value) else "finite: "
             return f"must be {finite}{self.range}"

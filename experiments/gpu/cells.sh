@@ -22,7 +22,8 @@ cells=(
 )
 for seed in ${SEEDS:-550}; do
   for cell in "${cells[@]}"; do
-    name="$(echo "$cell" | tr ' =' '__')_seed_${seed}_$precision"
+    # EXTRA is part of the name, so that a dry run is not taken for a cell.
+    name="$(echo "$cell${EXTRA:+ $EXTRA}" | tr -c 'A-Za-z0-9.\n' '_')_seed_${seed}_$precision"
     folder=$(find "$out/$name" -mindepth 1 -maxdepth 1 -type d 2>/dev/null | sort | tail -n 1 || true)
     if [ -n "$folder" ] && grep -q '"run_finished"' "$folder/metrics.jsonl"; then
       continue

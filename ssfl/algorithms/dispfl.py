@@ -297,4 +297,10 @@ def build(settings: Settings, recipe: Recipe) -> DisPFL:
     )
 
 
-METHOD = Method(build, lambda settings: "DisPFL", Settings, reads=("density", "drop_rate", "erk_power_scale"))
+def unread(settings: Settings) -> tuple[str, ...]:
+    """A fixed topology has a fixed number of neighbours."""
+    return () if settings.topology == "random" else ("algorithm.params.neighbours",)
+
+
+READS = ("density", "drop_rate", "erk_power_scale")
+METHOD = Method(build, lambda settings: "DisPFL", Settings, reads=READS, unread=unread)

@@ -247,7 +247,8 @@ def setup_of(config: Config, pixels: bool = True) -> RunSetup:
     context = ServerContext(layout, counts, config.experiment.seed)
     theta = layout.flatten(module)
     algorithm, wire = algorithm_of(config, layout), wire_of(config, layout)
-    check_method(config, federation, module, algorithm, theta, context)
+    # The trial has an instance of its own, so that nothing of it remains in the run's.
+    check_method(config, federation, module, algorithm_of(config, layout), theta, context)
     return RunSetup(
         config, federation, module, layout, theta, algorithm, context, wire, inputs_of(federation)
     )

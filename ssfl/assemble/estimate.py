@@ -45,17 +45,18 @@ class PhaseTraffic:
     """Clients in one exchange."""
     down_bytes: float
     up_bytes: float
+    """Of a client that answers."""
     peer_bytes: float
 
     @property
     def client_bytes(self) -> float:
-        """To and from one client in one exchange."""
+        """To and from one client in one exchange, if it answers."""
         return self.down_bytes + self.up_bytes + self.peer_bytes
 
-    @property
-    def run_bytes(self) -> float:
-        """Bytes of all clients in all exchanges."""
-        return self.client_bytes * self.clients * self.exchanges
+    def run_bytes(self, answering: float) -> float:
+        """Bytes of all clients in all exchanges, of which a share of `answering` (0-1) answer."""
+        each = self.down_bytes + answering * self.up_bytes + self.peer_bytes
+        return each * self.clients * self.exchanges
 
 
 @final
@@ -216,13 +217,16 @@ def estimate_text(config: Config, setup: RunSetup, rows: Mapping[str, Sequence[P
     link = link_of(config) or ClientLink(MBITS, ROUND_TRIP_MS)
     training = config.training
     dense = 2 * dense_payload_bytes(setup.layout.size) * cohort_size(config) * training.comm_round
-    cells = [*_phase_lines(rows), *_total_lines(rows, dense, link)]
+    answering = 1 - training.missing_replies
+    cells = [*_phase_lines(rows), *_total_lines(rows, dense, link, answering)]
     intro = (
         f"{config.algorithm.name}, {config.model.name} ({setup.layout.size:,} parameters), "
         f"{training.client_num_in_total} client{'s' * (training.client_num_in_total != 1)}, "
         f"{training.comm_round} round{'s' * (training.comm_round != 1)}; bytes of one client's messages.\n"
         "Sizes of entropy-coded messages are approximate, because they depend on the training.\n"
     )
+    if answering < 1:
+        intro += f"Totals: {answering:.0%} of the clients answer (training.missing_replies).\n"
     return intro + draw(["", *rows], cells, "text", None, text_columns=(0,))
 
 
@@ -238,10 +242,10 @@ def _phase_lines(rows: Mapping[str, Sequence[PhaseTraffic]]) -> Iterator[list[st
 
 
 def _total_lines(
-    rows: Mapping[str, Sequence[PhaseTraffic]], dense: float, link: ClientLink
+    rows: Mapping[str, Sequence[PhaseTraffic]], dense: float, link: ClientLink, answering: float
 ) -> Iterator[list[str]]:
-    totals = [sum(phase.run_bytes for phase in row) for row in rows.values()]
-    once = [sum(p.run_bytes for p in row if not p.timed) for row in rows.values()]
+    totals = [sum(phase.run_bytes(answering) for phase in row) for row in rows.values()]
+    once = [sum(p.run_bytes(answering) for p in row if not p.timed) for row in rows.values()]
     yield ["whole run, all clients", *map(size_text, totals)]
     yield ["of which one-off phases", *map(size_text, once)]
     yield ["dense FedAvg / this run", *(f"{dense / total:.1f}x" if total else "–" for total in totals)]

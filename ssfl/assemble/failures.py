@@ -18,6 +18,7 @@ from ssfl.assemble.checked_method import MethodFault
 from ssfl.assemble.execution import runner_of
 from ssfl.engine.client.diagnosis import diagnose
 from ssfl.engine.client.errors import ClientError, DivergedError, EngineError
+from ssfl.engine.loop import NoReplyError
 from ssfl.engine.simulator import Simulator
 from ssfl.output import write_atomically
 
@@ -32,11 +33,13 @@ def say_what_helps(reason: str, error: Exception, setup: RunSetup, folder: Path)
     """The last lines of a run that failed: a command that may help."""
     if isinstance(error, DivergedError):
         rate = setup.config.optimizer.lr / 10
-        print(f"ssfl: {reason}", file=sys.stderr)
-        print(
-            "a resumed run would fail again; a lower learning rate or better data may help:", file=sys.stderr
+        _say_how_to_start(
+            reason, "a lower learning rate or better data may help", folder, f"optimizer.lr={rate:g}"
         )
-        print(f"start again with: {start_command(folder, f'optimizer.lr={rate:g}')}", file=sys.stderr)
+        return
+    share = setup.config.training.missing_replies
+    if isinstance(error, NoReplyError) and share:  # drawn from the seed
+        _say_how_to_start(reason, "more replies help", folder, f"training.missing_replies={share / 2:.2g}")
         return
     if isinstance(error, MethodFault):
         reason += "; the method can be corrected before the run is continued"
@@ -46,6 +49,13 @@ def say_what_helps(reason: str, error: Exception, setup: RunSetup, folder: Path)
             "experiment.debug_mode=true saves the traceback, and the inputs of a failed step",
             file=sys.stderr,
         )
+
+
+def _say_how_to_start(reason: str, remedy: str, folder: Path, word: str) -> None:
+    """The last lines of a run that would fail in the same way when it is resumed."""
+    print(f"ssfl: {reason}", file=sys.stderr)
+    print(f"a resumed run would fail again; {remedy}:", file=sys.stderr)
+    print(f"start again with: {start_command(folder, word)}", file=sys.stderr)
 
 
 def start_command(folder: Path, *words: str) -> str:

@@ -99,7 +99,7 @@ def _begin(config: Config, link: Link) -> tuple[RunSetup, Path]:
             run_folder.ENVIRONMENT: run_folder.environment_text(machine_facts()),
             run_folder.METRICS: "",
         }
-        root, name = Path(config.experiment.output_dir), config.wandb.exp_name
+        root, name = Path(config.experiment.output_dir).expanduser(), config.wandb.exp_name
         with output(f"experiment.output_dir={root}, wandb.exp_name={name:.100}"):
             return files[run_folder.CONFIG], str(run_folder.create_run_folder(root, name, files))
 
@@ -123,7 +123,7 @@ def resume(folder: Path, console: str | None = None, words: Sequence[str] = ()) 
     facts = Checkpoints(folder / run_folder.CHECKPOINTS).newest_facts()
     check_rounds(asked, facts)
     if run_folder.is_finished(folder) and not (asked and facts and asked > facts.rounds):
-        return _finished_before(folder, facts, asked)
+        return _finished_before(folder, facts, asked, console or "auto")
     config = read_config(folder / run_folder.CONFIG)
 
     def decide() -> str:
@@ -139,13 +139,13 @@ def resume(folder: Path, console: str | None = None, words: Sequence[str] = ()) 
         return FAILED
 
 
-def _finished_before(folder: Path, facts: Facts | None, asked: int | None) -> int:
+def _finished_before(folder: Path, facts: Facts | None, asked: int | None, console: str) -> int:
     """Write the report of a finished run if it is missing; otherwise print that there is nothing to resume."""
     if asked is not None and facts is None:
         anew = start_command(folder, f"{ROUNDS}={asked}")
         raise ConfigError(ROUNDS, f"{folder}: has no checkpoint to continue from; start again with: {anew}")
     if not run_folder.report_is_current(folder):
-        return summarise(folder)
+        return summarise(folder, console)
     longer = f"ssfl resume {shlex.quote(str(folder))} {ROUNDS}=N"
     print(f"{folder} is finished; nothing to resume (to train longer: {longer})")
     return 0
@@ -200,10 +200,10 @@ def _run_owned(setup: RunSetup, folder: Path, console: str | None, link: Link) -
         running = Running(
             setup, folder, writer, observers, executor, checkpoints, started, link, store, inputs
         )
-        return _run_to_end(running, saved[0] if saved else None)
+        return _run_to_end(running, saved[0] if saved else None, console or setup.config.tracking.console)
 
 
-def _run_to_end(running: Running, saved: Progress | None) -> int:
+def _run_to_end(running: Running, saved: Progress | None, console: str) -> int:
     setup = running.setup
     simulator = simulator_of(setup, running.executor, running.store)
     save = ending(running.save, setup.config.checkpoint.stop_after_seconds)
@@ -237,7 +237,7 @@ def _run_to_end(running: Running, saved: Progress | None) -> int:
             raise
         stopped(running, loop.progress, str(reason))
         return FAILED
-    return summarise(running.folder)
+    return summarise(running.folder, console)
 
 
 def started_event(setup: RunSetup) -> dict[str, Any]:

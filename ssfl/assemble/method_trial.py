@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, is_dataclass, replace
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any, final
 
 import torch
@@ -25,6 +29,7 @@ from ssfl.assemble.checked_method import (
     kind,
     named,
     refuse_vector,
+    tensors_of,
     vector_fault,
 )
 from ssfl.assemble.rehearsal import Rehearsed, rehearse
@@ -67,7 +72,7 @@ def try_method(
 ) -> None:
     """Raises ConfigError, in one line, if the method fails in its first exchanges or returns wrong values."""
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _attributes_unchanged(algorithm.inner):
             _try(algorithm, bench, theta, context, wire, config.training.comm_round)
     except (EngineError, WireError) as fault:
         raise refuse("algorithm.name", config.algorithm.name, str(fault)) from fault
@@ -105,6 +110,37 @@ def _try(
         raise MethodFault("configure_round returns None before the first round: nothing would be trained")
 
 
+@contextlib.contextmanager
+def _attributes_unchanged(method: Any) -> Iterator[None]:
+    """Raises MethodFault if an attribute of the instance changes: no checkpoint would contain it."""
+    before = _attributes(method)
+    yield
+    after = _attributes(method)
+    changed = [name for name in after if name not in before or not _is_same(before[name], after[name])]
+    if changed:
+        raise MethodFault(
+            f"self.{changed[0]} changes between calls; put it into the state, or a resumed run loses it (a value that "
+            "is computed once may be a functools.cached_property)"
+        )
+
+
+def _attributes(method: Any) -> dict[str, tuple[Any, list[Any], list[int]]]:
+    """Of each attribute: the object, what it contains, and how often its tensors were written."""
+    found = {}
+    for name, value in getattr(method, "__dict__", {}).items():
+        if isinstance(getattr(type(method), name, None), cached_property):
+            continue
+        inside = [*value.keys(), *value.values()] if isinstance(value, Mapping) else []
+        inside = list(value) if isinstance(value, (list, tuple, set, frozenset)) else inside
+        found[name] = (value, inside, [tensor._version for tensor in tensors_of(value)])
+    return found
+
+
+def _is_same(before: tuple[Any, list[Any], list[int]], after: tuple[Any, list[Any], list[int]]) -> bool:
+    same = before[0] is after[0] and before[2] == after[2] and len(before[1]) == len(after[1])
+    return same and all(one is other for one, other in zip(before[1], after[1], strict=True))
+
+
 def _recording(works: dict[str, Work], phase: str, task: ClientTask) -> ClientTask:
     """The task; keeps the work of its first client in `works`."""
 
@@ -122,8 +158,10 @@ def _check_state(algorithm: CheckedMethod, state: Any) -> None:
     """Raises MethodFault if a checkpoint could not store the state, or a resumed run not read it."""
     packer = Packer()
     try:
-        found = unpack(packer.pack(state), packer.tensors, (*COMMON_RECORDS, *algorithm.records))
-        if is_dataclass(found):
+        written = json.dumps(packer.pack(state))
+        found = unpack(json.loads(written), packer.tensors, (*COMMON_RECORDS, *algorithm.records))
+        wrong = _other_type(state, found, "the state")
+        if is_dataclass(found) and not wrong:
             check_types(found)
     except Exception as error:
         listed = ", ".join(kind.__name__ for kind in algorithm.records) or "nothing"
@@ -131,6 +169,26 @@ def _check_state(algorithm: CheckedMethod, state: Any) -> None:
         raise MethodFault(
             f"{what}; records lists {listed}: it must list every dataclass in the state"
         ) from error
+    if wrong:
+        raise MethodFault(f"a checkpoint of the state cannot be read: {wrong}")
+
+
+def _other_type(stored: Any, found: Any, where: str) -> str:
+    """The first value that has another type after it was read from a checkpoint; "" if there is none."""
+    alike = isinstance(stored, (Tensor, torch.Size, MappingProxyType)) or (
+        isinstance(stored, float) and type(found) is float  # NumPy's
+    )
+    if type(stored) is not type(found) and not alike:
+        return f"{where} is a {type(stored).__name__}, and is read as a {type(found).__name__}; use that type"
+    pairs: list[tuple[Any, Any, str]] = []
+    if is_dataclass(stored):
+        names = [one.name for one in fields(stored) if one.metadata.get("saved", True)]
+        pairs = [(getattr(stored, name), getattr(found, name), f"{where}.{name}") for name in names]
+    elif isinstance(stored, Mapping):
+        pairs = [(stored[key], found[key], f"{where}[{key!r:.40}]") for key in stored]
+    elif isinstance(stored, (tuple, list)):
+        pairs = [(one, found[number], f"{where}[{number}]") for number, one in enumerate(stored)]
+    return next((text for pair in pairs if (text := _other_type(*pair))), "")
 
 
 def _check_model(algorithm: CheckedMethod, one: Rehearsed, theta: Tensor, context: ServerContext) -> None:

@@ -165,8 +165,11 @@ def _saved(running: Running, progress: Progress | None, reason: str) -> int:
     return done
 
 
-def summarise(folder: Path) -> int:
-    """Write the report and print the summary; if the report cannot be written, `ssfl resume` writes it later."""
+def summarise(folder: Path, console: str) -> int:
+    """Write the report and print the summary; if the report cannot be written, `ssfl resume` writes it later.
+
+    console: how progress is shown; with `json`, the standard output has nothing but events.
+    """
     code = 0
     try:
         write_report([folder], folder / run_folder.REPORT)
@@ -176,5 +179,5 @@ def summarise(folder: Path) -> int:
             raise
         say_how_to_resume(f"the run is finished, but its report is not: {reason}", folder)
         code = FAILED
-    print(summary_text(load_run(folder)))
+    print(summary_text(load_run(folder)), file=sys.stderr if console == "json" else sys.stdout)
     return code

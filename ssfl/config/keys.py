@@ -53,7 +53,26 @@ def unread_keys(config: Config) -> tuple[str, ...]:
     not read."""
     leftovers = [key for key, declared in common_keys().items() if declared.unread]
     counted = ("training.client_num_in_total",) if config.dataset.partition_method == "natural" else ()
-    return (*leftovers, *counted, *config.algorithm.unread_keys, *codecs_ignore(config))
+    return (
+        *leftovers,
+        *counted,
+        *overridden_keys(config),
+        *config.algorithm.unread_keys,
+        *codecs_ignore(config),
+    )
+
+
+def overridden_keys(config: Config) -> tuple[str, ...]:
+    """Keys of the recipe and the partition that other keys leave without effect."""
+    scheduler = config.optimizer.scheduler
+    unread = {
+        "optimizer.lr_decay": scheduler != "default",
+        "optimizer.final_lr": scheduler != "geometric",
+        "optimizer.scheduler_cycle_len": scheduler != "cosine_annealing",
+        "training.frac": config.training.client_num_per_round != -1,
+        "dataset.partition_alpha": config.dataset.partition_method in ("iid", "natural"),
+    }
+    return tuple(key for key, is_unread in unread.items() if is_unread)
 
 
 def value_of(config: Config, key: str) -> Any:

@@ -33,13 +33,14 @@ from ssfl.config.keys import (
     keys_of,
     method_keys,
     other_methods_keys,
+    overridden_keys,
     unread_keys,
     value_of,
 )
 from ssfl.config.overrides import GROUPS, MODE_GROUP, Typed, parse_words, split
 from ssfl.config.schema import AlgorithmConfig, Config
 from ssfl.config.validate import refuse, validate
-from ssfl.settings import Setting
+from ssfl.settings import Setting, is_small
 from ssfl.yaml_text import YamlError, read_yaml
 
 HARMLESS = (
@@ -196,7 +197,9 @@ def _set(tree: DictConfig, typed: Typed, known: Mapping[str, Setting]) -> None:
         raise refuse(
             key, text or value, "a reference that cannot be read; write ${KEY}, such as ${model.dense_ratio}"
         ) from None
-    _checked(tree, key, text, known[key])
+    # References are checked when the method's keys are there too, except the name that decides which these are.
+    if key == NAME or not (isinstance(value, str) and "${" in value):
+        _checked(tree, key, text, known[key])
 
 
 def _unknown(key: str, text: str, known: Mapping[str, Setting]) -> ConfigError:
@@ -213,13 +216,20 @@ def _checked(tree: DictConfig, key: str, text: str, declared: Setting) -> Any:
         value = _coerced(OmegaConf.select(tree, key), "", declared)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0].rpartition("resolving interpolation: ")[2]
-        raise ConfigError(key, f"{key}={text}: must be {declared.allowed} ({reason})") from None
+        shown = text or _unresolved(tree, key)
+        raise ConfigError(key, f"{key}={shown}: must be {declared.allowed} ({reason})") from None
     problem = declared.problem(value)
     if problem is not None:
         close = near_match(value, declared.words) if isinstance(value, str) else ""
         empty = "has no value; " if value == "" else ""
         raise refuse(key, text or value, empty + problem + close)
     return value
+
+
+def _unresolved(tree: DictConfig, key: str) -> object:
+    """The value at a key as it was written."""
+    section, _, name = key.rpartition(".")
+    return cast(Mapping[str, Any], OmegaConf.to_container(OmegaConf.select(tree, section)))[name]
 
 
 def _coerced(value: Any, text: str, declared: Setting) -> Any:
@@ -233,7 +243,7 @@ def _coerced(value: Any, text: str, declared: Setting) -> Any:
             value = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.get(
                 value.lower(), value
             )
-    if declared.kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if declared.kind is float and isinstance(value, int) and not isinstance(value, bool) and is_small(value):
         return float(value)
     return value
 
@@ -312,7 +322,7 @@ def _warn_unread(config: Config, keys: Sequence[str]) -> None:
     leftovers = {key for key, declared in common_keys().items() if declared.unread}
     ignored = {*config.algorithm.unread_keys, *other_methods_keys(name)}
     by_settings = {*config.algorithm.method.unread(config.algorithm.params)}
-    by_codecs = codecs_ignore(config)
+    by_codecs, by_others = codecs_ignore(config), overridden_keys(config)
     for key in keys:
         if key in leftovers:
             text = f"{key} has no effect: it is a leftover of the published configuration that is not read"
@@ -322,6 +332,8 @@ def _warn_unread(config: Config, keys: Sequence[str]) -> None:
             text = f"{key} has no effect: algorithm={name} does not read it"
         elif key in by_codecs:
             text = f"{key} has no effect with the other settings of communication"
+        elif key in by_others:
+            text = f"{key} has no effect with the other settings of {key.partition('.')[0]}"
         else:
             continue
         warnings.warn(text, ConfigWarning, stacklevel=3)

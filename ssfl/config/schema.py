@@ -173,7 +173,9 @@ class TrainingConfig:
     frequency_of_the_test: int = setting(
         1, "rounds between evaluations; the last round is always evaluated", at_least=1, published=True
     )
-    max_workers: int = setting(20, "upper limit of engine.workers", at_least=1, published=True)
+    max_workers: int = setting(
+        20, "upper limit of what engine.workers=auto chooses", at_least=1, published=True
+    )
     fine_tune_epochs: int = setting(
         -1, "FedAvg-FT: local epochs after the last round; -1: the value of epochs", at_least=0, also=(-1,)
     )
@@ -324,7 +326,9 @@ class CheckpointConfig:
 class TrackingConfig:
     """How progress is shown and recorded."""
 
-    console: Literal["auto", "rich", "plain", "quiet", "json"] = setting("auto", "how progress is shown")
+    console: Literal["auto", "rich", "plain", "quiet", "json"] = setting(
+        "auto", "how progress is shown; `json`: events on stdout, and the summary on stderr"
+    )
     tensorboard: bool = setting(False, "needs the extra tensorboard")
     metrics: Literal["accuracy", "imbalanced"] = setting(
         "accuracy",

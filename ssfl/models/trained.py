@@ -71,6 +71,10 @@ class TrainedFile:
 
     def into(self, network: nn.Module) -> TrainedNetwork:
         """The network with these weights and the preprocessing, in eval mode. Raises ModelError if they do not fit."""
+        if not isinstance(network, nn.Module):
+            raise ModelError(
+                f"network is {network!r:.60}; it must be an nn.Module, that is an instance such as Net()"
+            )
         try:
             network.load_state_dict(dict(self.tensors))
         except RuntimeError as error:
@@ -131,6 +135,10 @@ def read_trained(path: Path, client: int | None = None) -> TrainedFile:
             f"{path}: no such file; a finished run's folder contains model.safetensors"
         ) from None
     except (OSError, SafetensorError) as error:
+        if path.is_dir():
+            raise ModelError(
+                f"{path}: is a folder; name the file in it, such as {path}/model.safetensors"
+            ) from None
         raise ModelError(f"{path}: cannot be read as safetensors ({error})") from None
     return TrainedFile(path, metadata, description_of(path, metadata), tensors)
 

@@ -57,6 +57,11 @@ def search_of(choose: str, by: str, cells: Sequence[Combination]) -> Search:
         raise ConfigError(
             "--choose", f"--choose {choose}: must be a key with several values: {', '.join(several)}"
         )
+    without = next((cell.label for cell in cells if found[0] not in _values(cell.overrides)), None)
+    if without is not None:
+        raise ConfigError(
+            "--choose", f"--choose {choose}: has no value in the line {without!r}; list its values there"
+        )
     for metric in METRICS:
         if by == metric:
             break

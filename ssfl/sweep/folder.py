@@ -19,7 +19,7 @@ CELLS = "sweep.json"
 
 def new_folder(config: Config) -> Path:
     """Create OUTPUT_DIR/EXP_NAME/sweep-TIME."""
-    above = Path(config.experiment.output_dir) / config.wandb.exp_name
+    above = Path(config.experiment.output_dir).expanduser() / config.wandb.exp_name
     stamp = time.strftime("sweep-%Y%m%d-%H%M%S")
     for attempt in range(1, 1000):
         folder = above / (stamp if attempt == 1 else f"{stamp}-{attempt}")

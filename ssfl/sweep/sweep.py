@@ -39,6 +39,14 @@ INTERRUPTED = 130
 SSFL = (sys.executable, "-m", "ssfl")
 
 
+class _Stopped(Exception):
+    """The sweep cannot go on now; its cells continue when it is started again."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 @final
 @dataclass(frozen=True)
 class Placement:
@@ -58,7 +66,9 @@ def start_sweep(
     choose: tuple[str, str] | None = None,
     skip_finished: Path | None = None,
 ) -> int:
-    """Check every cell, create the folder, run all cells. Exit code: 0, or 1 if a cell failed twice.
+    """Check every cell, create the folder, run all cells.
+
+    Exit code: 0, or 1 if a cell failed twice (with `choose`: if a setting has no value); 130 after Ctrl-C.
 
     Args:
         words: as for `combinations`.
@@ -80,6 +90,13 @@ def start_sweep(
     """
     check_launcher(place.launcher, place.options)
     found, notes = cells_of(words, lines)
+    for cell in found:
+        if cell.config.checkpoint.stop_after_seconds:
+            raise ConfigError(
+                "checkpoint.stop_after_seconds",
+                f"checkpoint.stop_after_seconds={cell.config.checkpoint.stop_after_seconds:g}: a sweep runs until its "
+                "cells have finished; use it with ssfl run, or stop the sweep with Ctrl-C and continue it later",
+            )
     search = None if choose is None else search_of(*choose, found)
     asked = [*words, *(" ".join(line) for line in lines)]
     names = cell_names([cell.label for cell in found])
@@ -101,10 +118,13 @@ def start_sweep(
     with run_folder.owned(folder):
         if into is not None:
             this_folder(into, asked)  # another sweep may have started in it since
-        if search is not None:
-            return _choose(folder, asked, cells, command, place, search)
-        write_cells(folder, asked, cells)
-        return _run_cells(folder, cells, command, place)
+        try:
+            if search is not None:
+                return _choose(folder, asked, cells, command, place, search)
+            write_cells(folder, asked, cells)
+            return 1 if _run_cells(folder, cells, command, place) else 0
+        except _Stopped as stop:
+            return stop.code
 
 
 def _without_results(
@@ -132,19 +152,21 @@ def _choose(
     search: Search,
     widened_before: int = 0,
 ) -> int:
-    """Run the cells, evaluate them, extend the grid while an edge is best; also writes the record if cells failed."""
+    """Run the cells, evaluate them, extend the grid while an edge is best; also writes the record if cells failed.
+
+    A cell that failed twice, such as one with a rate that diverges, is not run again in the widenings.
+    """
+    failed: list[SweepCell] = []
     for widening in range(widened_before, search.widenings + 1):
         write_cells(folder, asked, cells, (search.key, search.by), widening)
-        code = _run_cells(folder, cells, command, place)
-        if code == INTERRUPTED:
-            return code
+        failed += _run_cells(folder, cells, command, place, failed)
         choice = judged(search, folder, cells)
         more = widened(search, choice, cells)
         if len(more) == len(cells) or widening == search.widenings:
             break
         cells = more
     keep(choice, folder)
-    return code
+    return 0 if len(choice.best()) == len(choice.settings()) else 1
 
 
 def resume_sweep(folder: Path, command: Sequence[str] = SSFL, place: Placement = Placement()) -> int:
@@ -158,13 +180,16 @@ def resume_sweep(folder: Path, command: Sequence[str] = SSFL, place: Placement =
     read_cells(folder)  # raises before files are written there
     with run_folder.owned(folder):
         cells, choose = read_cells(folder), read_choose(folder)
-        if choose is not None:
-            search = search_of(
-                *choose, [Combination(c.label, c.overrides, load_config(c.overrides)) for c in cells]
-            )
-            words, before = read_words(folder), min(read_widenings(folder), search.widenings)
-            return _choose(folder, words, cells, command, place, search, before)
-        return _run_cells(folder, cells, command, place)
+        try:
+            if choose is not None:
+                search = search_of(
+                    *choose, [Combination(c.label, c.overrides, load_config(c.overrides)) for c in cells]
+                )
+                words, before = read_words(folder), min(read_widenings(folder), search.widenings)
+                return _choose(folder, words, cells, command, place, search, before)
+            return 1 if _run_cells(folder, cells, command, place) else 0
+        except _Stopped as stop:
+            return stop.code
 
 
 def compare(folders: Sequence[Path], out: Path) -> int:
@@ -175,27 +200,35 @@ def compare(folders: Sequence[Path], out: Path) -> int:
     return 0
 
 
-def _run_cells(folder: Path, cells: Sequence[SweepCell], command: Sequence[str], place: Placement) -> int:
+def _run_cells(
+    folder: Path,
+    cells: Sequence[SweepCell],
+    command: Sequence[str],
+    place: Placement,
+    left_out: Sequence[SweepCell] = (),
+) -> list[SweepCell]:
+    """Run the cells that have not finished, except those left out; returns those that failed. Raises _Stopped."""
     again = f"ssfl sweep --resume {shlex.quote(str(folder))}"
-    todo = [cell for cell in cells if not cell_is_finished(folder, cell)]
+    unfinished = [cell for cell in cells if not cell_is_finished(folder, cell)]
+    todo = [cell for cell in unfinished if cell not in left_out]
     jobs = place.jobs or (1 if place.launcher == "local" else len(cells))
     runner = Runner(folder, command, launcher(place.launcher, folder, jobs, place.options), jobs)
     try:
         failed = runner.run(todo)
     except KeyboardInterrupt:
         print(f"stopped; continue with: {again}", file=sys.stderr)
-        return INTERRUPTED
+        raise _Stopped(INTERRUPTED) from None
     except OSError as error:
         reason = output_error(error)
         if reason is None:
             raise
         print(f"ssfl: {reason}; continue with: {again}", file=sys.stderr)
-        return 1
-    if len(todo) < len(cells):
-        print(f"{len(cells) - len(todo)} of {len(cells)} cells had ended before")
+        raise _Stopped(1) from None
+    if len(unfinished) < len(cells):
+        print(f"{len(cells) - len(unfinished)} of {len(cells)} cells had ended before")
     for cell in failed:
         print(f"failed twice: {cell.label}; see {log_of(folder, cell)}", file=sys.stderr)
-    if len(failed) < len(cells):
+    if len(failed) + len(left_out) < len(cells):
         runs = [run for cell in cells for run in run_folders(folder, cell) if run_folder.is_finished(run)]
         try:
             compare(runs, folder / "report")
@@ -205,6 +238,6 @@ def _run_cells(folder: Path, cells: Sequence[SweepCell], command: Sequence[str],
                 raise
             print(f"ssfl: the cells have ended, but their report is not written: {reason}", file=sys.stderr)
             print(f"write it with: {again}", file=sys.stderr)
-            return 1
+            raise _Stopped(1) from None
     print(f"sweep folder: {folder}; means over seeds, and the paper's: ssfl table {shlex.quote(str(folder))}")
-    return 1 if failed else 0
+    return failed

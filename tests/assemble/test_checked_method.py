@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -180,6 +180,65 @@ RecordsEmpty = server_with("RecordsEmpty", records=property(lambda self: ()))
 TasksFunction = server_with("TasksFunction", tasks=lambda self: {})
 
 
+class Remembers(Server):
+    """Counts its rounds in itself, which no checkpoint contains."""
+
+    def aggregate(
+        self, state: Any, plan: RoundPlan, replies: Iterable[ClientReply], context: ServerContext
+    ) -> Any:
+        self.__dict__["rounds"] = getattr(self, "rounds", 0) + 1
+        return super().aggregate(state, plan, replies, context)
+
+
+class Appends(Server):
+    """Its list is another one after a resume."""
+
+    def __init__(self, *fields: Any, **named: Any) -> None:
+        super().__init__(*fields, **named)
+        self.__dict__["losses"] = []
+
+    def aggregate(
+        self, state: Any, plan: RoundPlan, replies: Iterable[ClientReply], context: ServerContext
+    ) -> Any:
+        self.__dict__["losses"].append(1.0)
+        return super().aggregate(state, plan, replies, context)
+
+
+class Pair(NamedTuple):
+    loss: float
+    round: int
+
+
+@dataclass(frozen=True)
+class WithPair:
+    theta: Tensor
+    pair: Pair = field(default_factory=lambda: Pair(0.5, 1))
+
+
+@dataclass(frozen=True)
+class WithList:
+    theta: Tensor
+    losses: list[float] = field(default_factory=list)
+
+
+def remembering(kind: type[Any], **more: Callable[[Any], Any]) -> dict[str, Any]:
+    """Functions of a server whose state is of this kind; more: the new values of its other fields."""
+
+    def aggregate(self: Any, state: Any, *others: Any) -> Any:
+        theta = Server.aggregate(self, state, *others).theta
+        return kind(theta, **{name: change(getattr(state, name)) for name, change in more.items()})
+
+    return {
+        "records": property(lambda self: (kind,)),
+        "initialize": lambda self, theta, context: kind(theta),
+        "aggregate": aggregate,
+    }
+
+
+StatePair = server_with("StatePair", **remembering(WithPair))
+StateList = server_with("StateList", **remembering(WithList, losses=lambda losses: [*losses, 0.5]))
+
+
 @dataclass(frozen=True)
 class Half:
     """Lacks functions."""
@@ -234,6 +293,9 @@ FAULTS = {
     "ModelShort": r"weights_to_evaluate returns a tensor of float32 \[7\]; .*, or None",
     "GlobalMaskShort": r"global_mask returns a tensor of bool \[7\]; .*, or None",
     "RecordsEmpty": "records lists nothing: it must list every dataclass in the state",
+    "Remembers": r"self.rounds changes between calls; put it into the state",
+    "Appends": r"self.losses changes between calls; put it into the state",
+    "StatePair": "the state.pair is a Pair, and is read as a tuple; use that type",
     "TasksFunction": "tasks is a method; it must be a property",
     "Half": "Half has no initialize, configure_round, aggregate, weights_to_evaluate, global_mask",
     "Number": "int has no tasks",
@@ -255,6 +317,24 @@ def test_a_refused_method_writes_nothing(tmp_path: Path, capsys: pytest.CaptureF
     assert main(words) == 2
     assert not (tmp_path / "out").exists()
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_state_with_a_list_is_resumed_with_a_list(tmp_path: Path) -> None:
+    words = ["run", *WORDS, f"experiment.output_dir={tmp_path}", f"{HERE}StateList", "wandb.exp_name=it"]
+    assert main([*words, "training.comm_round=2", "checkpoint.every_rounds=1"]) == 0
+    (folder,) = (tmp_path / "it").iterdir()
+    assert main(["resume", str(folder), "training.comm_round=3"]) == 0
+
+
+def test_the_trial_leaves_nothing_in_the_runs_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[CheckedMethod] = []
+    monkeypatch.setattr(
+        "ssfl.assemble.network_checks.try_method", lambda config, method, *rest: tried.append(method)
+    )
+    setup = run_setup(f"{HERE}StateList")
+    assert isinstance(setup.algorithm, CheckedMethod)
+    assert len(tried) == 1
+    assert tried[0].inner is not setup.algorithm.inner
 
 
 def late(self: Any, state: Any, plan: RoundPlan, replies: Any, context: ServerContext) -> Any:

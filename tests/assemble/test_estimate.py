@@ -44,6 +44,16 @@ def test_the_estimate_is_what_a_run_sends(profile: Profile) -> None:
     assert estimated["train"].exchanges == 3
 
 
+def test_clients_that_do_not_answer_send_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two rounds of FedAvg with 20 clients, of whom a quarter does not answer: float32 values both ways."""
+    words = ["preset=digits", "algorithm=fedavg", "training.comm_round=2", "training.missing_replies=0.25"]
+    setup = setup_of(load_config(words))
+    (phase,) = traffic_of(setup, CommunicationConfig())
+    assert phase.run_bytes(0.75) == pytest.approx(2 * phase.clients * 1.75 * phase.down_bytes, rel=1e-3)
+    assert main(["estimate", *words]) == 0
+    assert "75% of the clients answer (training.missing_replies)" in capsys.readouterr().out
+
+
 def test_warm_up_rounds_and_fine_tuning_are_phases_of_their_own() -> None:
     warm = by_phase(["algorithm.params.warmup_rounds=2", "training.comm_round=30"], "exact")
     assert (warm["warmup"].exchanges, warm["train"].exchanges) == (1, 29)
@@ -54,7 +64,7 @@ def test_warm_up_rounds_and_fine_tuning_are_phases_of_their_own() -> None:
 def test_first_contact_is_counted_once_a_client() -> None:
     """Local training sends the initial model to each client once, and no model later."""
     phases = by_phase(["algorithm=local"], "exact")
-    assert phases["train, first time"].run_bytes == pytest.approx(20 * 117_073, rel=0.001)
+    assert phases["train, first time"].run_bytes(1.0) == pytest.approx(20 * 117_073, rel=0.001)
     assert phases["train"].down_bytes == 0
 
 

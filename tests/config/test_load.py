@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -140,6 +141,58 @@ def test_leftovers_warn_only_when_set(key: str) -> None:
 def test_keys_that_a_method_ignores_warn() -> None:
     with pytest.warns(ConfigWarning, match=r"model.dense_ratio has no effect: algorithm=fedavg"):
         load_config(["algorithm=fedavg", "model.dense_ratio=0.3"])
+
+
+@pytest.mark.parametrize(
+    ("word", "others", "useful"),
+    [
+        ("optimizer.lr_decay=0.5", "optimizer.scheduler=cosine_annealing", "optimizer.scheduler=default"),
+        ("optimizer.final_lr=0.5", "optimizer.scheduler=default", "optimizer.scheduler=geometric"),
+        (
+            "optimizer.scheduler_cycle_len=3",
+            "optimizer.scheduler=geometric",
+            "optimizer.scheduler=cosine_annealing",
+        ),
+        ("training.frac=0.5", "training.client_num_per_round=5", "training.client_num_per_round=-1"),
+        ("dataset.partition_alpha=2", "dataset.partition_method=iid", "dataset.partition_method=patho"),
+        (
+            "algorithm.params.neighbours=3",
+            "algorithm.params.topology=ring",
+            "algorithm.params.topology=random",
+        ),
+    ],
+)
+def test_keys_that_other_keys_leave_without_effect_warn(word: str, others: str, useful: str) -> None:
+    common = ["algorithm=dispfl"]
+    with pytest.warns(ConfigWarning, match=f"{word.partition('=')[0]} has no effect with the other settings"):
+        unread = load_config([*common, others, word])
+    assert config_digest(unread) == config_digest(load_config([*common, others]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = load_config([*common, useful, word])
+    assert config_digest(read) != config_digest(load_config([*common, useful]))
+
+
+def test_references_to_the_methods_keys_resolve() -> None:
+    assert load_config(["wandb.exp_name=m_${algorithm.params.mode}"]).wandb.exp_name == "m_static"
+    named = load_config(["wandb.exp_name=m_${algorithm.params.mode}", "algorithm.params.mode=random_global"])
+    assert named.wandb.exp_name == "m_random_global"
+    for word in (
+        "wandb.exp_name=${no.such}",
+        "algorithm.name=${no.such}",
+        "training.epochs=${wandb.exp_name}",
+    ):
+        with pytest.raises(
+            ConfigError, match=f"^{re.escape(word)}: must be|^{word.partition('=')[0]}="
+        ) as found:
+            load_config([word])
+        assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("key", ["training.epochs", "optimizer.lr"])
+def test_numbers_of_many_digits_are_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"must be below 2\*\*64"):
+        load_config([f"{key}=1{'0' * 400}"])
 
 
 def test_another_methods_key_warns_and_changes_nothing() -> None:

@@ -100,3 +100,9 @@ def test_clients_networks_are_told_apart(tmp_path: Path) -> None:
     assert read_trained(path, client=123456).tensors["a/b"].equal(torch.zeros(1))
     with pytest.raises(ModelError, match=r"choose one with client=7\.\.123456"):
         read_trained(path)
+
+
+def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
+    assert f"is a folder; name the file in it, such as {tmp_path}/model.safetensors" in refusal(
+        lambda: load_trained(tmp_path), ModelError
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -167,6 +168,12 @@ def test_refusals_before_anything_runs(words: tuple[str, ...], choose: str, by: 
         search_of(choose, by, cells)
 
 
+def test_a_line_without_the_key_is_refused() -> None:
+    cells, _ = cells_of(SMALL, (("algorithm=ssfl", "optimizer.lr=0.1,0.3"), ("algorithm=fedavg",)))
+    with pytest.raises(ConfigError, match="--choose lr: has no value in the line 'algorithm=fedavg'"):
+        search_of("lr", "validation_accuracy", cells)
+
+
 def test_a_refusal_is_one_line_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     into = tmp_path / "mine"
     words = [w for w in SMALL if "validation" not in w]
@@ -222,8 +229,14 @@ def test_a_resumed_search_widens_no_further_than_an_uninterrupted_one(
         return choice([("", rate, rate) for rate in rates])
 
     monkeypatch.setattr(sweep, "judged", highest_wins)
-    codes = iter([0, 0, sweep.INTERRUPTED, *[0] * 9])
-    monkeypatch.setattr(sweep, "_run_cells", lambda *_: next(codes))
+    passes = itertools.count(1)
+
+    def interrupted_once(*_: object) -> list[SweepCell]:
+        if next(passes) == 3:
+            raise sweep._Stopped(sweep.INTERRUPTED)
+        return []
+
+    monkeypatch.setattr(sweep, "_run_cells", interrupted_once)
     into, words = tmp_path / "mine", [*SMALL, "optimizer.lr=1e-9,2e-9"]
     asked = ("lr", "validation_accuracy")
     assert sweep.start_sweep(words, into=into, choose=asked) == sweep.INTERRUPTED
@@ -242,10 +255,19 @@ def test_a_script_reads_what_was_chosen(tmp_path: Path, capsys: pytest.CaptureFi
     assert choice_main([str(path), "unknown"]) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "unknown: chosen 0 times, must be once; chosen settings: algorithm=ssfl; b" in shown.err
+    assert "unknown: searched in 0 settings, must be one; chosen settings: algorithm=ssfl; b" in shown.err
     assert choice_main([str(path), "unknown", "9"]) == 0
     shown = capsys.readouterr()
     assert (shown.out, "using 9" in shown.err) == ("9\n", True)
+    write_choice(choice([("half", 0.1, 0.5), ("tenth", 0.1, None)]), path)
+    path.write_text(path.read_text().replace('"method": "tenth"', '"method": "half"'))
+    assert choice_main([str(path), "half"]) == 1  # the method of two settings
+    assert "half: searched in 2 settings, must be one; chosen settings: half" in capsys.readouterr().err
+    assert choice_main([str(path), "tenth"]) == 1
+    assert "tenth: no trial has a score" in capsys.readouterr().err
+    path.write_text(path.read_text().replace('"score": 0.5', '"score": "0.5"'))
+    assert choice_main([str(path), "half"]) == 1
+    assert "score '0.5' is no number" in capsys.readouterr().err
     (tmp_path / "broken.json").write_text("{}")
     assert choice_main([str(tmp_path / "broken.json"), "b"]) == 1
     assert "cannot be read as a record of a choice" in capsys.readouterr().err

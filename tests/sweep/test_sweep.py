@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,9 +17,13 @@ from pathlib import Path
 import pytest
 
 from ssfl.config import ConfigError
+from ssfl.report.studies.choice import Choice, Trial
 from ssfl.run_folder import FolderError, owned
 from ssfl.sweep import sweep
+from ssfl.sweep.cells import SweepCell
+from ssfl.sweep.choose import Search
 from ssfl.sweep.results import Finished
+from ssfl.sweep.runner import Runner
 from tests.support.paths import ROOT
 
 STAND_IN = """
@@ -192,6 +197,51 @@ def test_cells_that_fail_twice_are_named_and_taken_up_again(
     assert sweep.resume_sweep(_folder(), command) == 0  # all cells have ended, so none runs
     assert len(_calls()) == before
     assert len(compared) == 2
+
+
+SEARCH = ["preset=digits", "optimizer.lr=0.1,0.3", "dataset.validation_portion=0.1"]
+
+
+def scored(search: Search, folder: Path, cells: Sequence[SweepCell]) -> Choice:
+    """The highest rate fails; of the others the lowest is best, down to 0.01."""
+    rates = sorted(float(cell.label.partition("optimizer.lr=")[2]) for cell in cells)
+    trials = [Trial("", "SSFL", rate, None if rate == 0.3 else -abs(rate - 0.011), 1, 1) for rate in rates]
+    return Choice(search.key, search.by, "highest", tuple(trials))
+
+
+def test_a_rate_that_fails_twice_is_not_run_in_the_widenings(
+    command: list[str], compared: list[tuple[list[str], Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the search ends well, because its setting has a value."""
+    monkeypatch.setattr(sweep, "judged", scored)
+    Path("mode.txt").write_text("bad lr0.3")
+    assert sweep.start_sweep(SEARCH, command, choose=("lr", "validation_accuracy")) == 0
+    names = [word for call in _calls() for word in call if word.startswith("wandb.exp_name=")]
+    assert sum("lr0.3'" in name for name in names) == 1
+    assert len(names) == len(set(names)) > 3
+    assert (_folder() / "choice.json").exists()
+
+
+def test_a_search_without_room_chooses_nothing(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: Runner, cells: Sequence[SweepCell]) -> list[SweepCell]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Runner, "run", full)
+    assert sweep.start_sweep(SEARCH, command, choose=("lr", "validation_accuracy")) == 1
+    assert not (_folder() / "choice.json").exists()
+    said = capsys.readouterr().err
+    assert said.startswith("ssfl: No space left on device")
+    assert "continue with: ssfl sweep --resume" in said
+
+
+def test_a_limit_of_time_is_refused(command: list[str]) -> None:
+    with pytest.raises(
+        ConfigError, match="stop_after_seconds=60: a sweep runs until its cells have finished"
+    ):
+        sweep.start_sweep([*WORDS, "checkpoint.stop_after_seconds=60"], command)
+    assert not Path("outputs").exists()
 
 
 def test_bad_input_is_not_tried_again(command: list[str], compared: list[tuple[list[str], Path]]) -> None:

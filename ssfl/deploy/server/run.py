@@ -217,6 +217,6 @@ def _create_folder(run: ServerRun, setup: RunSetup) -> Path:
         JOIN_CONFIG: run.join_config,
         run_folder.DEPLOYMENT: run.deployment_text,
     }
-    root = Path(setup.config.experiment.output_dir)
+    root = Path(setup.config.experiment.output_dir).expanduser()
     with output(f"experiment.output_dir={root}"):
         return run_folder.create_run_folder(root, setup.config.wandb.exp_name, files).resolve()

@@ -96,7 +96,8 @@ def setup_for(
     context = ServerContext(layout, dict(counts), config.experiment.seed)
     theta = layout.flatten(module)
     algorithm, wire = algorithm_of(config, layout), wire_of(config, layout)
-    check_method(config, federation, module, algorithm, theta, context)
+    # The trial has an instance of its own, so that nothing of it remains in the run's.
+    check_method(config, federation, module, algorithm_of(config, layout), theta, context)
     _share_memory(module, theta, layout)
     unchanged = config.dataset.features == "unchanged"
     known = data.arrays is not None and (data.scaling is not None or unchanged)

@@ -31,7 +31,7 @@ class Packer:
         self._alive: list[Tensor] = []
 
     def pack(self, value: Any) -> Any:
-        """JSON of None, numbers, strings, bytes, tensors, tuples, mappings and dataclasses of these."""
+        """JSON of None, numbers, strings, bytes, tensors, tuples, lists, mappings and dataclasses of these."""
         if value is None or isinstance(value, (bool, int, str)):
             return value
         if isinstance(value, float):
@@ -46,7 +46,9 @@ class Packer:
             return {"record": type(value).__name__, "fields": inside}
         if isinstance(value, Mapping):
             return {"map": [[self.pack(k), self.pack(v)] for k, v in value.items()]}
-        if isinstance(value, (tuple, list)):
+        if isinstance(value, list):
+            return {"list": [self.pack(v) for v in value]}
+        if isinstance(value, tuple):
             return {"tuple": [self.pack(v) for v in value]}
         raise RecordError(f"a checkpoint cannot hold a {type(value).__name__}")
 
@@ -77,7 +79,9 @@ def unpack(value: Any, tensors: Mapping[str, Tensor], records: Sequence[type[Any
             return known[item["record"]](**{k: build(v) for k, v in item["fields"].items()})
         if "map" in item:
             return {build(k): build(v) for k, v in item["map"]}
-        if "tuple" in item:
+        if "list" in item:
+            return [build(v) for v in item["list"]]
+        if "tuple" in item:  # also the form of lists in older checkpoints
             return tuple(build(v) for v in item["tuple"])
         if "bytes" in item:
             return bytes.fromhex(item["bytes"])

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from ssfl.report.runs.settings import sweep_cells
 _FT, _FEDAVG = "algorithm=fedavg_ft", "algorithm=fedavg"
 _FINE_TUNING = ("training.fine_tune_epochs", "optimizer.fine_tune_lr")
 """Keys that FedAvg-FT reads and FedAvg does not."""
+_PLACE = re.compile(r"""(?<!\S)(dataset\.data_dir|experiment\.output_dir)=('[^']*'|"[^"]*"|\S*)""")
 _PLACES = {"dataset.data_dir": "$SSFL_DATA_DIR", "experiment.output_dir": "outputs"}
 """Keys whose values are paths of a machine, and their replacements."""
 
@@ -145,11 +147,8 @@ def _command(words: Sequence[object]) -> Iterator[str]:
 
 
 def _scrubbed(word: str) -> str:
-    """A word, or a line of words, without paths of this machine."""
-    parts = [part.partition("=") for part in word.split(" ")]
-    return " ".join(
-        f"{key}={_PLACES[key]}" if key in _PLACES else key + sign + value for key, sign, value in parts
-    )
+    """A word, or a line of words, without paths of this machine; paths with spaces are in quotes."""
+    return _PLACE.sub(lambda found: f"{found[1]}={_PLACES[found[1]]}", word)
 
 
 def main(words: Sequence[str]) -> int:

@@ -71,6 +71,18 @@ def labels(
     return [_label(run, config, differ, with_density) for run, config in zip(runs, flat)]
 
 
+def recipe(run: Run) -> dict[str, Any]:
+    """The settings of data, network and training that a run reads, without its learning rate."""
+    return {
+        key: value
+        for key, value in _flatten(run.config).items()
+        if key.startswith(("dataset.", "model.", "optimizer.", "training."))
+        and key != "optimizer.lr"
+        and not _matches(key, _LEFT_OUT)
+        and not _has_no_effect(run, key)
+    }
+
+
 def _values(flat: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
     """A key's values in these runs; a key that a method or an old run lacks is not a difference."""
     may_lack = key.startswith(("algorithm.params.", "communication."))

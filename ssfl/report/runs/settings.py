@@ -146,32 +146,40 @@ def _labelled(planned: Sequence[_Planned], loose: Sequence[Run]) -> list[Setting
     codes = [*map(_codes, begun), *(_codes([run]) for run in loose)]
     # All at once, so that labels contain all differences.
     group_labels = iter(labels([*(runs[0] for runs in begun), *loose], codes=codes))
-    found = []
-    for group in planned:
-        label = next(group_labels) if group.runs else group.fallback
-        asked = max(len(group.seeds), 1)
-        name = method(group.runs[0]) if group.runs else ""
-        found.append(
-            Setting(label, name, group.runs, asked, _command(group.words, group.seeds), group.copies)
-        )
-    grouped: dict[str, list[Run]] = {}
+    alike: dict[str | int, list[_Planned]] = {}
+    for number_of_group, group in enumerate(planned):  # those without a run have no label yet
+        alike.setdefault(next(group_labels) if group.runs else number_of_group, []).append(group)
     for run, label in zip(loose, group_labels):
-        grouped.setdefault(label, []).append(run)
-    for label, every in grouped.items():
-        members, copies = one_a_seed(every)
-        seeds = tuple(str(seed(run)) for run in members)
-        command = _command(_words(members[0]), tuple(dict.fromkeys(seeds)))
-        found.append(
-            Setting(
-                label,
-                method(members[0]),
-                tuple(members),
-                len(members),
-                command,
-                tuple(run.folder for run in copies),
-            )
-        )
-    return found
+        number = seed(run)
+        seeds = () if number is None else (str(number),)
+        alike.setdefault(label, []).append(_Planned(_words(run), label, (run,), seeds, ()))
+    return [
+        _merged(label, groups) if isinstance(label, str) else _not_begun(groups[0])
+        for label, groups in alike.items()
+    ]
+
+
+def _not_begun(group: _Planned) -> Setting:
+    command = _command(group.words, group.seeds)
+    return Setting(group.fallback, "", (), max(len(group.seeds), 1), command, group.copies)
+
+
+def _merged(label: str, groups: Sequence[_Planned]) -> Setting:
+    """One setting of groups with the same label, such as a sweep and a later one with more seeds."""
+    runs, repeated = one_a_seed([run for group in groups for run in group.runs])
+    seeds = tuple(dict.fromkeys(number for group in groups for number in group.seeds))
+    unknown = sum(seed(run) is None for run in runs)
+    lengths = sorted({run.rounds_done for run in runs if run.finished})
+    if len(lengths) > 1:
+        label += f", seeds of {' and '.join(map(str, lengths))} rounds"
+    return Setting(
+        label,
+        method(runs[0]),
+        tuple(runs),
+        max(len(seeds) + unknown, len(runs)),
+        _command(groups[0].words, seeds),
+        (*(path for group in groups for path in group.copies), *(run.folder for run in repeated)),
+    )
 
 
 def _codes(runs: Sequence[Run]) -> tuple[str, ...]:

@@ -168,6 +168,9 @@ def read_choice(path: Path) -> Choice:
     try:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         trials = tuple(Trial(**trial) for trial in stored["trials"])
+        for trial in trials:
+            if not isinstance(trial.score, (int, float, type(None))):
+                raise ValueError(f"score {trial.score!r:.40} is no number")
         return Choice(stored["key"], stored["by"], stored["rule"], trials)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: cannot be read as a record of a choice ({error})") from None
@@ -193,12 +196,16 @@ def main(words: Sequence[str]) -> int:
 
 
 def _chosen(path: Path, wanted: str) -> float | str:
-    best = read_choice(path).best().values()
-    found = [trial for trial in best if wanted in (trial.setting, trial.method)]
-    if len(found) != 1:
-        known = "; ".join(trial.setting for trial in best) or "none"
-        raise RunError(f"{path}: {wanted}: chosen {len(found)} times, must be once; chosen settings: {known}")
-    return found[0].value
+    choice = read_choice(path)
+    found = list(dict.fromkeys(t.setting for t in choice.trials if wanted in (t.setting, t.method)))
+    best = choice.best()
+    if len(found) != 1 or found[0] not in best:
+        known = "; ".join(best) or "none"
+        searched = (
+            f"searched in {len(found)} settings, must be one" if len(found) != 1 else "no trial has a score"
+        )
+        raise RunError(f"{path}: {wanted}: {searched}; chosen settings: {known}")
+    return best[found[0]].value
 
 
 if __name__ == "__main__":

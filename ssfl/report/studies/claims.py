@@ -30,7 +30,7 @@ large a difference may still be. Differences are paired by seed, in points; the 
 degrees of freedom, for each row alone (not corrected for the number of rows). *global*: the global model on the whole
 test set; *clients*: the mean over clients of each client's own model on its own test split; the two must not be
 compared. A method without a global model has only *clients*; `?` marks an accuracy of the paper that we assume. *also
-differ in*: learning rates, and letters of code and machine, which the study's results.md explains.
+differ in*: learning rates, other settings, and letters of code and machine, which the study's results.md explains.
 """
 """How conclusions are drawn; part of every study's page."""
 NOTHING_SHARED = "no seed or flat accuracy in common"

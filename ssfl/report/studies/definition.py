@@ -121,7 +121,7 @@ def read_study(path: Path) -> Study:
             {name: tuple(thresholds.get(name, ())) for name in NAMES},
             tuple(_gap(pair, order) for pair in stored.get("bytes_between", ())),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: cannot be read as a study ({error})") from None
 
 

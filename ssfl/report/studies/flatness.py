@@ -85,9 +85,10 @@ def mean_curve(runs: Sequence[Run], accuracy: str) -> dict[int, float]:
 
 
 def setting_flatness(setting: Setting, accuracy: str) -> Flatness | None:
-    """Flatness of the mean curve over the finished seeds; None if no run has this accuracy."""
+    """Flatness of the mean curve over the finished seeds; None if none has this accuracy, or their lengths differ."""
     runs = setting.finished
-    return flatness(mean_curve(runs, accuracy), runs[0].rounds_done) if runs else None
+    lengths = {run.rounds_done for run in runs}
+    return flatness(mean_curve(runs, accuracy), lengths.pop()) if len(lengths) == 1 else None
 
 
 def _has(row: Mapping[str, object], accuracy: str) -> bool:
@@ -111,7 +112,8 @@ def main(words: Sequence[str]) -> int:
         known = {name: gain for name, gain in gains.items() if gain is not None}
         steep += bool(setting.finished) and not (known and all(gain.flat for gain in known.values()))
         text = ", ".join(f"{name} {gain}" for name, gain in known.items())
-        none = "not evaluated in both tenths (not flat)" if setting.finished else "not finished"
+        none = "not evaluated in both tenths, or seeds of different lengths (not flat)"
+        none = none if setting.finished else "not finished"
         print(f"{setting.label}: {text or none}")
     return 1 if steep else 0
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
-from ssfl.report.runs.labels import code_of, seed
+from ssfl.report.runs.labels import code_of, recipe, seed
 from ssfl.report.runs.run import Run
 from ssfl.report.runs.settings import Setting
 
@@ -43,12 +43,20 @@ class Versions:
         return "+".join(letters for letters in self.letters.values() if letters in made)
 
     def remark(self, compared: Sequence[Setting]) -> str:
-        """Learning rates, and letters of code and machine, where settings differ in them or average several."""
+        """Learning rates, other settings of data, network and training, and letters of code and machine, where the
+        settings differ in them or average several."""
+        recipes = [recipe(setting.finished[0]) for setting in compared]
+        shared = [key for key in recipes[0] if all(key in one for one in recipes)]
+        others = [
+            f"{key.rpartition('.')[2]} {', '.join(str(one[key]) for one in recipes)}"
+            for key in shared
+            if len({repr(one[key]) for one in recipes}) > 1
+        ]
         rates = [str(setting.finished[0].setting("optimizer.lr", "")) for setting in compared]
         made = [self.of(setting) for setting in compared]
         parts = [f"lr {', '.join(rates)}"] if len(set(rates)) > 1 else []
         mixed = len(set(made)) > 1 or any("+" in letters for letters in made)
-        return "; ".join([*parts, *([f"code {', '.join(made)}"] if mixed else [])])
+        return "; ".join([*parts, *others, *([f"code {', '.join(made)}"] if mixed else [])])
 
     def legend(self) -> list[str]:
         """One line of Markdown per letter."""

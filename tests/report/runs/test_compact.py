@@ -10,7 +10,7 @@ import pytest
 
 from ssfl.report.figures.run_figures import evaluated_megabytes
 from ssfl.report.runs import RunError, load_run
-from ssfl.report.runs.collect import collect
+from ssfl.report.runs.collect import _scrubbed, collect
 from ssfl.report.runs.collect import main as collect_main
 from ssfl.report.runs.compact import all_runs, load_compact, reduced_rows
 from ssfl.report.runs.run import flat, nested
@@ -70,6 +70,22 @@ def test_no_place_of_this_machine_is_kept(sweep: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("word", "kept"),
+    [
+        ("dataset.data_dir=/a/b", "dataset.data_dir=$SSFL_DATA_DIR"),
+        ("dataset.data_dir='/a/my data'", "dataset.data_dir=$SSFL_DATA_DIR"),
+        (
+            'algorithm=ssfl experiment.output_dir="/a/my runs" optimizer.lr=0.1',
+            "algorithm=ssfl experiment.output_dir=outputs optimizer.lr=0.1",
+        ),
+        ("wandb.exp_name=dataset.data_dir", "wandb.exp_name=dataset.data_dir"),
+    ],
+)
+def test_paths_with_spaces_are_replaced_whole(word: str, kept: str) -> None:
+    assert _scrubbed(word) == kept
+
+
 def test_collecting_again_and_together_keeps_the_farthest(sweep: Path, tmp_path: Path) -> None:
     packed = tmp_path / "runs.json"
     assert collect([sweep], packed) == 3
@@ -82,7 +98,7 @@ def test_collecting_again_and_together_keeps_the_farthest(sweep: Path, tmp_path:
 def test_fedavg_is_what_fedavg_ft_was_before_its_fine_tuning(sweep: Path, tmp_path: Path) -> None:
     packed = tmp_path / "runs.json"
     assert collect_main(["--with-fedavg", str(sweep), str(packed)]) == 0
-    found = {s.label: s for s in settings([packed])}
+    found = {s.label.partition(", seeds of")[0]: s for s in settings([packed])}
     assert set(found) == {"SSFL, density 0.5", "FedAvg-FT", "FedAvg"}
     (fedavg,), (tuned,) = found["FedAvg"].finished, found["FedAvg-FT"].finished
     assert fedavg.last_evaluation()["client_accuracy_mean"] == pytest.approx(CURVE[-1] + 0.1, abs=1e-6)

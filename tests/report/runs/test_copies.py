@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from ssfl.report.runs import load_run
 from ssfl.report.runs.copies import one_a_seed
 from ssfl.report.runs.sample import write_sample_run
 from ssfl.report.runs.settings import settings
+from ssfl.report.studies.flatness import setting_flatness
 from ssfl.report.tables.comparison import seeds_table
 from ssfl.report.tables.paper_table import paper_table
 from ssfl.report.write import write_report
@@ -41,6 +43,35 @@ def test_a_report_averages_two_seeds_and_names_the_copies(tmp_path: Path) -> Non
     assert str(runs["copy"]) in text
     kept = (tmp_path / "report" / "comparison.md").read_text()
     assert "2 runs are excluded" in kept
+
+
+def sweep_of(folder: Path, seeds: Sequence[int], rounds: int = 50) -> Path:
+    cells = []
+    for seed in seeds:
+        words = ["algorithm=ssfl", f"experiment.seed={seed}"]
+        cells.append({"name": f"seed{seed}", "label": " ".join(words), "overrides": words, "rounds": rounds})
+        write_sample_run(folder / "runs" / f"seed{seed}" / "20300101-000000", seed=seed, rounds=rounds)
+    (folder / "sweep.json").write_text(json.dumps({"words": [], "cells": cells}))
+    return folder
+
+
+def test_sweeps_of_one_setting_are_one_row(tmp_path: Path) -> None:
+    """A sweep, one with another seed and a copied one, and a single run of a fourth seed."""
+    found = [sweep_of(tmp_path / "first", (1, 2)), sweep_of(tmp_path / "second", (2, 3))]
+    found.append(write_sample_run(tmp_path / "alone", seed=4))
+    (setting,) = settings(found)
+    assert sorted(run.started["seed"] for run in setting.runs) == [1, 2, 3, 4]
+    assert setting.seeds == "4 of 4"
+    assert setting.copies == (tmp_path / "second" / "runs" / "seed2" / "20300101-000000",)
+    assert setting.command.endswith("experiment.seed=1,2,3,4")
+
+
+def test_seeds_of_different_length_are_said(tmp_path: Path) -> None:
+    folder = sweep_of(tmp_path, (1, 2))
+    write_sample_run(folder / "runs" / "seed2" / "20300102-000000", seed=2, rounds=100)
+    (setting,) = settings([folder])
+    assert setting.label.endswith(", seeds of 50 and 100 rounds")
+    assert setting_flatness(setting, "global_accuracy") is None
 
 
 def test_tables_count_alike_whether_runs_are_loose_or_of_a_sweep(tmp_path: Path) -> None:

@@ -155,6 +155,20 @@ def test_a_row_of_several_versions_and_pairs_across_versions_are_marked(tmp_path
     assert "- B: code bbbb (commit c0ffee with changed files)" in page
 
 
+def test_claims_name_the_settings_that_also_differ(tmp_path: Path) -> None:
+    """Keys that only one of the two reads are no difference."""
+    folder = study(tmp_path / "mine")
+    stored = json.loads((folder / "runs.json").read_text())
+    stored["config"]["training.batch_size"] = 16
+    for cell in stored["cells"]:
+        if cell["name"].startswith("ssfl"):
+            cell["config"] |= {"training.batch_size": 64, "optimizer.fine_tune_lr": 0.5}
+    (folder / "runs.json").write_text(json.dumps(stored))
+    page = write_study(folder, pictures=False).read_text()
+    assert "| batch_size 64, 16 | holds |" in page
+    assert "fine_tune_lr 0.5" not in page.partition("## ")[2]
+
+
 def test_versions_beyond_z_have_two_letters(tmp_path: Path) -> None:
     (setting,) = [s for s in settings([study(tmp_path / "mine") / "runs.json"]) if s.method == "SSFL"]
     run = setting.finished[0]
@@ -337,6 +351,7 @@ def test_tables_are_inserted_between_their_marks(tmp_path: Path) -> None:
         {"claims": [{**CLAIMS[0], "first": [*SSFL, {"optimizer.lr": 0.3}]}]},
         {"paper_table": "none such"},
         {"settings": [["SSFL"]]},
+        {"settings": [[*SSFL, ["optimizer.lr"]]]},
         {"thresholds": 3},
     ],
 )
