@@ -154,7 +154,8 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 def _partition(arguments: argparse.Namespace) -> int:
     # A partition has no rounds, so an empty cohort (training.frac of a few clients) is allowed.
-    config = _load(["training.client_num_per_round=1", *arguments.words])
+    words = [word for word in arguments.words if not word.startswith("training.frac=")]
+    config = _load(["training.client_num_per_round=1", *words])
     with _signals_held():
         from ssfl import assemble
 
