@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
