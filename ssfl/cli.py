@@ -108,7 +108,8 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _load(words: Sequence[str]) -> Config:
+def _load(words: Sequence[str], unread: str = "") -> Config:
+    """The configuration; prints its warnings, except that for `unread`, a key without a meaning for the command."""
     from ssfl.config import ConfigError, load_config
 
     with warnings.catch_warnings(record=True) as caught:
@@ -120,7 +121,8 @@ def _load(words: Sequence[str]) -> Config:
                 raise SystemExit(_silent_end()) from None
             raise
     for warning in () if _follows_another_rank() else caught:
-        print(f"ssfl: warning: {warning.message}", file=sys.stderr)
+        if not unread or not str(warning.message).startswith(f"{unread} has no effect"):
+            print(f"ssfl: warning: {warning.message}", file=sys.stderr)
     return config
 
 
@@ -154,8 +156,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 def _partition(arguments: argparse.Namespace) -> int:
     # A partition has no rounds, so an empty cohort (training.frac of a few clients) is allowed.
-    words = [word for word in arguments.words if not word.startswith("training.frac=")]
-    config = _load(["training.client_num_per_round=1", *words])
+    config = _load(["training.client_num_per_round=1", *arguments.words], unread="training.frac")
     with _signals_held():
         from ssfl import assemble
 

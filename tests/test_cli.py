@@ -154,6 +154,12 @@ def test_a_partition_of_few_clients_needs_no_cohort(
     assert capsys.readouterr().err == ""
 
 
+def test_a_partition_refuses_an_impossible_share(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not read, but a wrong value is a mistake."""
+    assert cli.main(["partition", "dataset.name=digits", "training.frac=half"]) == 2
+    assert "training.frac=half: must be" in capsys.readouterr().err
+
+
 def test_errors_of_other_rooms(
     calls: list[tuple[object, ...]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

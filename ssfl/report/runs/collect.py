@@ -21,9 +21,9 @@ from ssfl.report.runs.settings import sweep_cells
 _FT, _FEDAVG = "algorithm=fedavg_ft", "algorithm=fedavg"
 _FINE_TUNING = ("training.fine_tune_epochs", "optimizer.fine_tune_lr")
 """Keys that FedAvg-FT reads and FedAvg does not."""
-_PLACE = re.compile(r"""(?<!\S)(dataset\.data_dir|experiment\.output_dir)=('[^']*'|"[^"]*"|\S*)""")
 _PLACES = {"dataset.data_dir": "$SSFL_DATA_DIR", "experiment.output_dir": "outputs"}
 """Keys whose values are paths of a machine, and their replacements."""
+_PLACE = re.compile(rf"""(?<!\S)({"|".join(map(re.escape, _PLACES))})=('[^']*'|"[^"]*"|\S*)""")
 
 
 def collect(sweeps: Sequence[Path], out: Path, with_fedavg: bool = False) -> int:

@@ -167,7 +167,10 @@ def _not_begun(group: _Planned) -> Setting:
 def _merged(label: str, groups: Sequence[_Planned]) -> Setting:
     """One setting of groups with the same label, such as a sweep and a later one with more seeds."""
     runs, repeated = one_a_seed([run for group in groups for run in group.runs])
-    seeds = tuple(dict.fromkeys(number for group in groups for number in group.seeds))
+    listed = [number for group in groups for number in group.seeds]
+    if len(groups) > 1:  # one of them may have the default seed, which its words do not name
+        listed += [str(number) for run in runs if (number := seed(run)) is not None]
+    seeds = tuple(dict.fromkeys(listed))
     unknown = sum(seed(run) is None for run in runs)
     lengths = sorted({run.rounds_done for run in runs if run.finished})
     if len(lengths) > 1:

@@ -66,6 +66,17 @@ def test_sweeps_of_one_setting_are_one_row(tmp_path: Path) -> None:
     assert setting.command.endswith("experiment.seed=1,2,3,4")
 
 
+def test_the_command_of_a_row_names_a_default_seed_too(tmp_path: Path) -> None:
+    """One sweep without a word for the seed, one with another seed."""
+    first = sweep_of(tmp_path / "first", (0,))
+    stored = json.loads((first / "sweep.json").read_text())
+    stored["cells"][0]["overrides"] = ["algorithm=ssfl"]
+    (first / "sweep.json").write_text(json.dumps(stored))
+    (setting,) = settings([first, sweep_of(tmp_path / "second", (1,))])
+    assert setting.seeds == "2 of 2"
+    assert sorted(setting.command.rpartition("experiment.seed=")[2].split(",")) == ["0", "1"]
+
+
 def test_seeds_of_different_length_are_said(tmp_path: Path) -> None:
     folder = sweep_of(tmp_path, (1, 2))
     write_sample_run(folder / "runs" / "seed2" / "20300102-000000", seed=2, rounds=100)
