@@ -7,9 +7,9 @@ import fcntl
 import json
 import os
 import platform
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from ssfl.code_version import code_version
 from ssfl.errors import UserError
+from ssfl.output import sync_folder, write_atomically
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -41,18 +42,23 @@ class FolderError(UserError):
 
 
 def create_run_folder(root: Path, name: str, files: Mapping[str, str]) -> Path:
-    """Create root/name/TIME with these files, atomically. Returns the new folder."""
+    """Create root/name/TIME with these files, atomically, also after a power failure. Returns the new folder.
+
+    The process's umask decides who can read it.
+    """
     parent = root / name
     parent.mkdir(parents=True, exist_ok=True)
-    hidden = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
+    hidden = parent / f".new-{secrets.token_hex(8)}"
+    hidden.mkdir()
     try:
         for file, text in files.items():
-            (hidden / file).write_text(text, encoding="utf-8")
-        hidden.chmod(0o755)
-        return _rename_to_time(hidden, parent)
+            write_atomically(hidden / file, text.encode())
+        made = _rename_to_time(hidden, parent)
     except BaseException:
         shutil.rmtree(hidden, ignore_errors=True)
         raise
+    sync_folder(parent)
+    return made
 
 
 def _rename_to_time(hidden: Path, parent: Path) -> Path:

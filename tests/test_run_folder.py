@@ -17,14 +17,26 @@ from ssfl import run_folder
 from ssfl.run_folder import FolderError, check_run_folder, create_run_folder, is_finished, is_owned, owned
 
 
-def test_a_folder_appears_with_its_files_and_can_be_read_by_others(tmp_path: Path) -> None:
+def test_a_folder_appears_with_its_files(tmp_path: Path) -> None:
     made = create_run_folder(tmp_path, "mine", {"config.yaml": "a: 1\n", "metrics.jsonl": ""})
     assert made.parent == tmp_path / "mine"
     assert re.fullmatch(r"\d{8}-\d{6}", made.name)
     assert (made / "config.yaml").read_text() == "a: 1\n"
     assert (made / "metrics.jsonl").read_text() == ""
-    assert made.stat().st_mode & 0o777 == 0o755
     assert [p for p in made.parent.iterdir() if p != made] == []  # no temporary files remain
+
+
+@pytest.mark.parametrize(("mask", "folder_mode", "file_mode"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600)])
+def test_the_umask_decides_who_can_read_a_folder(
+    tmp_path: Path, mask: int, folder_mode: int, file_mode: int
+) -> None:
+    before = os.umask(mask)
+    try:
+        made = create_run_folder(tmp_path, "mine", {"config.yaml": "a: 1\n"})
+    finally:
+        os.umask(before)
+    assert made.stat().st_mode & 0o777 == folder_mode
+    assert (made / "config.yaml").stat().st_mode & 0o777 == file_mode
 
 
 def test_runs_of_one_second_get_different_folders(tmp_path: Path) -> None:

@@ -245,6 +245,8 @@ def plan_fault(plan: Any, clock: Clock, context: ServerContext, tasks: Mapping[s
         return f"plans a training round after the last of {clock.total}; return None if clock.round > clock.total"
     if not isinstance(plan.instructions, (tuple, list)):
         return f"plans with instructions={kind(plan.instructions)}; it must be a tuple of Instruction"
+    if not plan.instructions and not plan.timed:
+        return f"plans phase {plan.phase} for no client; only a training round may have none"
     for one in plan.instructions:
         if fault := _instruction_fault(one, context):
             return fault

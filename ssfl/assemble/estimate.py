@@ -73,7 +73,7 @@ class Tried:
     def peer_bytes(self) -> float:
         """Bytes from other clients, per client in the run with all clients, who have more neighbours."""
         ours, theirs = _models_heard(self.plan), _models_heard(self.whole)
-        return self.meter.peer_bytes / len(self.plan.instructions) * (theirs / ours if ours else 0)
+        return self.meter.peer_bytes / max(len(self.plan.instructions), 1) * (theirs / ours if ours else 0)
 
 
 def show_estimate(config: Config) -> int:
@@ -199,7 +199,7 @@ def _models_heard(plan: RoundPlan) -> float:
 
 def _phase(phase: str, usual: Sequence[Tried], count: int) -> PhaseTraffic:
     """The mean of the tried exchanges, for `count` exchanges."""
-    asked = sum(len(t.plan.instructions) for t in usual)
+    asked = max(sum(len(t.plan.instructions) for t in usual), 1)  # a method may plan a round without clients
     return PhaseTraffic(
         phase,
         usual[0].plan.timed,

@@ -54,7 +54,8 @@ def rehearse(
         meter = Meter(len(plan.instructions))
         before = state
         replies = meter.watch(exchange(plan, meter))
-        state = algorithm.aggregate(state, plan, replies, context)
+        if plan.instructions:  # as in a run, which does not aggregate if nobody answers
+            state = algorithm.aggregate(state, plan, replies, context)
         for _ in replies:
             pass  # replies that the algorithm did not read must be received too
         clock = replace(clock, round=clock.round + plan.timed)

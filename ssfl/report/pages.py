@@ -55,12 +55,13 @@ def write_results(experiments: Path, docs: Path, draw: bool = True) -> Path:
     if not folders:
         raise RunError(f"{experiments}: no experiment here (no folder in it)")
     images = docs / "images" / "results"
-    for old in images.glob("*.png") if draw else ():  # also remove figures of deleted experiments
-        old.unlink()
-    sections = [_section(folder, images, draw) for folder in folders]
+    text = HEAD + "".join(_section(folder, images, draw) for folder in folders)
     page = docs / "results.md"
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(HEAD + "".join(sections), encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
+    for figure in images.glob("*.png") if draw else ():  # figures of deleted experiments
+        if figure.name not in text:
+            figure.unlink()
     return page
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -157,6 +158,9 @@ PlanTwice = server_with(
     "PlanTwice",
     configure_round=planned(lambda plan: replace(plan, instructions=(plan.instructions[0],) * 2)),
 )
+PlanNobody = server_with(
+    "PlanNobody", configure_round=planned(lambda plan: replace(plan, instructions=(), timed=False))
+)
 PlanBare = server_with(
     "PlanBare",
     configure_round=planned(
@@ -282,6 +286,7 @@ FAULTS = {
     "PlanTuple": "configure_round, round 1 returns a tuple of 2; it must be a RoundPlan",
     "PlanPhase": "configure_round, round 1 plans phase 'trian'; tasks has train",
     "PlanStranger": "plans for client 99; clients are 0 to 3",
+    "PlanNobody": "plans phase train for no client; only a training round may have none",
     "PlanTwice": "plans two instructions for client",
     "PlanBare": "plans with inbox=a Payload; it must be a tuple",
     "AggregateRaises": r"aggregate, phase train, round 1 fails: AttributeError.*test_checked_method.py",
@@ -380,6 +385,23 @@ def test_a_correct_method_is_taken_and_its_numbers_do_not_change(
         (folder,) = (tmp_path / str(number) / "digits").iterdir()
         found.append((folder / "model.safetensors").read_bytes().partition(b"}}")[2][-4000:])
     assert found[0] == found[1]
+
+
+EveryOtherRound = server_with(
+    "EveryOtherRound",
+    configure_round=planned(lambda plan: plan if plan.clock.round % 2 else replace(plan, instructions=())),
+)
+
+
+def test_a_training_round_may_have_no_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rounds 2 and 4 leave the model as it is, and an estimate of a round is the mean over both kinds."""
+    words = (*WORDS, f"{HERE}EveryOtherRound", "training.comm_round=4")
+    assert main(("run", *words, f"experiment.output_dir={tmp_path}")) == 0
+    (metrics,) = tmp_path.glob("digits/*/metrics.jsonl")
+    rounds = [row for row in map(json.loads, metrics.read_text().splitlines()) if row["event"] == "round"]
+    assert [row["uplink_bytes"] > 0 for row in rounds] == [True, False, True, False]
+    assert main(("estimate", *words)) == 0
+    assert "dense FedAvg / this run" in capsys.readouterr().out
 
 
 def acknowledge(work: Any, score: Any, memory: ClientState, context: ClientContext) -> Any:

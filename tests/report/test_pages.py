@@ -68,6 +68,16 @@ def test_the_page_has_numbers_where_there_are_some_and_commands_where_not(tmp_pa
     kinds = ("bytes", "clients", "flops", "rounds", "sparsity")
     assert pictures == [f"cifar10_dir03_small_{kind}.png" for kind in kinds]
     assert all(f"images/results/{name}" in ours for name in pictures)
+    results = experiments / "cifar10_dir03" / "results" / "small" / "runs.json"
+    whole = results.read_text()
+    results.write_text("{")
+    with pytest.raises(RunError):
+        write_results(experiments, docs)
+    assert len(list((docs / "images" / "results").iterdir())) == len(kinds)  # damaged data removes no figure
+    results.write_text(whole)
+    (docs / "images" / "results" / "deleted_small_bytes.png").touch()
+    write_results(experiments, docs)
+    assert sorted(path.name for path in (docs / "images" / "results").iterdir()) == pictures
 
 
 def test_no_experiments_is_said(tmp_path: Path) -> None:
