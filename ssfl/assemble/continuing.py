@@ -104,8 +104,8 @@ def usable_by(setup: RunSetup) -> Callable[[Progress], None]:
         if theta is not None and theta.shape != wanted:
             raise ValueError(f"its model has {theta.numel()} coordinates, the network {setup.theta.numel()}")
         mask = algorithm.global_mask(progress.state, context)
-        if mask is not None and mask.shape != (setup.layout.trained_size,):
-            raise ValueError(f"its mask has {mask.numel()} bits, the network {setup.layout.trained_size}")
+        if mask is not None and mask.shape != wanted:
+            raise ValueError(f"its mask has {mask.numel()} bits, the network {setup.theta.numel()}")
         algorithm.configure_round(progress.state, progress.clock, context)
         for board in (progress.scoreboard, progress.validation):
             if board is not None and len(board.total) < setup.federation.num_clients:

@@ -53,11 +53,6 @@ def parse_words(words: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def is_group(override: Override) -> bool:
-    """Whether the override is one of `GROUPS`; `algorithm.name=X` is another spelling of `algorithm=X`."""
-    return override.key_or_group in (*GROUPS, "algorithm.name")
-
-
 def split(overrides: Sequence[Override], conf: Path) -> Words:
     """Sort overrides into groups and values; the last word on a key counts.
 

@@ -159,7 +159,7 @@ class Layout:
         return out
 
     def kept_per_layer(self, mask: Tensor) -> dict[str, int]:
-        """How many coordinates of each prunable tensor a mask [P] or [N] keeps."""
+        """How many coordinates of each prunable tensor a mask keeps: [P], [T], or [N], recognised by its length."""
         if mask.shape[-1] == self.prunable_size:
             return {n: int(mask[a:b].count_nonzero()) for n, a, b in self.prunable_segments}
         spans = zip(self.names, self.offsets, self.sizes, self.prunable, strict=True)
@@ -180,7 +180,7 @@ class Layout:
 
 
 def layer_densities(layout: Layout, mask: Tensor) -> Mapping[str, float]:
-    """Share kept (0-1) of each prunable tensor under a mask [P] or [N]."""
+    """Share kept (0-1) of each prunable tensor under a mask [P], [T] or [N]."""
     sizes = dict(zip(layout.names, layout.sizes, strict=True))
     return {name: kept / sizes[name] for name, kept in layout.kept_per_layer(mask).items()}
 

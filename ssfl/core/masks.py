@@ -80,6 +80,7 @@ def top_k_mask_with_floor(
     """Global top-k -> bool [N] that keeps at least max(1, floor(n_l * floor_density)) weights in every layer l.
 
     This prevents layer collapse: the best coordinates of each layer are kept first, then the best of the others.
+    `ties` applies to the others; the layers' minima are exact.
     Raises ValueError if the layers' minima exceed `keep`.
     """
     if floor_density <= 0:
@@ -92,7 +93,7 @@ def top_k_mask_with_floor(
         raise ValueError(f"a floor of {floor_density} per layer needs more than the {keep} weights to keep")
     open_scores = scores.clone()
     open_scores[reserved] = -torch.inf
-    return reserved | (top_k_mask(open_scores, left) if left else reserved)
+    return reserved | (top_k_mask(open_scores, left, ties) if left else reserved)
 
 
 def random_global_mask(size: int, density: float, generator: torch.Generator) -> Tensor:

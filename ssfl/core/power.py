@@ -65,7 +65,9 @@ class PowerLayers:
         out = theta.clone()
         bounds = zip(layout.names, layout.shapes, layout.prunable, strict=True)
         redrawn = {name: shape for name, shape, prunable in bounds if prunable}
-        biases = {name.rpartition(".")[0] + ".bias" for name in redrawn}
+        biases = {
+            "".join(name.rpartition(".")[:2]) + "bias" for name in redrawn
+        }  # "bias" if the layer is the network
         for name, view in layout.views(out).items():
             if name in biases:
                 view.zero_()

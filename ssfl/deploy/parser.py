@@ -102,7 +102,6 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--restarts", type=_whole(0), default=20, help="how many times a run is resumed after crashes"
     )
-    parser.add_argument("--stock-sites", action="store_true", help=argparse.SUPPRESS)
 
 
 def _add_site(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_type_hints
@@ -59,6 +60,13 @@ class DeploySettings:
             if not low <= value <= high or (above and value == low):
                 least = f"above {low:g}" if above else f"at least {low:g}"
                 raise DeployError(f"{PREFIX}{name}={value}: must be {least} and at most {high:g}")
+
+    def quorum_of(self, sites: int) -> int:
+        """How many of so many sites must answer: the quorum rounded up, at least one.
+
+        The product is rounded to nine places first: 100 sites at 0.55 are 55, not 56 (55.000... in floating point).
+        """
+        return max(1, math.ceil(round(sites * self.quorum, 9)))
 
 
 _RANGES: Mapping[str, tuple[float, float, bool]] = {

@@ -69,6 +69,7 @@ class NoReplyError(EngineError):
 
 Emit = Callable[[Mapping[str, Any]], None]
 Save = Callable[[Progress], float]
+BeforePlan = Callable[[Any], None]
 
 
 @dataclass
@@ -76,6 +77,7 @@ class RoundLoop:
     """A run: an algorithm, an exchange, an examiner and observers.
 
     emit: receives every event (docs/metrics.md). save: called after every exchange; returns the seconds it took.
+    before_plan: called with the state before each plan is made; it may replace `context` and `algorithm`.
     progress: the state after the last finished exchange, also after an exception; a run can be resumed from it.
     """
 
@@ -89,6 +91,7 @@ class RoundLoop:
     link: ClientLink | None = None
     """The link of every client, to compute the time that messages would take; None: not computed."""
     progress: Progress | None = None
+    before_plan: BeforePlan = lambda state: None
 
     def start(self, theta: Tensor, rounds: int) -> Progress:
         """Returns the progress before the first exchange, from the initial model theta [P]."""
@@ -150,6 +153,7 @@ class RoundLoop:
         return progress, following
 
     def _next_plan(self, state: Any, clock: Clock) -> RoundPlan | None:
+        self.before_plan(state)
         return self.algorithm.configure_round(state, clock, self.context)
 
     def _attempted_plan(self, state: Any, clock: Clock) -> tuple[RoundPlan | None, Exception | None]:

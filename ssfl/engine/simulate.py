@@ -65,7 +65,7 @@ def simulate(
     loop = RoundLoop(
         algorithm,
         context,
-        CodedExchange(Simulator(executor), runner.link),
+        CodedExchange(Simulator(executor), runner.wire_stack),
         CentralTest(executor, federation),
         emit=events.append,
         save=lambda progress: 0.0,

@@ -84,6 +84,17 @@ def test_a_stopped_run_is_extended_too_and_words_may_repeat_what_is_so(tmp_path:
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("method", ["ssfl", "sparsyfed"])
+def test_a_network_with_running_statistics_is_resumed(method: str, tmp_path: Path) -> None:
+    """The mask has a bit for every coordinate, statistics included."""
+    words = (f"algorithm={method}", "model.name=cnn", "model.norm=batch", "training.comm_round=2")
+    whole = run(tmp_path / "whole", *words)
+    folder = run(tmp_path / "stopped", *words, STOP)
+    while not (folder / "model.safetensors").exists():
+        assert assemble.resume(folder) == 0  # stops after the next exchange
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
 def test_what_was_edited_is_refused_by_name(tmp_path: Path) -> None:
     folder = run(tmp_path, "algorithm=fedavg", "training.comm_round=3", STOP)
     text = (folder / "config.yaml").read_text()

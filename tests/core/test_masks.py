@@ -82,6 +82,9 @@ def test_floor_by_hand() -> None:
     assert top_k_mask_with_floor(scores, 4, segments, 0.1).int().tolist() == [1, 1, 0, 0, 0, 1, 1, 0]
     assert top_k_mask_with_floor(scores, 4, segments, 0.0).int().tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
     assert top_k_mask_with_floor(scores, 3, segments, 0.1).int().tolist() == [1, 0, 0, 0, 0, 1, 1, 0]
+    level = torch.tensor([9.0, 7.0, 7.0, 7.0, 1.0, 2.0, 0.5, 0.25])
+    assert top_k_mask_with_floor(level, 4, segments, 0.1, "exact").int().tolist() == [1, 1, 0, 0, 0, 1, 1, 0]
+    assert top_k_mask_with_floor(level, 4, segments, 0.1, "keep").int().tolist() == [1, 1, 1, 1, 0, 1, 1, 0]
     with pytest.raises(ValueError, match="a floor of"):
         top_k_mask_with_floor(scores, 2, segments, 0.1)
 

@@ -61,6 +61,14 @@ def test_initial_weights() -> None:
     assert again.equal(after)
 
 
+def test_the_bias_of_a_network_that_is_one_layer_starts_at_zero() -> None:
+    net = nn.Linear(4, 3)
+    layout = Layout.of(net)
+    after = PowerLayers(1.25).initialised(layout.flatten(net), layout, torch.Generator().manual_seed(1))
+    assert not layout.views(after)["bias"].any()
+    assert layout.views(after)["weight"].all()
+
+
 def test_plain_shortcuts_start_from_the_same_normal_without_the_root() -> None:
     """The authors' number is 0.1249 for fan_in 64; PyTorch's initialisation would give 0.0722."""
     net = build_model("resnet18", 10, (3, 32, 32))

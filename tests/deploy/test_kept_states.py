@@ -83,6 +83,19 @@ def test_forgetting_removes_the_folder(tmp_path: Path) -> None:
     assert states.before(9) == Memory()
 
 
+def test_forgetting_leaves_files_that_are_not_states(tmp_path: Path) -> None:
+    """The name of the run comes from the server, and the operator may keep other folders there."""
+    for name in ("models", "data", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "models" / "mine.safetensors").write_bytes(b"x")
+    (tmp_path / "data" / "scan.png").write_bytes(b"x")
+    for name in ("models", "data", "empty"):
+        KeptStates(tmp_path, name).forget()
+    assert (tmp_path / "models" / "mine.safetensors").exists()
+    assert (tmp_path / "data" / "scan.png").exists()
+    assert (tmp_path / "empty").exists()
+
+
 def aged(folder: Path, days: float) -> None:
     then = time.time() - days * 86_400
     os.utime(folder, (then, then))

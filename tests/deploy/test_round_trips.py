@@ -27,7 +27,7 @@ from ssfl.deploy.transport import internals as flower
 from ssfl.deploy.transport.fleet import REQUESTS_AT_ONCE, Credentials, FleetPort
 from ssfl.deploy.transport.fleet_client import IDLE_CONNECTION_SECONDS, PROBES, fleet_client
 from ssfl.deploy.transport.objects import bounded_pull, bounded_push
-from ssfl.deploy.transport.port import Delivery, Message
+from ssfl.deploy.transport.port import Delivery, LinkError, Message
 from tests.deploy.flower_messages import contents_of, flower_message
 
 
@@ -180,13 +180,8 @@ def answers_of(
     return answer
 
 
-@pytest.mark.parametrize("failures", [0, 2])
-def test_a_message_is_worked_on_before_its_confirmation_has_arrived(
-    failures: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fleet, "CONFIRM_AGAIN_SECONDS", (0.01, 0.01, 0.01))
-    blocked, confirmed = threading.Event(), threading.Event()
-    answers = answers_of(blocked, confirmed, failures)
+def port_of(answers: Callable[[httpx.Request], httpx.Response], monkeypatch: pytest.MonkeyPatch) -> FleetPort:
+    """A connected site of a SuperLink that gives these answers."""
 
     def client(*about: object) -> flower.FleetHttpClient:
         made = fleet_client("127.0.0.1:1", None, [])
@@ -196,6 +191,35 @@ def test_a_message_is_worked_on_before_its_confirmation_has_arrived(
     monkeypatch.setattr(fleet, "fleet_client", client)
     port = FleetPort(Credentials("127.0.0.1:1"))
     port.connect()
+    return port
+
+
+@pytest.mark.parametrize("what", ["no object tree", "not a protobuf"])
+def test_an_answer_that_cannot_be_read_is_a_broken_link(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = flower_message(b"short")
+    head = flower.message_to_proto(flower.remove_content_from_message(message))
+    whole = PullMessagesResponse(messages_list=[head]).SerializeToString()
+    content = whole if what == "no object tree" else b"\xff\xff\xff"
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        pulled = request.url.path.endswith("pull-messages")
+        return httpx.Response(200, content=content if pulled else b"", request=request)
+
+    port = port_of(answer, monkeypatch)
+    with pytest.raises(LinkError, match="the SuperLink's answer cannot be read"):
+        port.receive(1_000)
+    port.close()
+
+
+@pytest.mark.parametrize("failures", [0, 2])
+def test_a_message_is_worked_on_before_its_confirmation_has_arrived(
+    failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "CONFIRM_AGAIN_SECONDS", (0.01, 0.01, 0.01))
+    blocked, confirmed = threading.Event(), threading.Event()
+    answers = answers_of(blocked, confirmed, failures)
+
+    port = port_of(answers, monkeypatch)
     delivery = port.receive(1_000)
     assert delivery is not None
     assert delivery.message == Message(b"{}", b"short")

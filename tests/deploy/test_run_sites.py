@@ -39,7 +39,47 @@ def test_a_late_site_takes_part_from_the_next_round_on(tmp_path: Path, home: Pat
     works = [work for work in late.served if isinstance(work, messages.Work)]
     assert works
     assert works[0].missed, "the mask comes with its first work"
-    assert json.loads((folder / "deployment.json").read_text())["counts"].keys() == {"0", "1", "2"}
+    deployment = json.loads((folder / "deployment.json").read_text())
+    assert deployment["counts"].keys() == {"0", "1", "2"}
+    trained = [event for event in events(folder) if event["event"] in ("phase", "round")]
+    after = deployment["late"]["2"]
+    assert [event["clients"] for event in trained] == [2] * after + [3] * (len(trained) - after)
+
+
+def test_a_resumed_run_adds_late_sites_before_the_same_exchange(tmp_path: Path, home: Path) -> None:
+    """Two of three clients in a round (one of two before): the rounds after the checkpoint have the same bits again."""
+    fleet = fleet_of(tmp_path)
+    late = fleet.sites_by_node[102]
+    late.online = False
+
+    def come(message: Message, answer: Message | str) -> Message | str:
+        work = message_bytes.unpack(message)
+        if isinstance(work, messages.Work) and work.phase == "train" and work.round == 4:
+            late.online = True
+            time.sleep(1.2)  # the server looks for sites once a second
+        return answer
+
+    for site in fleet.sites_by_node.values():
+        site.fault = come
+    crash_at(fleet, 8)
+    more = (
+        "training.comm_round=12",
+        "training.frac=0.67",
+        "training.frequency_of_the_test=1",
+        "deploy.checkpoint_rounds=5",
+    )
+    with pytest.raises(Crash):
+        run_words(fleet, words_in(tmp_path, *more), log=listed_log([]))
+    (record,) = load_records(home)
+    before = [one for one in events(Path(record.folder)) if one["event"] == "round"]
+    fleet = fleet_of(tmp_path)  # all three are online from the start
+    folder = run_words(fleet, [], resume=record.folder, log=listed_log([]))
+    after = [one for one in events(folder) if one["event"] == "round"]
+    assert len({one["clients"] for one in before}) == 2
+    assert all(one["global_loss"] > 0 for one in before)
+    for key in ("round", "clients", "uplink_bytes", "global_loss"):
+        assert [one[key] for one in after[: len(before)]] == [one[key] for one in before]
+    assert len(after) == 12
 
 
 def test_sites_registered_during_a_run_take_part_if_their_number_fits(tmp_path: Path, home: Path) -> None:

@@ -25,6 +25,14 @@ def test_words_become_settings() -> None:
 
 
 @pytest.mark.parametrize(
+    ("share", "sites", "needed"),
+    [("0.55", 100, 55), ("0.28", 25, 7), ("0.14", 50, 7), ("0.5", 5, 3), ("0.01", 3, 1), ("1", 7, 7)],
+)
+def test_the_quorum_is_rounded_up_from_the_exact_product(share: str, sites: int, needed: int) -> None:
+    assert settings_of([f"deploy.quorum={share}"]).quorum_of(sites) == needed
+
+
+@pytest.mark.parametrize(
     ("word", "reason"),
     [
         ("deploy.quorom=1", "did you mean deploy.quorum"),

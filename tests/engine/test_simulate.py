@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -12,6 +13,7 @@ from ssfl.algorithms.fedavg import FedAvg
 from ssfl.algorithms.local_training import LocalTraining
 from ssfl.core.layout import Layout
 from ssfl.core.optim import ExponentialDecay, FitSpec
+from ssfl.engine.client.errors import EngineError
 from ssfl.engine.compute.arithmetic import Arithmetic
 from ssfl.engine.simulate import simulate
 from tests.support.rigs import FloatData, float_data, make_rig, tiny_net
@@ -103,3 +105,12 @@ def test_a_method_without_a_global_model_has_none() -> None:
     assert result.theta is None
     assert len(result.events) == 2
     assert result.events[-1]["global_accuracy"] is None
+
+
+def test_one_example_a_minibatch_and_batch_normalisation_are_refused() -> None:
+    fit = FitSpec(epochs=1, batch_size=1, schedule=ExponentialDecay(0.1, 1.0))
+    data = float_data()
+    width = data.train[0][0][0].numel()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(width, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    with pytest.raises(EngineError, match=r"batch size 1: a layer of this network \(BatchNorm\)"):
+        simulate(FedAvg(fit, 3), net, data, rounds=1, seed=3)

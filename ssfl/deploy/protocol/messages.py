@@ -19,7 +19,6 @@ JOIN_FIRST = "send a join first"
 Inputs = Literal["scaled", "unchanged", "whole"]
 """Examples of a site as its network reads them: scaled, or as stored (dataset.features=unchanged), floats or whole
 numbers."""
-Kind = Literal["join", "joined", "work", "done", "ping", "pong", "finish", "finished"]
 
 
 class MessageError(ValueError):

@@ -24,7 +24,7 @@ from ssfl.deploy.protocol.payloads import digest_of
 from ssfl.deploy.server.exchange import FleetExchange, QuorumError
 from ssfl.deploy.server.metrics import Metrics
 from ssfl.deploy.server.server_run import ServerRun
-from ssfl.deploy.server.setup import ServerData, ServerTest
+from ssfl.deploy.server.setup import ServerData, ServerTest, algorithm_for
 from ssfl.engine.accounting.scoreboard import Scoreboard
 from ssfl.engine.client.errors import EngineError
 from ssfl.engine.compute.malloc import return_large_blocks
@@ -76,12 +76,11 @@ class _Driver:
         self.metrics.record(event)
 
     def save(self, progress: Progress) -> float:
-        """After every exchange: save a checkpoint and the status, and add sites that have joined. Returns seconds."""
+        """After every exchange: save a checkpoint and the status. Returns seconds."""
         start = time.perf_counter()
         if self.exchange.number % self.run.settings.checkpoint_rounds == 0:
             self.checkpoint(progress)
         self.run.save_record(round=progress.clock.round - 1)
-        self._add_late_sites(progress)
         return time.perf_counter() - start
 
     def retry_while_disk_full(self, write: Callable[[], object]) -> None:
@@ -113,7 +112,6 @@ class _Driver:
             "metrics_bytes": self.writer.position,
             "wall_seconds": time.monotonic() - self.run.started,
             "exchange": self.exchange.number,
-            "counts": {str(c): n for c, n in self.run.counts.items()},
             "broadcasts": [[h.digest, h.phase, h.round] for h in self.exchange.broadcasts.values()],
             "published": {str(c): n for c, n in self.exchange.published.versions.items()},
             CONFIG: kept_values(self.run.config),
@@ -130,26 +128,41 @@ class _Driver:
             path = folder / f"{broadcast.digest}-{number}.bin"
             self.retry_while_disk_full(partial(write_atomically, path, blob))
 
-    def _add_late_sites(self, progress: Progress) -> None:
-        """Add clients that joined after the start, if the method has a global model."""
-        if not self.run.settings.late_sites:
-            return
+    def take_late_sites(self, state: Any) -> None:
+        """Before a plan: sites that have joined since take part, and the cohort grows with them (`training.frac`).
+
+        After a crash they are added before the same exchange again, so that repeated rounds have the same bits.
+        """
+        done = self.exchange.number
+        if (
+            self.run.settings.late_sites
+            and self.loop.algorithm.weights_to_evaluate(state, self.loop.context) is not None
+        ):
+            self._add_late_sites(done)
+        counts = self.run.counts_after(done)
+        if counts != self.loop.context.example_counts:
+            self.loop.context = replace(self.loop.context, example_counts=counts)
+            self.loop.algorithm = algorithm_for(self.setup, len(counts))
+
+    def _add_late_sites(self, done: int) -> None:
+        """Add clients that have joined, after `done` exchanges."""
         joined = {c: s.joined.examples for c, s in self.run.registry.clients.items() if s.joined is not None}
-        late, most = joined.keys() - self.run.counts.keys(), self._clients_of(progress)
+        late, most = joined.keys() - self.run.counts.keys(), self._most_clients
         self._report_left_out({c for c in late if c >= most}, most)
         new = {c: joined[c] for c in late if c < most}
-        if not new or self.setup.algorithm.weights_to_evaluate(progress.state, self.loop.context) is None:
+        if not new:
             return
         self.run.counts |= new
-        self.loop.context = replace(self.loop.context, example_counts=dict(self.run.counts))
+        self.run.late |= dict.fromkeys(new, done)
         raw = self.run.deployment_text.encode()
         self.retry_while_disk_full(lambda: write_atomically(self.folder / run_folder.DEPLOYMENT, raw))
-        text = f"clients {', '.join(map(str, sorted(new)))} take part from round {progress.clock.round} on"
+        text = f"clients {', '.join(map(str, sorted(new)))} take part from now on, after {done} exchanges"
         self.run.log.info("late_sites", text, run=self.run.record.run)
 
-    def _clients_of(self, progress: Progress) -> int:
+    @property
+    def _most_clients(self) -> int:
         """Number of clients for which the run has results; a resumed one keeps it when the roster has grown."""
-        board = progress.scoreboard
+        board = None if self.loop.progress is None else self.loop.progress.scoreboard
         return self.setup.federation.num_clients if board is None else len(board.total)
 
     def _report_left_out(self, clients: set[int], most: int) -> None:
@@ -191,6 +204,7 @@ def drive(run: ServerRun, setup: RunSetup, folder: Path) -> None:
         return_large_blocks(setup.theta.nbytes)
         driver = _Driver(run, setup, folder, exchange, checkpoints, writer, observers, metrics, loop)
         loop.emit, loop.save, exchange.on_broadcast = driver.emit, driver.save, driver.keep_broadcast
+        loop.before_plan = driver.take_late_sites
         exchange.write = driver.retry_while_disk_full
         run.registry.on_update = metrics.live
         metrics.live(run.registry.live)
@@ -200,7 +214,10 @@ def drive(run: ServerRun, setup: RunSetup, folder: Path) -> None:
 def _run_loop(driver: _Driver, saved: Progress | None) -> None:
     run, setup, loop = driver.run, driver.setup, driver.loop
     if saved is None:
-        driver.emit(started_event(setup) | {"clients": len(run.counts), "cohort": cohort_size(setup.config)})
+        driver.emit(
+            started_event(setup)
+            | {"clients": len(setup.context.clients), "cohort": cohort_size(setup.config)}
+        )
         progress = loop.start(setup.theta, setup.config.training.comm_round)
         scoreboard = Scoreboard.initial({}, setup.federation.num_clients)  # with entries for late sites
         progress = loop.progress = replace(progress, scoreboard=scoreboard)

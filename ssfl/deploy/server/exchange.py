@@ -193,7 +193,7 @@ class FleetExchange:
         task, asked = self.tasks[state.plan.phase], len(state.outgoing.inboxes)
         if is_scoring(task) and self.settings.scoring == "all":
             return asked
-        return max(1, -int(-asked * self.settings.quorum // 1))
+        return self.settings.quorum_of(asked)
 
     def _send(self, state: _ExchangeState, seconds: float) -> None:
         """Send work to every client that is free and has not received it."""

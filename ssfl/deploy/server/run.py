@@ -141,6 +141,7 @@ def _resumed(port: ServerPort, folder: Path, home: Path | None, log: EventLog) -
         join_config = (folder / JOIN_CONFIG).read_text(encoding="utf-8")
         record = RunRecord(str(deployment["run"]), tuple(deployment["words"]), str(folder))
         counts = {int(c): int(n) for c, n in deployment["counts"].items()}
+        late = {int(c): int(n) for c, n in deployment.get("late", {}).items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DeployError(f"{folder}: not the folder of a deployed run ({error})") from None
     settings = settings_of(split_words(record.words)[1])
@@ -150,7 +151,7 @@ def _resumed(port: ServerPort, folder: Path, home: Path | None, log: EventLog) -
     restarts = max([0, *before]) + 1
     record = replace(record, rounds=config.training.comm_round, restarts=restarts)
     run = _run(port, config, settings, home, log, record, join_config)
-    run.folder, run.counts = folder, counts
+    run.folder, run.counts, run.late = folder, counts, late
     return run
 
 
@@ -195,7 +196,7 @@ def _setup(run: ServerRun, members: Sequence[Member]) -> RunSetup:
     first = next(s.joined for s in run.registry.clients.values() if s.joined is not None)
     # The scoreboard needs an entry for every client number, including sites that join late.
     clients = max(run.settings.sites, 1 + max([*run.counts, *(m.client for m in members)]))
-    setup = setup_for(run.config, run.data, first, run.counts, clients)
+    setup = setup_for(run.config, run.data, first, run.counts_after(0), clients)
     return replace(setup, config=resolve_engine(_server_engine(setup.config), setup))
 
 

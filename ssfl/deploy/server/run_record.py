@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,6 @@ class RunRecord:
     status: Status = "waiting"
     round: int = 0
     rounds: int = 0
-    phase: str = ""
     pid: int = 0
     """The ServerApp's process."""
     flower_run: str = ""
@@ -88,6 +87,8 @@ def load_records(home: Path, folder: str = RUNS) -> list[RunRecord]:
     found: list[tuple[float, RunRecord]] = []
     for path in (home / folder).glob("[!.]*.json"):  # a hidden file is being written, or was left by a crash
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            written, fields = path.stat().st_mtime, json.loads(path.read_text(encoding="utf-8"))
-            found.append((written, RunRecord(**{**fields, "words": tuple(fields["words"])})))
+            written, values = path.stat().st_mtime, json.loads(path.read_text(encoding="utf-8"))
+            # Another version may have written other fields.
+            known = {field.name: values[field.name] for field in fields(RunRecord) if field.name in values}
+            found.append((written, RunRecord(**{**known, "words": tuple(values["words"])})))
     return [record for _, record in sorted(found, key=lambda item: item[0])]

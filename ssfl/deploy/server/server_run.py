@@ -46,6 +46,9 @@ class ServerRun:
     started: float = field(default_factory=time.monotonic)
     setup: RunSetup | None = None
     counts: dict[int, int] = field(default_factory=dict)
+    """Training examples of every client that takes part, by client."""
+    late: dict[int, int] = field(default_factory=dict)
+    """Client -> the number of exchanges that were done when it was added, for those that joined after the start."""
     _digests: dict[tuple[object, ...], str] = field(default_factory=dict)
     """Of the network's layout, by the shape, classes and kind of the examples."""
 
@@ -121,7 +124,7 @@ class ServerRun:
         """
         end = time.monotonic() + seconds
         patience = time.monotonic() + max(seconds, self.settings.patience_seconds)
-        least = max(1, -int(-wanted * self.settings.quorum // 1))
+        least = self.settings.quorum_of(wanted)
         reported = -1
         while (live := self.registry.live) < wanted:
             if live != reported:
@@ -162,6 +165,10 @@ class ServerRun:
                 "run_stopped", f"{reason}; {self.folder or 'nothing was written'}", run=self.record.run
             )
 
+    def counts_after(self, exchanges: int) -> dict[int, int]:
+        """Training examples of the clients that may take part in the next exchange, by client."""
+        return {c: n for c, n in self.counts.items() if self.late.get(c, 0) <= exchanges}
+
     @property
     def deployment_text(self) -> str:
         """The content of deployment.json: what a resume needs besides checkpoints."""
@@ -169,5 +176,6 @@ class ServerRun:
             "run": self.record.run,
             "words": list(self.record.words),
             "counts": {str(c): n for c, n in self.counts.items()},
+            "late": {str(c): n for c, n in self.late.items()},
         }
         return json.dumps(deployment, indent=2) + "\n"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from ssfl.algorithms.base import ServerContext
+from ssfl.algorithms.base import Algorithm, ServerContext
 from ssfl.assemble.build import RunSetup, algorithm_of, arrays_of, check_device, inputs_of, module_of
 from ssfl.assemble.communication import wire_of
 from ssfl.assemble.network_checks import check_method, check_network
@@ -103,6 +103,12 @@ def setup_for(
     known = data.arrays is not None and (data.scaling is not None or unchanged)
     inputs = inputs_of(federation) if known else None
     return RunSetup(config, federation, module, layout, theta, algorithm, context, wire, inputs)
+
+
+def algorithm_for(setup: RunSetup, clients: int) -> Algorithm[Any]:
+    """The run's method for another number of clients, of which `training.frac` may choose a cohort."""
+    training = replace(setup.config.training, client_num_in_total=clients)
+    return algorithm_of(replace(setup.config, training=training), setup.layout)
 
 
 def _share_memory(module: nn.Module, theta: Tensor, layout: Layout) -> None:

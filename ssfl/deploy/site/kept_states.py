@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,8 @@ KEPT_DAYS = 30
 """How long a site keeps the states of a run that has not ended with a Finish: it may be resumed."""
 KEPT = 4
 """Number of the last states that are kept in any case: the server names a checkpoint in its next message."""
+_STATE_FILE = re.compile(r"\d{8}\.safetensors|\.\d{8}\.\d+\.safetensors")
+"""A state, or what a crash left of one while it was written."""
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,127}")
 
 
@@ -53,7 +54,7 @@ def forget_old_runs(folder: Path | None, run: str, now: float) -> tuple[str, ...
         with contextlib.suppress(OSError):
             states = is_run_name(path.name) and path.name != run and path.is_dir()
             if states and now - path.stat().st_mtime > KEPT_DAYS * 86_400 and _is_only_states(path):
-                shutil.rmtree(path)
+                _delete_states(path)
                 old.append(path.name)
     return tuple(old)
 
@@ -61,7 +62,16 @@ def forget_old_runs(folder: Path | None, run: str, now: float) -> tuple[str, ...
 def _is_only_states(folder: Path) -> bool:
     """Whether a folder holds only files that this module writes, at least one: other folders are left alone."""
     paths = list(folder.iterdir())
-    return bool(paths) and all(path.suffix == ".safetensors" for path in paths)
+    return bool(paths) and all(_STATE_FILE.fullmatch(path.name) for path in paths)
+
+
+def _delete_states(folder: Path) -> None:
+    """Delete the states in a folder, and the folder if it held nothing else. Raises OSError."""
+    states = [path for path in folder.iterdir() if _STATE_FILE.fullmatch(path.name)]
+    for path in states:
+        path.unlink(missing_ok=True)
+    if states and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 class KeptStates:
@@ -104,10 +114,11 @@ class KeptStates:
         return None
 
     def forget(self) -> None:
-        """Delete all states of the run."""
+        """Delete all states of the run, and nothing else: the name of the folder comes from the server."""
         self._recent.clear()
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                _delete_states(self.folder)
 
     # ── files ────────────────────────────────────────────────────────────────────────────────────────────────────
     def _numbers(self) -> list[int]:

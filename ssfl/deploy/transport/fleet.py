@@ -99,7 +99,10 @@ class FleetPort:
             response = self._call(self._client.PullMessages, flower.PullMessagesRequest(node=self._node))
             if not response.messages_list:
                 return None
-            self._incoming = MessageDownload(response, REQUESTS_AT_ONCE)
+            try:
+                self._incoming = MessageDownload(response, REQUESTS_AT_ONCE)
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise _unreadable(error) from error
         incoming = self._incoming
         try:
             with self._link_errors():
@@ -212,7 +215,10 @@ class FleetPort:
 
     def _call(self, function: Callable[[Any], Any], request: Any) -> Any:
         with _link_errors():
-            return function(request)
+            try:
+                return function(request)
+            except ValueError as error:  # of flwr's client
+                raise _unreadable(error) from error
 
     def _beat(self) -> bool:
         """Whether the SuperLink still knows this node. Raises LinkError."""
@@ -292,6 +298,10 @@ def _link_errors() -> Iterator[None]:
     except (flower.ObjectPushError, flower.ObjectPullError) as error:
         reason = f"the SuperLink has dropped this message (it expired): {error}"
         raise LinkError(reason, too_late=True) from error
+
+
+def _unreadable(error: Exception) -> LinkError:
+    return LinkError(f"the SuperLink's answer cannot be read ({type(error).__name__}: {error})")
 
 
 def _of_status(error: httpx.HTTPStatusError) -> LinkError:

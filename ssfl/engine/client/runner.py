@@ -25,7 +25,7 @@ from ssfl.core.rng import stream
 from ssfl.core.tensor_roles import cast_floats
 from ssfl.engine.client.batch_order import BatchOrder, SeededOrder
 from ssfl.engine.client.data_source import DataSource, input_dtype
-from ssfl.engine.client.errors import check_finite, check_finite_scores, errors_named, place_of
+from ssfl.engine.client.errors import EngineError, check_finite, check_finite_scores, errors_named, place_of
 from ssfl.engine.client.job import ClientJob, Outcome
 from ssfl.engine.client.own_loss import own_loss_gradient
 from ssfl.engine.client.step import local_step_, sgd
@@ -105,11 +105,12 @@ class ClientRunner:
     def __post_init__(self) -> None:
         cast_floats(self.module, self.arithmetic.dtype, self.arithmetic.device)
         self.layout = Layout.of(self.module)
-        self.link = self.wire or WireStack(self.layout, self.seed)
+        self.wire_stack = self.wire or WireStack(self.layout, self.seed)
         self.input_dtype = input_dtype(self.federation)
         shape = self.federation.input_shape
         self.costs: tuple[LayerCost, ...] = layer_costs(self.module, shape, self.input_dtype)
-        self.known = self.rules = self.rules or example_rules(self.module, shape, self.input_dtype)
+        self.example_rules: ExampleRules = self.rules or example_rules(self.module, shape, self.input_dtype)
+        self.rules = self.example_rules  # a copy of this runner does not determine them again
         self.batch_order: BatchOrder = self.order or SeededOrder(self.seed)
         self._flat: dict[int, FlatModule] = {}
 
@@ -151,7 +152,7 @@ class ClientRunner:
     def _run_visit(self, job: ClientJob, context: ClientContext) -> Outcome:
         start = time.perf_counter()
         task = self.tasks[job.phase]
-        visit = begin_visit(job, task, context, self.link)
+        visit = begin_visit(job, task, context, self.wire_stack)
         work = on_device(visit.received, self.arithmetic.device, task)
         tallies = self.tallies(task, "received", work, context)
         loss: TrainLoss | None = None
@@ -232,12 +233,23 @@ class ClientRunner:
         return own_loss_gradient(task, flat, work, batch, self.arithmetic.autocast())
 
     def train_batches(self, context: ClientContext, epoch: int, batch_size: int) -> Iterator[Batch]:
-        """The minibatches of one local epoch, augmented with the stream of (client, round, epoch)."""
+        """The minibatches of one local epoch, augmented with the stream of (client, round, epoch).
+
+        Raises EngineError if every minibatch has one example and the network (BatchNorm) does not train on one.
+        """
+        if batch_size == 1 and self.example_rules.two_in_training:
+            raise EngineError(
+                "batch size 1: a layer of this network (BatchNorm) does not train on one example"
+            )
         client, round_ = context.client, context.clock.round
         order = self.batch_order.epoch(client, round_, epoch, context.examples)
         generator = stream(self.seed, "augment", client, round_, epoch)
         batches = map(self.to_compute, self.federation.train_batches(client, order, batch_size, generator))
-        return joined_last(batches, self.lone_example == "drop") if self.known.two_in_training else batches
+        return (
+            joined_last(batches, self.lone_example == "drop")
+            if self.example_rules.two_in_training
+            else batches
+        )
 
     def to_compute(self, batch: Batch) -> Batch:
         """A batch in the type and memory format of the computation."""
@@ -251,7 +263,10 @@ class ClientRunner:
 
     # ── probe ────────────────────────────────────────────────────────────────────────────────────────────────────
     def probe(self, task: ClientTask, probe: Probe, work: Work, context: ClientContext) -> Tensor:
-        """The mean saliency [T] over `probe.batches` minibatches at work[THETA]."""
+        """The mean saliency [T] over `probe.batches` minibatches at work[THETA].
+
+        Without autocast: the mask does not depend on `engine.precision` (bf16).
+        """
         flat = self.flat(task)
         flat.set_training(probe.saliency.training_mode)
         net = FlatNet(flat.module, self.layout)
@@ -273,7 +288,11 @@ class ClientRunner:
             yield (torch.cat([x, x]), torch.cat([y, y])) if len(y) == 1 and self._needs_two(probe) else (x, y)
 
     def _needs_two(self, probe: Probe) -> bool:
-        return self.known.two_in_training if probe.saliency.training_mode else self.known.two_in_evaluation
+        return (
+            self.example_rules.two_in_training
+            if probe.saliency.training_mode
+            else self.example_rules.two_in_evaluation
+        )
 
     # ── evaluation and cost ──────────────────────────────────────────────────────────────────────────────────────
     def tallies(self, task: ClientTask, when: Moment, work: Work, context: ClientContext) -> dict[str, Tally]:
@@ -349,7 +368,7 @@ class ClientRunner:
         found = []
         with torch.inference_mode(), compacted(flat.module, plan, winograd), layers:
             for x, y in map(self.to_compute, batches):
-                lone = len(y) == 1 and self.known.two_in_evaluation
+                lone = len(y) == 1 and self.example_rules.two_in_evaluation
                 with self.arithmetic.autocast():
                     logits = doubled(flat.module, x) if lone else flat.module(x)
                 found.append(read(logits.to(self.arithmetic.dtype), y))

@@ -109,7 +109,19 @@ class FlatModule:
             self._point_to_theta()
         self.theta.copy_(theta)
         self.unused = []
+        self._drop_gradients()
         self._buffers.begin()
+
+    def _drop_gradients(self) -> None:
+        """Forget gradients that a failed backward pass left behind; autograd would add to them."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._forget_moves()
+
+    def _forget_moves(self) -> None:
+        self._moved.clear()
+        for place in self.places.values():
+            place.given = False
 
     def result(self) -> Tensor:
         """The weights and statistics [P], which this module no longer changes; call `load` before the next computation.
@@ -141,9 +153,7 @@ class FlatModule:
                 self.unused.append(self.layout.slice_of(number))
         if views:
             torch._foreach_copy_(views, given)
-        self._moved.clear()
-        for place in self.places.values():
-            place.given = False
+        self._forget_moves()
         return self.gradient
 
 

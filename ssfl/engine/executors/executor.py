@@ -24,7 +24,7 @@ class Executor(Protocol):
         ...
 
     def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-example losses and hits [B] of weights [P] on the whole test set."""
+        """Losses and hits [rows] of weights [P] on all evaluation rows: the test set, then held-out training rows."""
         ...
 
     def close(self) -> None:

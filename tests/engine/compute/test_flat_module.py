@@ -49,6 +49,23 @@ def test_gradients_are_autograds_own(large_bytes: int, monkeypatch: pytest.Monke
         assert all(p.grad is None for p in module.parameters())
 
 
+@pytest.mark.parametrize("large_bytes", [0, 1 << 30])
+def test_gradients_of_a_failed_backward_pass_are_forgotten(
+    large_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flat_module, "MOVED_BYTES", large_bytes)
+    module = Twice()
+    flat = FlatModule(module, Layout.of(module))
+    start = flat.layout.flatten(module)
+    x, y = torch.randn(5, 6), torch.tensor([0, 1, 2, 1, 0])
+    wanted = gradient_of(copy.deepcopy(module), x, y)
+    flat.load(start)
+    torch.autograd.backward(cross_entropy(flat.module(x) + module.idle(x).sum(), y))
+    flat.load(start)  # the error came before take_gradient
+    torch.autograd.backward(cross_entropy(flat.module(x), y))
+    assert flat.take_gradient().equal(wanted)
+
+
 def test_a_second_flat_memory_of_a_module_gets_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flat_module, "MOVED_BYTES", 0)
     module = Twice()

@@ -44,7 +44,9 @@ class BatchedExecutor:
         shape, dtype = runner.federation.input_shape, runner.input_dtype
         check_batchable(runner.module, shape, dtype)
         source = runner.federation
-        check_lone_examples(runner.known, map(source.examples, range(source.num_clients)), runner.tasks)
+        check_lone_examples(
+            runner.example_rules, map(source.examples, range(source.num_clients)), runner.tasks
+        )
         self.runner = runner
         self._coupled = Coupling.of(runner.module, shape, dtype)
         self.block = block
@@ -70,7 +72,7 @@ class BatchedExecutor:
                     yield from self._run_block(task, block)
 
     def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """The whole test set in batches."""
+        """In batches."""
         losses, hits, _ = self.runner.predict(theta, None)
         return losses, hits
 
@@ -84,7 +86,7 @@ class BatchedExecutor:
         known = [runner.context(job) for job in jobs]
         at = sorted(range(len(jobs)), key=lambda k: -known[k].examples)
         contexts = [known[k] for k in at]
-        visits = [begin_visit(jobs[k], task, c, runner.link) for k, c in zip(at, contexts, strict=True)]
+        visits = [begin_visit(jobs[k], task, c, runner.wire_stack) for k, c in zip(at, contexts, strict=True)]
         stack = stacked([visit.received for visit in visits], device)
         tallies = self._tallies(task, "received", stack, contexts)
         losses: Sequence[TrainLoss | None] = [None] * len(jobs)

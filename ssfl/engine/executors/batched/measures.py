@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -76,6 +77,8 @@ def block_saliency(
 ) -> Tensor:
     """Each client's mean saliency (of the gradient) over `probe.batches` minibatches at theta [K, P]; [K, T].
 
+    Computed without autocast, as by `ClientRunner.probe`.
+
     contexts: sorted by number of examples, largest first. coupled: whether examples of a minibatch influence each
     other; None: if the network has running statistics.
     """
@@ -86,6 +89,6 @@ def block_saliency(
     total = torch.zeros_like(theta[:, :size])
     apart = size < net.layout.size if coupled is None else coupled
     for rows, batch, _ in probe_steps(runner, contexts, probe, apart):
-        _, found = net.losses_and_gradient(theta[rows], batch)
+        _, found = net.losses_and_gradient(theta[rows], batch, nullcontext)
         total[rows] += score(found, theta[rows, :size])
     return total / probe.batches

@@ -50,13 +50,16 @@ class BlockNet:
         """Outputs [K, B, classes] under theta [K, P] of x [B, K, ...]."""
         return self._logits(self._weights(theta) | self._statistics(theta), x)
 
-    def losses_and_gradient(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses_and_gradient(
+        self, theta: Tensor, batch: Batch, autocast: Autocast | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean cross-entropies [K] of x [B, K, ...], y [B, K] at theta [K, P], and their gradients [K, T].
 
         Labels IGNORED do not count. Running statistics are read; if the mode updates them, only copies are updated.
+        autocast: the context in which the network runs; None: that of this object.
         """
         leaves = {name: t.detach().requires_grad_() for name, t in self._weights(theta).items()}
-        logits = self._logits(leaves | self._statistics(theta), batch[0])
+        logits = self._logits(leaves | self._statistics(theta), batch[0], autocast)
         losses = client_losses(logits, batch[1])
         found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
         self.unused = [self.layout.slice_of(number) for number, g in enumerate(found) if g is None]
@@ -89,12 +92,12 @@ class BlockNet:
         views = self.layout.statistics(theta[:, self.layout.trained_size :])
         return {name: s.clone(memory_format=torch.contiguous_format) for name, s in views.items()}
 
-    def _logits(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    def _logits(self, tensors: Mapping[str, Tensor], x: Tensor, autocast: Autocast | None = None) -> Tensor:
         def alone(own: dict[str, Tensor], inputs: Tensor) -> Tensor:
             with placed(self.module, own):
                 return self.module(inputs)
 
-        with self._autocast():
+        with (autocast or self._autocast)():
             out = self._stacked_unless_refused(tensors, x)
             if out is None:
                 with _quiet():

@@ -128,12 +128,12 @@ class RankedExecutor:
 
     def _opened(self, payload: Payload, job: ClientJob) -> Payload:
         """A reply as the server decodes it: means are of values, not of coded values."""
-        wire, where = self.runner.link, (job.client, job.phase, job.clock.round)
+        wire, where = self.runner.wire_stack, (job.client, job.phase, job.clock.round)
         held = wire.held_by(job.memory.load().state)
         return wire.receive_reply(payload, wire.received_by(job.received(), *where, held), *where)
 
     def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Predictions on the test set, in slices of whole evaluation batches, one slice a rank."""
+        """In slices of whole evaluation batches, one slice a rank."""
         if not self.split_evaluation:
             return self.inner.predict(theta)
         total = len(evaluation_labels(self.runner.federation))

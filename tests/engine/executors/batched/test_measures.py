@@ -159,6 +159,22 @@ def test_saliencies_are_those_of_each_client_alone(name: str, norm: str, trainin
         torch.testing.assert_close(found[k], expected, rtol=0, atol=1e-11)
 
 
+def test_saliencies_do_not_depend_on_the_precision_of_training() -> None:
+    """With autocast, the mask would depend on the executor."""
+    found = []
+    for precision in ("fp32", "bf16"):
+        net = tiny_net("group", channels=3)
+        runner = ClientRunner(net, pictures(), FedAvg(FIT, 2).tasks, 7, arithmetic=Arithmetic(precision))
+        task, contexts = dense_training(FIT), contexts_of(runner, [0, 1])
+        theta = runner.layout.flatten(net).repeat(2, 1)
+        block = BlockNet(runner.flat(task).module, runner.layout, runner.arithmetic.autocast)
+        found.append(block_saliency(runner, block, Probe(SNIP, 2, 6), theta, contexts))
+        for k, context in enumerate(contexts):
+            alone = runner.probe(task, Probe(SNIP, 2, 6), {"theta": theta[k]}, context)
+            torch.testing.assert_close(found[-1][k], alone, rtol=0, atol=1e-6)
+    assert found[0].equal(found[1])
+
+
 METHODS: Mapping[str, Algorithm[Any]] = {
     "fedavg": FedAvg(FIT, 4),
     "ssfl": SSFL(FIT, 4, Discovery(Probe(SNIP, 2, 6), 0.3)),
