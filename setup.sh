@@ -4,6 +4,7 @@
 #   bash setup.sh                       run experiments
 #   bash setup.sh --deploy              also Flower, for federations between real sites (Python 3.11 or newer)
 #   bash setup.sh --dev                 also what the tests need, Flower included
+#   bash setup.sh --with=images,wandb   also these extras: images, wandb, tensorboard, onnx, submitit, ray, fuzz
 #   CUDA_VERSION=cu128 bash setup.sh    a given PyTorch build: cpu, cu126, cu128, ... (default: what fits the machine)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -11,14 +12,19 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$1" >&2; exit "${2:-1}"; }
 
-dev=no
+known=$(sed -n '/^\[project.optional-dependencies\]/,/^\[project.scripts\]/s/^\([a-z]*\) = \[.*/\1/p' pyproject.toml | tr '\n' ' ')
+wanted=
 for argument in "$@"; do
   case $argument in
-    --deploy) [ "$dev" = yes ] || dev=deploy ;;
-    --dev) dev=yes ;;
-    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    *) die "$argument: unknown option; there are --deploy and --dev, and CUDA_VERSION=cu128 in the environment" 2 ;;
+    --deploy) wanted="$wanted deploy" ;;
+    --dev) wanted="$wanted dev deploy" ;;
+    --with=*) wanted="$wanted $(printf %s "${argument#--with=}" | tr , ' ')" ;;
+    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    *) die "$argument: unknown option; there are --deploy, --dev and --with=EXTRAS, and CUDA_VERSION=cu128 in the environment" 2 ;;
   esac
+done
+for extra in $wanted; do
+  case " $known" in *" $extra "*) ;; *) die "--with=$extra: no such extra; there are ${known% }" 2 ;; esac
 done
 
 # The backend is part of the stamp only when it was asked for: a plain second run keeps what the first one chose.
@@ -27,15 +33,22 @@ stamp_file=.venv/.setup-stamp
 stamp() { { pwd; cat constraints.txt pyproject.toml setup.sh ssfl/native/*.[ch] ssfl/native/*/*.[ch]; .venv/bin/python -V; command -v "${CC:-cc}"; } | cksum; }
 up_to_date() {
   [ -x .venv/bin/python ] && [ -f "$stamp_file" ] || return 1
-  { read -r had_sum && read -r had_dev && read -r had_build; } < "$stamp_file" || return 1
-  [ "$had_sum" = "$(stamp)" ] && { [ "$had_dev" = yes ] || [ "$dev" = no ] || [ "$had_dev" = "$dev" ]; } &&
-    [ "${CUDA_VERSION:-$had_build}" = "$had_build" ] &&
+  { read -r had_sum && read -r had_extras && read -r had_build; } < "$stamp_file" || return 1
+  for extra in $wanted; do
+    case " $had_extras " in *" $extra "*) ;; *) return 1 ;; esac
+  done
+  [ "$had_sum" = "$(stamp)" ] && [ "${CUDA_VERSION:-$had_build}" = "$had_build" ] &&
     .venv/bin/python -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "ssfl", "hydra"))))'
 }
 if up_to_date; then
   say "nothing to do: .venv is up to date"
   exit 0
 fi
+# Extras of earlier runs are installed again: the project's requirements may have changed.
+extras=$(for extra in $wanted $(sed -n 2p "$stamp_file" 2> /dev/null); do
+  case " $known" in *" $extra "*) printf '%s\n' "$extra" ;; esac
+done | sort -u | tr '\n' ' ')
+extras=${extras% }
 
 # ---- Python >= 3.10, the one called python3 if it will do -------------------------------------------------------
 new_enough='import sys; sys.exit(sys.version_info < (3, 10))'
@@ -116,12 +129,10 @@ else
 fi
 
 # ---- the project, editable: the code you edit is the code that runs ----------------------------------------------
-case $dev in
-  yes) project='.[dev,deploy]'; say "installing the project and what its tests need" ;;
-  deploy) project='.[deploy]'; say "installing the project and Flower" ;;
-  *) project=.; say "installing the project" ;;
-esac
-if [ "$dev" != no ]; then
+project=.${extras:+[${extras// /,}]}
+say "installing the project${extras:+ with the extras $extras}"
+has_extra() { case " $extras " in *" $1 "*) ;; *) return 1 ;; esac; }
+if has_extra deploy; then
   .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     say "Flower needs Python 3.11 or newer: ssfl deploy will not run here, all else does"
   # Without compiled bytecode every process of Flower's compiles it again: 10 s of CPU for each.
@@ -138,8 +149,8 @@ fi
 env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c "import ssfl.cli, ssfl.assemble.lifecycle, ssfl.report.figures.run_figures, sklearn.datasets" ||
   die "the installed project cannot be imported"
 
-printf '%s\n%s\n%s\n' "$(stamp)" "$dev" "$build" > "$stamp_file"
-if [ "$dev" = yes ]; then
+printf '%s\n%s\n%s\n' "$(stamp)" "$extras" "$build" > "$stamp_file"
+if has_extra dev; then
   say "done; try: .venv/bin/pytest"
 else
   say "done; try: .venv/bin/python main.py preset=digits"

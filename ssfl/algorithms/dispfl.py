@@ -262,7 +262,7 @@ class Settings:
 
     topology: Topology = setting(
         "random",
-        "which clients exchange models: `random` ones in each round, the two next ones (`ring`), or all (`full`)",
+        "which clients exchange models: `random` ones in each round, the previous and next (`ring`), or all (`full`)",
     )
     neighbours: int = setting(
         -1, "`topology=random`: number of neighbours; -1: the cohort size", at_least=1, also=(-1,)

@@ -94,7 +94,7 @@ def _write_pt2(file: TrainedFile, network: TrainedNetwork, path: Path) -> None:
 def _write_onnx(file: TrainedFile, network: TrainedNetwork, path: Path) -> None:
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
-            raise ExportError(f"needs {package}", where="--format onnx", remedy="pip install 'ssfl[onnx]'")
+            raise ExportError(f"needs {package}", where="--format onnx", remedy="bash setup.sh --with=onnx")
     with _explained("torch.onnx.export"):
         program = torch.onnx.export(
             network,

@@ -144,7 +144,10 @@ class OptimizerConfig:
         10, "`scheduler=cosine_annealing`: cycle length in local epochs", at_least=1, published=True
     )
     fine_tune_lr: float = setting(
-        -1.0, "FedAvg-FT: learning rate of fine-tuning; -1: lr, not decayed", above=0, also=(-1,)
+        -1.0,
+        "FedAvg-FT: learning rate of fine-tuning; -1: the initial lr (or the same cosine)",
+        above=0,
+        also=(-1,),
     )
     clip_norm: float = setting(
         10.0, "maximum L2 norm of the gradient (SSFL: after masking); 0: no clipping", at_least=0
@@ -220,14 +223,20 @@ class EngineConfig:
         "auto", "memory format of images; `mixed`: channels last, except maps of at most 16 pixels"
     )
     convolutions: Literal["auto", "direct", "winograd"] = setting(
-        "auto", "method for 3x3 convolutions; `winograd` needs `channels_last` and native kernels"
+        "auto",
+        "method for 3x3 convolutions; `winograd` needs native kernels, `channels_last`, fp32 and block 1",
     )
     kernels: Literal["auto", "native", "torch"] = setting(
         "auto", "for norms and the operations after them on a CPU: `native` C kernels, or PyTorch"
     )
     compile: bool = setting(False, "use torch.compile for training steps; slower on every CPU measured")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device of the computation")
-    threads: int | Auto = setting("auto", "intra-op threads of each process", at_least=1, at_most=1024)
+    threads: int | Auto = setting(
+        "auto",
+        "intra-op threads with `sequential` and `batched`; workers use one each",
+        at_least=1,
+        at_most=1024,
+    )
     compaction: bool = setting(
         False, "remove channels whose weights are zero: same results except for the order of sums"
     )

@@ -57,6 +57,6 @@ def require_tensorboard() -> None:
         importlib.import_module("tensorboard")
     except ImportError:
         raise TrackingError(
-            "tracking.tensorboard=true: tensorboard is not installed; pip install 'ssfl[tensorboard]', "
+            "tracking.tensorboard=true: tensorboard is not installed; bash setup.sh --with=tensorboard, "
             "or use tracking.tensorboard=false"
         ) from None

@@ -81,7 +81,7 @@ def require_wandb() -> None:
         importlib.import_module("wandb")
     except ImportError:
         raise TrackingError(
-            "wandb.mode: wandb is not installed; pip install 'ssfl[wandb]', or use wandb.mode=disabled"
+            "wandb.mode: wandb is not installed; bash setup.sh --with=wandb, or use wandb.mode=disabled"
         ) from None
 
 

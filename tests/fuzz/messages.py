@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of all message readers: only WireError may be raised.
 
-    pip install 'ssfl[fuzz]'
+    bash setup.sh --with=fuzz
     python -m tests.fuzz.messages -runs=10000000 -max_len=512 [CORPUS]
 
 The first byte of an input chooses how the rest becomes a message, so that the fuzzer need not find checksums:

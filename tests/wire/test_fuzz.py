@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 
 def test_a_short_fuzz_finds_nothing(tmp_path: Path) -> None:
     if importlib.util.find_spec("atheris") is None:
-        pytest.skip("atheris is not installed: pip install 'ssfl[fuzz]'")
+        pytest.skip("atheris is not installed: bash setup.sh --with=fuzz")
     command = [sys.executable, "-m", "tests.fuzz.messages", "-runs=5000", "-max_len=512", "-seed=1"]
     done = subprocess.run(
         [*command, f"-artifact_prefix={tmp_path}/"],

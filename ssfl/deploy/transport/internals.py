@@ -26,7 +26,7 @@ def check_version() -> str:
         version = metadata.version("flwr")
     except metadata.PackageNotFoundError:
         raise FlowerVersionError(
-            "ssfl deploy needs Flower: `bash setup.sh --deploy`, or pip install 'ssfl[deploy]' (Python 3.11 or newer)"
+            "ssfl deploy needs Flower: `bash setup.sh --deploy` (Python 3.11 or newer)"
         ) from None
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if numbers not in KNOWN:
