@@ -161,8 +161,8 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument(
         "--format",
         choices=EXPORT_FORMATS,
-        default="pt2",
-        help="pt2: torch.export (default); onnx: needs the extra onnx; safetensors: weights, preprocessing as metadata",
+        help="pt2: torch.export; onnx: needs the extra onnx; safetensors: weights, preprocessing as metadata; default: "
+        "by the end of --out, else pt2",
     )
     export.add_argument("--out", type=Path, metavar="FILE", help="default: FOLDER/model_exported.FORMAT")
     export.add_argument(

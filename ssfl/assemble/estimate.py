@@ -161,10 +161,14 @@ def _traffic(setup: RunSetup, communication: CommunicationConfig) -> Sequence[Ph
 
 
 def _first_contact(first: PhaseTraffic, usual: PhaseTraffic, clients: int) -> Iterator[PhaseTraffic]:
-    """The extra bytes of a client's first exchange, if they are more than the variation of codecs."""
+    """The extra bytes of a client's first exchange, if they are more than the variation of codecs.
+
+    They count for the mean number of clients that cohorts drawn at random contact in all exchanges of the phase.
+    """
     more = first.down_bytes - usual.down_bytes
     if more > usual.down_bytes / 2:
-        yield PhaseTraffic(f"{usual.phase}, first time", False, 1, clients, more, 0.0, 0.0)
+        contacted = clients * (1 - (1 - usual.clients / clients) ** usual.exchanges)
+        yield PhaseTraffic(f"{usual.phase}, first time", False, 1, contacted, more, 0.0, 0.0)
 
 
 def _first_rounds(setup: RunSetup, config: Config) -> int:
@@ -234,7 +238,7 @@ def _phase_lines(rows: Mapping[str, Sequence[PhaseTraffic]]) -> Iterator[list[st
     first = next(iter(rows.values()))
     for number, phase in enumerate(first):
         often = f"{phase.exchanges} round{'s' * (phase.exchanges > 1)}" if phase.timed else "once"
-        asked = f"{phase.clients:g} client{'s' * (phase.clients > 1)}"
+        asked = f"{round(phase.clients, 1):g} client{'s' * (phase.clients > 1)}"
         for name, label in (("down_bytes", "down"), ("up_bytes", "up"), ("peer_bytes", "from other clients")):
             sizes = [getattr(row[number], name) for row in rows.values()]
             if any(sizes):

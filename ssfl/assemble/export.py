@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 import ssfl
 from ssfl import run_folder
 from ssfl.algorithms.base import ClientState
-from ssfl.assemble.build import RunSetup
+from ssfl.assemble.build import RunSetup, module_of
 from ssfl.core.reading import raw_bytes
-from ssfl.core.tensor_roles import state_under
+from ssfl.core.tensor_roles import state_under, unsaved_buffers, unsaved_digest
 from ssfl.engine.client.memory import ClientMemories
 from ssfl.engine.state.progress import Progress
 from ssfl.engine.state.tensor_file import header, pieces, write_pieces
@@ -75,7 +76,7 @@ def _state(memories: ClientMemories, client: int) -> ClientState:
 
 def metadata(setup: RunSetup) -> dict[str, str]:
     """The arguments that rebuild the network, and its preprocessing, as JSON under one key."""
-    about = {
+    about: dict[str, Any] = {
         "version": ssfl.__version__,
         "model": setup.config.model.name,
         "norm": setup.config.model.norm,
@@ -83,4 +84,6 @@ def metadata(setup: RunSetup) -> dict[str, str]:
         "input_shape": list(setup.federation.input_shape),
         "inputs": inputs_as_json(setup.inputs),
     }
+    if unsaved_buffers(setup.module):  # training may have changed those of setup.module
+        about["unsaved_buffers"] = unsaved_digest(module_of(setup.config, setup.federation))
     return {METADATA_KEY: json.dumps(about, sort_keys=True)}

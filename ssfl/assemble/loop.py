@@ -6,6 +6,7 @@ import contextlib
 import copy
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -96,7 +97,7 @@ def follow(setup: RunSetup, link: Link) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except EngineError as error:
-        with undisturbed(link):
+        with undisturbed():
             print(f"ssfl: rank {link.rank}: {error}", file=sys.stderr)
         return FAILED
     finally:
@@ -105,16 +106,19 @@ def follow(setup: RunSetup, link: Link) -> int:
 
 
 @contextlib.contextmanager
-def undisturbed(link: Link) -> Iterator[None]:
-    """Wait so that the error and the last checkpoint can be written: torchrun ends all ranks when one has ended."""
-    if link.size == 1:
+def undisturbed() -> Iterator[None]:
+    """Context in which the last checkpoint is written: a second Ctrl-C, or torchrun, which ends all ranks when one has
+    ended, does not interrupt it. In other threads than the main one, which get no signals, it does nothing."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _ignore(event: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from safetensors.torch import save
@@ -34,12 +34,17 @@ class ExportError(UserError):
     """A network that cannot be written in the requested format; one line."""
 
 
-def export_file(folder: Path, form: Format, out: Path | None = None, client: int | None = None) -> Path:
+def export_file(
+    folder: Path, form: Format | None = None, out: Path | None = None, client: int | None = None
+) -> Path:
     """Write the network of a finished run (or one client's), atomically; returns the file's path.
+
+    form: None: by the end of `out`, else pt2.
 
     pt2: torch.export, read by torch.export.load; onnx: needs the extra onnx. Both take raw rows [B, *input_shape] and
     return logits. safetensors: weights, with the preprocessing in the metadata. Raises ExportError or ModelError.
     """
+    form = _format_of(form, out)
     run_folder.check_run_folder(folder)
     source = folder / (run_folder.MODEL if client is None else run_folder.CLIENT_MODELS)
     if client is None and not source.exists() and (folder / run_folder.CLIENT_MODELS).exists():
@@ -60,13 +65,25 @@ def export_file(folder: Path, form: Format, out: Path | None = None, client: int
     return target
 
 
+def _format_of(form: Format | None, out: Path | None) -> Format:
+    named = next((f for f in get_args(Format) if out is not None and out.suffix == f".{f}"), None)
+    if form and named and form != named:
+        raise ExportError(
+            f"ends in .{named}",
+            where=f"--out {out}",
+            remedy=f"use --format {named}, or a name that ends in .{form}",
+        )
+    return form or named or "pt2"
+
+
 def _network(folder: Path, file: TrainedFile) -> TrainedNetwork:
     """The network from the run's configuration, which may name a custom network: the folder is the user's own."""
-    model = read_config(folder / run_folder.CONFIG).model
-    about = file.about
-    return file.into(
-        build_model(model.name, about.num_classes, about.input_shape, model.norm, file.input_dtype)
-    )
+    config = read_config(folder / run_folder.CONFIG)
+    model, about = config.model, file.about
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.experiment.seed)  # for buffers that are not saved
+        network = build_model(model.name, about.num_classes, about.input_shape, model.norm, file.input_dtype)
+    return file.into(network)
 
 
 @contextmanager

@@ -93,9 +93,10 @@ def _closing(progress: Progress) -> bool:
 
 
 def set_model_aside(folder: Path, rounds: int) -> None:
-    """Rename the model of a run that finished with `rounds` rounds and is now extended."""
-    for name in (run_folder.MODEL, run_folder.CLIENT_MODELS):
-        path = folder / name
+    """Rename the model of a run that finished with `rounds` rounds and is now extended, and files made from it."""
+    written = [folder / name for name in (run_folder.MODEL, run_folder.CLIENT_MODELS)]
+    exported = [path for path in folder.iterdir() if path.stem.endswith("_exported")]
+    for path in (*written, *exported):
         if path.exists():
             path.replace(path.with_name(f"{path.stem}.{rounds}-rounds{path.suffix}"))
 
@@ -153,7 +154,7 @@ def failed(running: Running, progress: Progress | None, error: EngineError, simu
 def _saved(running: Running, progress: Progress | None, reason: str) -> int:
     """Save the last finished exchange, close the observers; returns the number of rounds that are saved."""
     last = running.done[0] if running.done is not None else progress or running.saved
-    with undisturbed(running.link):
+    with undisturbed():
         try:
             running.save_now()
         except OSError:  # no space: a resume continues from the previous checkpoint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
+from ssfl.core.reading import raw_bytes
 from ssfl.errors import UserError
 
 PRUNABLE_MODULES = (
@@ -183,6 +186,24 @@ def fixed_state(module: nn.Module) -> dict[str, Tensor]:
         for name, value in module.state_dict(keep_vars=True).items()
         if isinstance(value, Tensor) and roles.get(name, "constant") == "constant"
     }
+
+
+def unsaved_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a state_dict lacks (persistent=False), by name: constants, which the network's code makes."""
+    saved = module.state_dict().keys()
+    return {name: value for name, value in module.named_buffers() if name not in saved}
+
+
+def unsaved_digest(module: nn.Module) -> str:
+    """Hex digits that differ if a buffer of `unsaved_buffers` differs; empty if there is none."""
+    found = unsaved_buffers(module)
+    if not found:
+        return ""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(found.items()):
+        digest.update(json.dumps([name, list(value.shape), _word(value)]).encode())
+        digest.update(raw_bytes(value))
+    return digest.hexdigest()
 
 
 def state_under(module: nn.Module, named: Mapping[str, Tensor]) -> dict[str, Tensor]:

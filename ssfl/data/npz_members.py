@@ -47,7 +47,8 @@ def read_arrays(path: Path, wanted: Sequence[str]) -> tuple[dict[str, NDArray], 
             with zipfile.ZipFile(stream) as archive:
                 return _arrays(path, archive, wanted)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        where = "" if path.is_absolute() else f" (relative to {Path.cwd()})"
+        raise DataError(f"{path}: no such file{where}") from None
     except PermissionError as error:
         raise unreadable(error, path) from None
     except DataError:

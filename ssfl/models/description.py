@@ -46,13 +46,17 @@ class Inputs:
 @final
 @dataclass(frozen=True)
 class Description:
-    """The arguments of `build_model`, and the preprocessing; inputs: None if the sites have no common one."""
+    """The arguments of `build_model`, and the preprocessing; inputs: None if the sites have no common one.
+
+    unsaved_buffers: digest of the network's buffers that the file lacks; empty: it has none, or the file is older.
+    """
 
     model: str
     norm: str
     num_classes: int
     input_shape: tuple[int, ...]
     inputs: Inputs | None
+    unsaved_buffers: str = ""
 
 
 def inputs_as_json(inputs: Inputs | None) -> dict[str, Any] | None:
@@ -77,6 +81,7 @@ def description_of(path: Path, text: str | None) -> Description:
         _field(path, about, "num_classes", "an integer above 1", lambda v: _is_count(v) and v > 1),
         tuple(shape),
         None if about.get("inputs") is None else _inputs(path, about, shape[0]),
+        _field(path, {"unsaved_buffers": "", **about}, "unsaved_buffers", "a text", _is_text),
     )
 
 

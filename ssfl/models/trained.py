@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ssfl.core.tensor_roles import unsaved_buffers, unsaved_digest
 from ssfl.models import MODEL_NAMES, build_model
 from ssfl.models.description import METADATA_KEY, Description, Inputs, description_of
 from ssfl.models.errors import ModelError
@@ -81,6 +82,12 @@ class TrainedFile:
             raise ModelError(
                 f"{self.path}: does not fit the network: {' '.join(str(error).split())}"
             ) from None
+        if self.about.unsaved_buffers and unsaved_digest(network) != self.about.unsaved_buffers:
+            names = ", ".join(unsaved_buffers(network)) or "none"
+            raise ModelError(
+                f"{self.path}: the network's buffers that are not saved ({names}) differ from those of the run: build "
+                "it after torch.manual_seed(SEED), with the run's experiment.seed"
+            )
         return TrainedNetwork(network, self.inputs, len(self.about.input_shape)).eval()
 
 

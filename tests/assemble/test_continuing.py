@@ -61,9 +61,12 @@ def test_an_extended_run_ends_as_one_that_was_begun_with_as_many_rounds(method: 
     whole = run(tmp_path / "whole", word, "training.comm_round=4")
     folder = run(tmp_path / "short", word, "training.comm_round=2", "checkpoint.every_rounds=0")
     before = (folder / "model.safetensors").read_bytes()
+    (folder / "model_exported.pt2").write_bytes(b"of two rounds")
     assert assemble.resume(folder, words=["training.comm_round=4"]) == 0
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert (folder / "model.2-rounds.safetensors").read_bytes() == before
+    assert (folder / "model_exported.2-rounds.pt2").read_bytes() == b"of two rounds"
+    assert not (folder / "model_exported.pt2").exists()
     assert [row["round"] for row in rows(folder, "round")] == [1, 2, 3, 4]
     assert rows(folder, "extended") == [{"event": "extended", "round": 2, "rounds_before": 2, "rounds": 4}]
     (ended,) = rows(folder, "run_finished")

@@ -62,9 +62,14 @@ def test_warm_up_rounds_and_fine_tuning_are_phases_of_their_own() -> None:
 
 
 def test_first_contact_is_counted_once_a_client() -> None:
-    """Local training sends the initial model to each client once, and no model later."""
+    """Local training sends the initial model to each client once, and no model later.
+
+    All 20 clients train in every round, or (fair_budget) half of them: then 3 rounds contact 17.5 on average.
+    """
     phases = by_phase(["algorithm=local"], "exact")
     assert phases["train, first time"].run_bytes(1.0) == pytest.approx(20 * 117_073, rel=0.001)
+    fair = by_phase(["algorithm=local", "algorithm.params.fair_budget=true"], "exact")
+    assert fair["train, first time"].run_bytes(1.0) == pytest.approx(17.5 * 117_073, rel=0.001)
     assert phases["train"].down_bytes == 0
 
 

@@ -27,7 +27,7 @@ from ssfl.engine.state.client_store import ClientStore, whole
 from ssfl.engine.state.progress import Progress
 from tests.support.assembled import run_setup
 from tests.support.memories import same_memory
-from tests.support.ranks import MAKING, SharedMessages, ThreadLink, on_ranks
+from tests.support.ranks import MAKING, on_ranks
 
 
 def loop_with(
@@ -113,19 +113,20 @@ def test_several_ranks_go_on_from_a_checkpoint_of_one_with_its_files(tmp_path: P
 
 
 # ── final errors ─────────────────────────────────────────────────────────────────────────────────────────────────
-def test_torchruns_end_waits_for_the_last_words_only() -> None:
+def test_signals_wait_for_the_last_checkpoint_only() -> None:
     heard: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, frame: heard.append(number)) for number in numbers]
     try:
-        with undisturbed(ThreadLink(0, SharedMessages(2))):
+        with undisturbed():
             os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
         assert heard == []
-        with undisturbed(Alone()):
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert heard == [signal.SIGTERM]
-        with pytest.raises(OSError, match="disk"), undisturbed(ThreadLink(0, SharedMessages(2))):
+        with pytest.raises(OSError, match="disk"), undisturbed():
             raise OSError("disk full")
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert heard == [signal.SIGTERM] * 2
+        for number in numbers:
+            signal.raise_signal(number)
+        assert heard == list(numbers)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

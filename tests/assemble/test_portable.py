@@ -195,6 +195,46 @@ def test_a_network_of_token_numbers_is_exported(tmp_path: Path) -> None:
     assert np.allclose(evaluator.run(None, {"rows": x})[0], expected.detach().numpy(), atol=1e-5)
 
 
+def test_the_format_is_taken_from_the_name_of_the_file(run: tuple[Path, float, Rows], tmp_path: Path) -> None:
+    folder, _, _ = run
+    path = export_file(folder, None, tmp_path / "net.safetensors")
+    assert load_file(path).keys() == load_file(folder / "model.safetensors").keys()
+    assert export_file(folder, None, tmp_path / "net").read_bytes()[:2] == b"PK"
+    with pytest.raises(
+        ExportError, match=r"net\.onnx: ends in \.onnx; use --format onnx, or a name that ends in \.pt2"
+    ):
+        export_file(folder, "pt2", tmp_path / "net.onnx")
+
+
+class Projected(torch.nn.Module):
+    """Its first layer is a random constant that no file contains."""
+
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__()
+        self.projection: Tensor
+        self.register_buffer("projection", torch.randn(3, 16), persistent=False)
+        self.last = torch.nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((x @ self.projection).relu())
+
+
+def test_random_buffers_that_no_file_contains_are_those_of_the_run(tmp_path: Path) -> None:
+    rows, labels = write_table(tmp_path / "table.npz")
+    folder, accuracy = finished(
+        tmp_path, tmp_path / "table.npz", "model.name=tests.assemble.test_portable:Projected"
+    )
+    network = torch.export.load(export_file(folder, "pt2")).module()
+    assert hits(network(torch.from_numpy(rows)), labels) == pytest.approx(accuracy)
+    with pytest.raises(
+        ModelError, match=r"not saved \(projection\) differ from those of the run: build it after"
+    ):
+        load_trained(folder / "model.safetensors", network=Projected())
+    torch.manual_seed(550)
+    again = load_trained(folder / "model.safetensors", network=Projected())
+    torch.testing.assert_close(again(torch.from_numpy(rows)), network(torch.from_numpy(rows)))
+
+
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a run folder"):
         export_file(tmp_path, "pt2")

@@ -233,10 +233,10 @@ class _Ray(types.ModuleType):
 def test_ray_gets_every_cell_and_its_options(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     ray = _Ray()
     monkeypatch.setitem(sys.modules, "ray", ray)
-    place = sweep.Placement("ray", jobs=2, options=("address=auto", "num_cpus=4"))
+    place = sweep.Placement("ray", jobs=2, options=("address=auto", "num_cpus=4", "num_gpus=0.5"))
     assert sweep.start_sweep(WORDS, command, place, Path("out")) == 0
     assert ray.calls["init"]["address"] == "auto"
-    assert ray.calls["options"] == {"max_retries": 0, "num_cpus": 4}
+    assert ray.calls["options"] == {"max_retries": 0, "num_cpus": 4, "num_gpus": 0.5}
     assert len(_when(Path("out"))) == 3
 
 
@@ -292,7 +292,8 @@ def test_local_leaves_no_process_behind(tmp_path: Path) -> None:
     ):
         time.sleep(0.05)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ssfl.sweep.launchers.local.CLEAN_END_SECONDS", 0.5)
+        patch.setattr("ssfl.sweep.launchers.local.AGAIN_SECONDS", 0.5)
+        patch.setattr("ssfl.sweep.launchers.local.GRACE_SECONDS", 0.5)
         place.stop()
     assert all(job.done() for job in jobs)
     assert jobs[0].exit_code() == -9

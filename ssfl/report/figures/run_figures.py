@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,6 +31,8 @@ Moment = tuple[int, str]
 """Which evaluation: round, and whether after a round or a phase."""
 DOT = 0.01
 """About half the width of a dot, as a share of the axis."""
+LABEL_CHARACTERS = 44
+"""Longer labels of rows are wrapped, so that space is left for the axes."""
 
 
 def accuracy_against_rounds(runs: Sequence[Run]) -> Figure:
@@ -47,7 +50,7 @@ def accuracy_against_bytes(runs: Sequence[Run]) -> Figure:
     by more than a factor of five.
     """
     figure = accuracy_curves(
-        runs, evaluated_megabytes, "sent so far, in all directions (MB); ticks: one-off phases"
+        runs, evaluated_megabytes, "sent so far, in all directions (MB)\nticks: one-off phases"
     )
     _mark_one_offs(figure, runs)
     totals = [run.total_bytes for run in runs if run.evaluations and run.total_bytes]
@@ -57,7 +60,7 @@ def accuracy_against_bytes(runs: Sequence[Run]) -> Figure:
             axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
             axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_xlabel("sent so far, in all directions (MB, logarithmic); ticks: one-off phases")
+            axes.set_xlabel("sent so far, in all directions (MB, logarithmic)\nticks: one-off phases")
     return figure
 
 
@@ -72,14 +75,16 @@ def client_accuracy_spread(runs: Sequence[Run]) -> Figure:
     """Accuracies of clients at the last evaluation: one dot per client, mean ± standard deviation as in the tables."""
     with look():
         rows = [(group, run) for group in groups_of(runs) for run in group.runs if _client_accuracy(run)]
-        figure = new_figure(8, 1.4 + 0.45 * max(len(rows), 2))
+        names = [fill(_row_label(group, run), LABEL_CHARACTERS) for group, run in rows]
+        lines = max((name.count("\n") + 1 for name in names), default=1)
+        figure = new_figure(8, 1.4 + max(0.45, 0.2 * lines) * max(len(rows), 2))
         axes = figure.subplots()
         if not rows:
             say_nothing_there(axes, "no client was evaluated")
             return figure
         for height, (group, run) in enumerate(rows):
             _spread(axes, height, _client_accuracy(run), group.colour)
-        axes.set_yticks(range(len(rows)), [_row_label(group, run) for group, run in rows])
+        axes.set_yticks(range(len(rows)), names)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.set_title("Accuracy over clients at the last evaluation (line and box: mean ± std)")

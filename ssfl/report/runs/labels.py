@@ -30,8 +30,11 @@ CODE = "code"
 
 
 def method(run: Run) -> str:
-    """The method as its paper writes it, from the run's first event; without events, the name in its configuration."""
-    return str(run.started.get("method") or run.setting("algorithm.name", "unknown method"))
+    """The method as its paper writes it, from the run's first event; without events, as in its configuration."""
+    if known := run.started.get("method"):
+        return str(known)
+    name, mode = run.setting("algorithm.name", "unknown method"), run.setting("algorithm.params.mode")
+    return str(name) if mode is None else f"{name} ({mode})"
 
 
 def density(run: Run) -> float | None:

@@ -20,6 +20,7 @@ from ssfl.run_folder import METRICS
 
 SWEEP = "sweep.json"
 _SEED = "experiment.seed="
+_ROUNDS = "training.comm_round="
 _OF_A_RUN = ("experiment.output_dir=", "wandb.exp_name=", "tracking.console=")
 
 
@@ -194,7 +195,10 @@ def _words(run: Run) -> tuple[str, ...]:
     command = run.environment.get("command")
     words = [str(word) for word in command] if isinstance(command, list) else []
     left_out = (_SEED, *_OF_A_RUN)
-    return tuple(word for word in words[1:] if "=" in word and not word.startswith(left_out))
+    kept = tuple(word for word in words[1:] if "=" in word and not word.startswith(left_out))
+    if not any(row["event"] == "extended" for row in run.rows):
+        return kept
+    return (*(word for word in kept if not word.startswith(_ROUNDS)), f"{_ROUNDS}{run.rounds_asked}")
 
 
 def _command(words: Sequence[str], seeds: Sequence[str]) -> str:

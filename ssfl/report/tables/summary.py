@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from ssfl.report.runs.labels import labels, seed
 from ssfl.report.runs.run import Row, Run
 from ssfl.report.tables.breakdown import OVERALL
 from ssfl.report.tables.computed import computed_text
 from ssfl.report.tables.units import flops_text, size_text
+
+PHASES: Mapping[str, str] = MappingProxyType(
+    {"score": "scores", "store_mask": "mask", "fine_tune": "fine-tuning"}
+)
+"""The words for one-off phases; other methods' phases have their own names."""
 
 
 def summary_text(run: Run) -> str:
@@ -75,7 +83,9 @@ def _costs(run: Run) -> list[str]:
     ratio = "" if run.bytes_ratio is None else f"; FedAvg / this run = {run.bytes_ratio:.2f}"
     lines.append(_line("all bytes", size_text(run.total_bytes), _fedavg(dense) + ratio))
     if run.one_off_bytes:
-        lines.append(_line("once", size_text(run.one_off_bytes), "of them, outside the rounds: scores, mask"))
+        names = dict.fromkeys(row["phase"] for row in run.exchanges if row["event"] == "phase")
+        listed = ", ".join(PHASES.get(name, name) for name in names)
+        lines.append(_line("once", size_text(run.one_off_bytes), f"of them, outside the rounds: {listed}"))
     if run.total("link_seconds"):
         mbits, trip = (run.setting(f"communication.link_{name}", 0) for name in ("mbits", "round_trip_ms"))
         note = f"all messages on clients' links of {mbits:g} Mbit/s, {trip:g} ms round trip"

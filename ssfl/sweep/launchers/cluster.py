@@ -23,7 +23,7 @@ class Submitit:
 
     here = False
 
-    def __init__(self, library: Any, folder: Path, options: Mapping[str, int | str]) -> None:
+    def __init__(self, library: Any, folder: Path, options: Mapping[str, Any]) -> None:
         self._executor = library.AutoExecutor(folder=str(folder / "submitit"))
         self._executor.update_parameters(**{"name": "ssfl", **options})
         self._jobs: list[_SubmititJob] = []
@@ -63,7 +63,7 @@ class Ray:
 
     here = False
 
-    def __init__(self, library: Any, options: Mapping[str, int | str]) -> None:
+    def __init__(self, library: Any, options: Mapping[str, Any]) -> None:
         self._ray = library
         rest = {key: value for key, value in options.items() if key != "address"}
         library.init(address=options.get("address"), ignore_reinit_error=True, log_to_driver=False)

@@ -9,6 +9,7 @@ threads; so neither is used.
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, final
@@ -70,14 +71,14 @@ def launcher(name: str, folder: Path, jobs: int, options: Sequence[str]) -> Laun
         raise LauncherError(f"--launcher {name}: {' '.join(str(error).split())}") from None
 
 
-def check_launcher(name: str, words: Sequence[str]) -> tuple[Any, dict[str, int | str]]:
+def check_launcher(name: str, words: Sequence[str]) -> tuple[Any, dict[str, Any]]:
     """Returns the launcher's package (None for local) and the parsed options. Raises as `launcher`; starts nothing."""
-    options: dict[str, int | str] = {}
+    options: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not key or not equals:
             raise LauncherError(f"--launcher-option {word}: give KEY=VALUE, such as timeout_min=240")
-        options[key] = int(value) if value.isdigit() else value
+        options[key] = _value(value)
     if name not in LAUNCHERS:
         raise LauncherError(f"--launcher {name}: unknown; allowed: {', '.join(LAUNCHERS)}")
     if name == "local":
@@ -89,3 +90,11 @@ def check_launcher(name: str, words: Sequence[str]) -> tuple[Any, dict[str, int 
     except ImportError:
         what = f"--launcher {name}: the package {name} is not installed"
         raise LauncherError(f"{what}; install it with: pip install {name}") from None
+
+
+def _value(text: str) -> Any:
+    """Numbers, true, false, null and lists as in JSON; everything else is a text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

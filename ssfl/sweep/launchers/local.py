@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import final
 
-from ssfl.sweep.launchers.lifeline import start_bound
+from ssfl.sweep.launchers.lifeline import GRACE_SECONDS, start_bound
 
-CLEAN_END_SECONDS = 5.0
-"""Seconds that an interrupted run may take to write its last checkpoint."""
+AGAIN_SECONDS = 5.0
+"""Seconds after which an interrupted run is interrupted again; the first signal may have been lost."""
 
 
 @final
@@ -41,13 +41,14 @@ class Local:
         return child
 
     def stop(self) -> None:
-        """Ctrl-C reaches children directly (same terminal): wait, send SIGINT again, then SIGKILL."""
+        """Ctrl-C reaches children directly (same terminal): wait, send SIGINT again, after GRACE_SECONDS SIGKILL."""
         running = [child for child in self._slots if child is not None and not child.done()]
-        for number in (None, signal.SIGINT, signal.SIGKILL):
+        waits = ((None, AGAIN_SECONDS), (signal.SIGINT, GRACE_SECONDS), (signal.SIGKILL, AGAIN_SECONDS))
+        for number, seconds in waits:
             for child in running:
                 if number is not None:
                     child.send(number)
-            until = time.monotonic() + CLEAN_END_SECONDS
+            until = time.monotonic() + seconds
             while running and time.monotonic() < until:
                 running = [child for child in running if not child.done()]
                 time.sleep(0.02)
@@ -96,7 +97,7 @@ def run_command(command: Sequence[str], log: str, folder: str) -> int:
     except BaseException:
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(CLEAN_END_SECONDS)
+            process.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

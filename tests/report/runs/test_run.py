@@ -14,6 +14,7 @@ import pytest
 
 from ssfl.report.runs import RunError, find_run_folders, load_run, load_runs
 from ssfl.report.runs.compact import reduced_rows
+from ssfl.report.runs.labels import method
 from ssfl.report.runs.sample import write_sample_run
 from ssfl.report.studies.flatness import late_accuracy
 from ssfl.report.tables.breakdown import classes_table, sites_table
@@ -78,6 +79,14 @@ def test_a_run_killed_at_once_has_no_rows(tmp_path: Path) -> None:
     run = load_run(_write(tmp_path, []))
     assert run.status == "not started"
     assert run.bytes_ratio is None
+
+
+def test_a_run_without_events_is_named_with_its_mode(tmp_path: Path) -> None:
+    folder = write_sample_run(tmp_path / "run")
+    (folder / "metrics.jsonl").write_text("")
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("mode: static", "mode: random_global"))
+    assert method(load_run(folder)) == "ssfl (random_global)"
 
 
 def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:

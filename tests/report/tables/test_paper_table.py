@@ -164,6 +164,17 @@ def test_runs_outside_a_sweep(tmp_path: Path) -> None:
     assert line["command"] == 'ssfl sweep "dataset.data_dir=$SSFL_DATA_DIR" experiment.seed=110,220,550'
 
 
+def test_the_command_of_an_extended_run_has_its_last_number_of_rounds(tmp_path: Path) -> None:
+    folder = write_sample_run(tmp_path / "mine", rounds=4)
+    command = ["ssfl", "run", "preset=digits", "training.comm_round=2"]
+    (folder / "environment.json").write_text(json.dumps({"command": command}))
+    assert "training.comm_round=2" in _lines(tmp_path)[0]["command"]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines.insert(-1, json.dumps({"event": "extended", "round": 2, "rounds_before": 2, "rounds": 4}))
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert _lines(tmp_path)[0]["command"] == "ssfl run preset=digits training.comm_round=4 experiment.seed=0"
+
+
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RunError, match="no sweep and no run"):
         paper_table([tmp_path])
