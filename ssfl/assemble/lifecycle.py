@@ -121,19 +121,23 @@ def resume(folder: Path, console: str | None = None, words: Sequence[str] = ()) 
         )
     asked = rounds_asked(words)
     facts = Checkpoints(folder / run_folder.CHECKPOINTS).newest_facts()
-    check_rounds(asked, facts)
-    if run_folder.is_finished(folder) and not (asked and facts and asked > facts.rounds):
-        return _finished_before(folder, facts, asked, console or "auto")
     config = read_config(folder / run_folder.CONFIG)
+    ended: list[int] = []
 
     def decide() -> str:
+        """The configuration to continue with; empty if the run is finished. Other ranks may lack the run's files."""
+        check_rounds(asked, facts)
+        if run_folder.is_finished(folder) and not (asked and facts and asked > facts.rounds):
+            ended.append(_finished_before(folder, facts, asked, console or "auto"))
+            return ""
         check_unchanged(config, facts, folder, run_folder.CONFIG, asked)
         return config_to_yaml(with_rounds(config, asked))
 
     try:
         with joined(config.engine.rank_timeout_seconds) as link:
-            config = config_from_yaml(first_decides(link, decide))
-            return _carry_on(setup_of(config), folder, console, link)
+            if text := first_decides(link, decide):
+                return _carry_on(setup_of(config_from_yaml(text)), folder, console, link)
+            return sum(ended)
     except RankError as error:  # before the first round
         print(f"ssfl: {error}", file=sys.stderr)
         return FAILED

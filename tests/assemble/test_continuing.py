@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ import pytest
 from ssfl import assemble, run_folder
 from ssfl.assemble import lifecycle, running
 from ssfl.config import ConfigError
+from ssfl.engine.executors.distributed.link import Link
 from tests.support.assembled import config
+from tests.support.ranks import on_ranks
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +214,28 @@ def test_a_half_written_model_is_no_end(tmp_path: Path) -> None:
         assert not run_folder.is_finished(folder)
     assert assemble.resume(folder) == 0
     assert model.read_bytes() == whole
+
+
+def test_ranks_without_the_runs_files_end_with_a_finished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another host may have nothing but config.yaml."""
+    folder = run(tmp_path, "algorithm=fedavg", "training.comm_round=1")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text((folder / "config.yaml").read_text())
+    links: dict[int, Link] = {}
+
+    @contextlib.contextmanager
+    def joined(seconds: float) -> Iterator[Link]:
+        yield links[threading.get_ident()]
+
+    def work(link: Link) -> int:
+        links[threading.get_ident()] = link
+        return assemble.resume((folder, tmp_path / "other")[link.rank])
+
+    monkeypatch.setattr(lifecycle, "joined", joined)
+    assert on_ranks(2, work) == [0, 0]
+    assert capsys.readouterr().out.count("is finished; nothing to resume") == 1
 
 
 def test_a_folder_of_a_deployment_is_sent_to_its_own_verb(tmp_path: Path) -> None:
