@@ -58,7 +58,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"core", "errors"},
     "tracking": {"core", "errors", "event_fields"},
     "code_version": {""},
-    "run_folder": {"errors", "code_version"},
+    "run_folder": {"errors", "code_version", "output"},
     "report.runs": {"run_folder", "errors", "event_fields", "yaml_text"},
     "report.figures": {"report.runs"},
     "report.paper": set(),

@@ -87,7 +87,7 @@ def client_accuracy_spread(runs: Sequence[Run]) -> Figure:
         axes.set_yticks(range(len(rows)), names)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
-        axes.set_title("Accuracy over clients at the last evaluation (line and box: mean ± std)")
+        axes.set_title("Accuracy over clients at the last evaluation\n(line and box: mean ± std)")
         axes.set_xlabel("accuracy of a client's own model on its own test split")
         axis_of_shares(axes, "x", [value for _, run in rows for value in _client_accuracy(run)])
         axes.set_xlim(right=axes.get_xlim()[1] + DOT)  # space for the whole dot at accuracy 1
