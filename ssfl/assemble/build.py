@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -115,15 +115,16 @@ def check_model(config: Config) -> None:
 
 def module_of(config: Config, federation: Federation) -> nn.Module:
     """The network with its initial weights: PyTorch's initialisation, determined by the seed."""
+    return network_for(config, federation.arrays.num_classes, federation.input_shape, input_dtype(federation))
+
+
+def network_for(
+    config: Config, num_classes: int, input_shape: Sequence[int], input_dtype: torch.dtype | None
+) -> nn.Module:
+    """The configured network for examples of this shape and type, made from `experiment.seed`. Raises ModelError."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.experiment.seed)
-        return build_model(
-            config.model.name,
-            num_classes=federation.arrays.num_classes,
-            input_shape=federation.input_shape,
-            norm=config.model.norm,
-            input_dtype=input_dtype(federation),
-        )
+        return build_model(config.model.name, num_classes, input_shape, config.model.norm, input_dtype)
 
 
 def fit_of(config: Config, epochs: int | None = None, schedule: Schedule | None = None) -> FitSpec:

@@ -137,7 +137,7 @@ def resume(folder: Path, console: str | None = None, words: Sequence[str] = ()) 
         with joined(config.engine.rank_timeout_seconds) as link:
             if text := first_decides(link, decide):
                 return _carry_on(setup_of(config_from_yaml(text)), folder, console, link)
-            return sum(ended)
+            return ended[0] if ended else 0
     except RankError as error:  # before the first round
         print(f"ssfl: {error}", file=sys.stderr)
         return FAILED

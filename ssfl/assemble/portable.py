@@ -18,9 +18,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ssfl import run_folder
+from ssfl.assemble.build import network_for
 from ssfl.config import read_config
 from ssfl.errors import UserError
-from ssfl.models import build_model
 from ssfl.models.description import METADATA_KEY
 from ssfl.models.trained import TrainedFile, TrainedNetwork, read_trained
 from ssfl.output import output, whole_file
@@ -79,11 +79,8 @@ def _format_of(form: Format | None, out: Path | None) -> Format:
 def _network(folder: Path, file: TrainedFile) -> TrainedNetwork:
     """The network from the run's configuration, which may name a custom network: the folder is the user's own."""
     config = read_config(folder / run_folder.CONFIG)
-    model, about = config.model, file.about
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.experiment.seed)  # for buffers that are not saved
-        network = build_model(model.name, about.num_classes, about.input_shape, model.norm, file.input_dtype)
-    return file.into(network)
+    about = file.about
+    return file.into(network_for(config, about.num_classes, about.input_shape, file.input_dtype))
 
 
 @contextmanager

@@ -65,9 +65,8 @@ class PowerLayers:
         out = theta.clone()
         bounds = zip(layout.names, layout.shapes, layout.prunable, strict=True)
         redrawn = {name: shape for name, shape, prunable in bounds if prunable}
-        biases = {
-            "".join(name.rpartition(".")[:2]) + "bias" for name in redrawn
-        }  # "bias" if the layer is the network
+        # Without a dot if the network itself is the layer.
+        biases = {"".join(name.rpartition(".")[:2]) + "bias" for name in redrawn}
         for name, view in layout.views(out).items():
             if name in biases:
                 view.zero_()

@@ -134,23 +134,20 @@ class _Driver:
         After a crash they are added before the same exchange again, so that repeated rounds have the same bits.
         """
         done = self.exchange.number
-        if (
-            self.run.settings.late_sites
-            and self.loop.algorithm.weights_to_evaluate(state, self.loop.context) is not None
-        ):
-            self._add_late_sites(done)
+        if self.run.settings.late_sites:
+            self._add_late_sites(state, done)
         counts = self.run.counts_after(done)
         if counts != self.loop.context.example_counts:
             self.loop.context = replace(self.loop.context, example_counts=counts)
             self.loop.algorithm = algorithm_for(self.setup, len(counts))
 
-    def _add_late_sites(self, done: int) -> None:
-        """Add clients that have joined, after `done` exchanges."""
+    def _add_late_sites(self, state: Any, done: int) -> None:
+        """Add clients that have joined, after `done` exchanges, if the method has a global model."""
         joined = {c: s.joined.examples for c, s in self.run.registry.clients.items() if s.joined is not None}
         late, most = joined.keys() - self.run.counts.keys(), self._most_clients
         self._report_left_out({c for c in late if c >= most}, most)
         new = {c: joined[c] for c in late if c < most}
-        if not new:
+        if not new or self.loop.algorithm.weights_to_evaluate(state, self.loop.context) is None:
             return
         self.run.counts |= new
         self.run.late |= dict.fromkeys(new, done)

@@ -29,7 +29,7 @@ class SequentialExecutor:
         give_back_freed_memory(self.runner.model_bytes)
 
     def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """In batches."""
+        """See `Executor.predict`; in batches."""
         losses, hits, _ = self.runner.predict(theta, None)
         give_back_freed_memory(self.runner.model_bytes)
         return losses, hits

@@ -70,7 +70,7 @@ class ThreadExecutor:
         return in_order(self._map([_work(jobs[i]) for i in numbers], numbers))
 
     def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """In slices of whole evaluation batches, one slice per thread."""
+        """See `Executor.predict`; in slices of whole evaluation batches, one slice per thread."""
         slices = row_slices(len(evaluation_labels(self.runner.federation)), self.workers)
         calls = [_rows(theta, first, last) for first, last in slices]
         answers = [answer for _, answer in self._map(calls, range(len(calls)))]

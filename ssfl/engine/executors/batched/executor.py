@@ -72,7 +72,7 @@ class BatchedExecutor:
                     yield from self._run_block(task, block)
 
     def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """In batches."""
+        """See `Executor.predict`; in batches."""
         losses, hits, _ = self.runner.predict(theta, None)
         return losses, hits
 

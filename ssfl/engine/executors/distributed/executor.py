@@ -133,7 +133,7 @@ class RankedExecutor:
         return wire.receive_reply(payload, wire.received_by(job.received(), *where, held), *where)
 
     def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """In slices of whole evaluation batches, one slice a rank."""
+        """See `Executor.predict`; in slices of whole evaluation batches, one slice a rank."""
         if not self.split_evaluation:
             return self.inner.predict(theta)
         total = len(evaluation_labels(self.runner.federation))

@@ -132,7 +132,7 @@ class ProcessExecutor:
         )
 
     def predict(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """In slices of whole evaluation batches, one slice a worker."""
+        """See `Executor.predict`; in slices of whole evaluation batches, one slice a worker."""
         slices = row_slices(len(evaluation_labels(self.runner.federation)), len(self._workers))
         requests = [("predict", (theta, a, b)) for a, b in slices]
         answers = [answer for _, answer in self._map(requests, range(len(requests)))]
